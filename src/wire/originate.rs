@@ -1,0 +1,152 @@
+//! The messages that we write ourselves, toward a client or a server. They are encoded by `pgwire`;
+//! what we only pass on never comes here.
+
+use bytes::BytesMut;
+use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
+use pgwire::messages::response::{
+    CommandComplete, ErrorResponse, NoticeResponse, ReadyForQuery, TransactionStatus,
+};
+use pgwire::messages::simplequery::Query;
+use pgwire::messages::startup::{Authentication, BackendKeyData, ParameterStatus, SecretKey};
+use pgwire::messages::{Message, ProtocolVersion};
+
+use crate::error::{Severity, SqlError};
+
+/// The type of a column that we send, by its OID in `pg_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ColumnType {
+    /// `text`, OID 25.
+    Text,
+    /// `int4`, OID 23.
+    Int4,
+    /// `int8`, OID 20.
+    Int8,
+    /// `numeric`, OID 1700.
+    Numeric,
+    /// `bytea`, OID 17.
+    Bytea,
+}
+
+impl ColumnType {
+    fn oid_and_size(self) -> (u32, i16) {
+        match self {
+            ColumnType::Text => (25, -1),
+            ColumnType::Int4 => (23, 4),
+            ColumnType::Int8 => (20, 8),
+            ColumnType::Numeric => (1700, -1),
+            ColumnType::Bytea => (17, -1),
+        }
+    }
+}
+
+fn encode(message: &impl Message, out: &mut BytesMut) {
+    message
+        .encode(out)
+        .expect("a message of ours always encodes: its strings are short and hold no NUL");
+}
+
+fn without_nul(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').collect()
+}
+
+/// ErrorResponse or NoticeResponse, after the error's severity.
+pub fn error(error: &SqlError, out: &mut BytesMut) {
+    let severity = error.severity.as_str().to_owned();
+    let mut fields = vec![
+        (b'S', severity.clone()),
+        (b'V', severity),
+        (b'C', error.code.to_string()),
+        (b'M', without_nul(&error.message)),
+    ];
+    if let Some(detail) = &error.detail {
+        fields.push((b'D', without_nul(detail)));
+    }
+    if let Some(hint) = &error.hint {
+        fields.push((b'H', without_nul(hint)));
+    }
+    match error.severity {
+        Severity::Notice => encode(&NoticeResponse::new(fields), out),
+        Severity::Error | Severity::Fatal => encode(&ErrorResponse::new(fields), out),
+    }
+}
+
+/// ReadyForQuery with status `I`.
+pub fn ready_for_query_idle(out: &mut BytesMut) {
+    encode(&ReadyForQuery::new(TransactionStatus::Idle), out);
+}
+
+/// ParameterStatus.
+pub fn parameter_status(name: &str, value: &str, out: &mut BytesMut) {
+    encode(&ParameterStatus::new(name.to_owned(), value.to_owned()), out);
+}
+
+/// AuthenticationOk and its relatives: what a server says during login.
+pub fn authentication(message: Authentication, out: &mut BytesMut) {
+    encode(&message, out);
+}
+
+/// BackendKeyData of protocol 3.0: a 4-byte process id and a 4-byte secret.
+pub fn backend_key_data(process_id: i32, secret: i32, out: &mut BytesMut) {
+    encode(&BackendKeyData::new(process_id, SecretKey::I32(secret)), out);
+}
+
+/// CommandComplete with a tag such as `SHOW`.
+pub fn command_complete(tag: &str, out: &mut BytesMut) {
+    encode(&CommandComplete::new(tag.to_owned()), out);
+}
+
+/// RowDescription of text-format columns.
+pub fn row_description(columns: &[(&str, ColumnType)], out: &mut BytesMut) {
+    let fields = columns
+        .iter()
+        .map(|(name, column_type)| {
+            let (oid, size) = column_type.oid_and_size();
+            FieldDescription::new((*name).to_owned(), 0, 0, oid, size, -1, 0)
+        })
+        .collect();
+    encode(&RowDescription::new(fields), out);
+}
+
+/// DataRow of text values; `None` is NULL.
+pub fn data_row(values: &[Option<String>], out: &mut BytesMut) {
+    let mut data = BytesMut::new();
+    for value in values {
+        match value {
+            None => data.extend_from_slice(&(-1i32).to_be_bytes()),
+            Some(text) => {
+                let length = i32::try_from(text.len()).expect("a console value is short");
+                data.extend_from_slice(&length.to_be_bytes());
+                data.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+    let count = i16::try_from(values.len()).expect("a console row has few columns");
+    encode(&DataRow::new(data, count), out);
+}
+
+/// Simple Query, toward a server.
+pub fn query(sql: &str, out: &mut BytesMut) {
+    encode(&Query::new(without_nul(sql)), out);
+}
+
+/// NegotiateProtocolVersion: the newest minor version of protocol 3 that we speak, and the
+/// `_pq_.` options that we do not know.
+///
+/// Written by hand: pgwire encodes the whole version where PostgreSQL 15 to 17 send only the minor.
+/// PostgreSQL's protocol documentation: "Newest minor protocol version supported by the server for
+/// the major protocol version requested by the client", an Int32; libpq reads it as a full version.
+pub fn negotiate_protocol_version(options: &[String], out: &mut BytesMut) {
+    let (major, minor) = ProtocolVersion::PROTOCOL3_0.version_number();
+    let mut body = BytesMut::new();
+    body.extend_from_slice(&((u32::from(major) << 16) | u32::from(minor)).to_be_bytes());
+    let count = u32::try_from(options.len()).expect("a startup packet is at most 10,000 bytes");
+    body.extend_from_slice(&count.to_be_bytes());
+    for option in options {
+        body.extend_from_slice(option.as_bytes());
+        body.extend_from_slice(&[0]);
+    }
+    out.extend_from_slice(b"v");
+    let length = u32::try_from(body.len() + 4).expect("bounded by the startup packet");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&body);
+}
