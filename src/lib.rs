@@ -7,7 +7,9 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
+//! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
 
 pub mod error;
+pub mod protocol;
 pub mod wire;
