@@ -8,6 +8,8 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 
+pub mod auth;
 pub mod error;
 pub mod wire;
