@@ -9,7 +9,9 @@
 //! |---|---|---|
 //! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 
+pub mod auth;
 pub mod error;
 pub mod protocol;
 pub mod wire;
