@@ -7,11 +7,18 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
+//! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
+//! | 2 | [`net`] | sockets |
+//! | 2 | [`server`] | one logged-in connection to PostgreSQL |
 
 pub mod auth;
+pub mod config;
 pub mod error;
+pub mod net;
+pub mod pool;
 pub mod protocol;
+pub mod server;
 pub mod wire;

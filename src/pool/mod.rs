@@ -1,0 +1,2 @@
+//! WHO WAITS.
+pub mod state;
