@@ -94,7 +94,13 @@ impl SqlError {
     }
 
     fn new(severity: Severity, code: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        SqlError { severity, code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None }
+        SqlError {
+            severity,
+            code: Cow::Borrowed(code),
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
     }
 
     /// Adds the facts and numbers.

@@ -95,7 +95,11 @@ impl<S, W> PoolState<S, W> {
             worker
         };
         let stack = &mut self.idle[from];
-        let idle = if self.limits.round_robin { stack.pop_front() } else { stack.pop_back() };
+        let idle = if self.limits.round_robin {
+            stack.pop_front()
+        } else {
+            stack.pop_back()
+        };
         let idle = idle.expect("idle_count > 0 was checked, and this worker has the most");
         self.idle_count -= 1;
         self.leased += 1;
@@ -110,13 +114,20 @@ impl<S, W> PoolState<S, W> {
     pub fn enqueue(&mut self, waiter: W, now: Instant) -> Ticket {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
-        self.waiting.push_back(Waiting { ticket, waiter, since: now });
+        self.waiting.push_back(Waiting {
+            ticket,
+            waiter,
+            since: now,
+        });
         ticket
     }
 
     /// Takes a waiter out of the queue; `None` when it was served already.
     pub fn abandon(&mut self, ticket: Ticket) -> Option<W> {
-        let place = self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
+        let place = self
+            .waiting
+            .binary_search_by_key(&ticket, |waiting| waiting.ticket)
+            .ok()?;
         self.waiting.remove(place).map(|waiting| waiting.waiter)
     }
 
@@ -148,12 +159,18 @@ impl<S, W> PoolState<S, W> {
 
     /// Servers that may still be opened under the pool's own limits.
     pub fn room(&self, now: Instant) -> u32 {
-        let waited = self.waiting.front().map(|first| now.saturating_duration_since(first.since));
+        let waited = self
+            .waiting
+            .front()
+            .map(|first| now.saturating_duration_since(first.since));
         let reserve = match (waited, self.limits.reserve_after) {
             (Some(waited), Some(after)) if waited >= after => self.limits.reserve,
             _ => 0,
         };
-        self.limits.size.saturating_add(reserve).saturating_sub(self.total())
+        self.limits
+            .size
+            .saturating_add(reserve)
+            .saturating_sub(self.total())
     }
 
     /// An attempt to open a server has begun.
@@ -193,11 +210,17 @@ impl<S, W> PoolState<S, W> {
     }
 
     /// Takes out the idle servers of a worker that `unwanted` says so of.
-    pub fn take_idle(&mut self, worker: usize, mut unwanted: impl FnMut(&mut S, Instant) -> bool) -> Vec<S> {
+    pub fn take_idle(
+        &mut self,
+        worker: usize,
+        mut unwanted: impl FnMut(&mut S, Instant) -> bool,
+    ) -> Vec<S> {
         let mut taken = Vec::new();
         let stack = &mut self.idle[worker];
         for _ in 0..stack.len() {
-            let Some(mut idle) = stack.pop_front() else { break };
+            let Some(mut idle) = stack.pop_front() else {
+                break;
+            };
             if unwanted(&mut idle.server, idle.since) {
                 taken.push(idle.server);
                 self.idle_count -= 1;
@@ -221,7 +244,10 @@ impl<S, W> PoolState<S, W> {
 
     /// Every idle server, in no order.
     pub fn idle(&self) -> impl Iterator<Item = (&S, Instant)> {
-        self.idle.iter().flatten().map(|idle| (&idle.server, idle.since))
+        self.idle
+            .iter()
+            .flatten()
+            .map(|idle| (&idle.server, idle.since))
     }
 
     /// Everyone who waits, the first first.
@@ -231,7 +257,10 @@ impl<S, W> PoolState<S, W> {
 
     /// Sends everyone away.
     pub fn take_waiters(&mut self) -> Vec<W> {
-        self.waiting.drain(..).map(|waiting| waiting.waiter).collect()
+        self.waiting
+            .drain(..)
+            .map(|waiting| waiting.waiter)
+            .collect()
     }
 
     /// PAUSE: nothing is lent and nothing opened; everyone waits.
@@ -243,9 +272,13 @@ impl<S, W> PoolState<S, W> {
     pub fn serve_waiters(&mut self) -> Vec<(W, S)> {
         let mut served = Vec::new();
         while !self.paused && !self.waiting.is_empty() {
-            let Some(stack) = self.idle.iter_mut().find(|stack| !stack.is_empty()) else { break };
+            let Some(stack) = self.idle.iter_mut().find(|stack| !stack.is_empty()) else {
+                break;
+            };
             let Some(idle) = stack.pop_back() else { break };
-            let Some(first) = self.waiting.pop_front() else { break };
+            let Some(first) = self.waiting.pop_front() else {
+                break;
+            };
             self.idle_count -= 1;
             self.leased += 1;
             served.push((first.waiter, idle.server));
@@ -290,7 +323,9 @@ impl<S, W> PoolState<S, W> {
 
     /// How long the first in the queue has waited.
     pub fn longest_wait(&self, now: Instant) -> Duration {
-        self.waiting.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
+        self.waiting.front().map_or(Duration::ZERO, |first| {
+            now.saturating_duration_since(first.since)
+        })
     }
 }
 

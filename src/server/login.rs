@@ -16,9 +16,9 @@ use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::protocol::Pipeline;
 use crate::protocol::parameters::ParameterSet;
 use crate::protocol::statements::ServerStatements;
+use crate::wire::BackendTag;
 use crate::wire::backend::{self, ErrorFields};
 use crate::wire::startup::CancelKey;
-use crate::wire::BackendTag;
 
 /// What a server said of itself when the first of a pool's connections logged in: the client is told
 /// the same. Names and values in the server's order.
@@ -141,8 +141,14 @@ impl Recipe {
         const VERSION_3_0: u32 = 3 << 16;
         let mut packet = vec![0; 4];
         packet.extend_from_slice(&VERSION_3_0.to_be_bytes());
-        let fixed = [("user", self.user.as_str()), ("database", self.database.as_str())];
-        let others = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let fixed = [
+            ("user", self.user.as_str()),
+            ("database", self.database.as_str()),
+        ];
+        let others = self
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in fixed.into_iter().chain(others) {
             for text in [name, value] {
                 packet.extend(text.bytes().filter(|byte| *byte != 0));

@@ -30,7 +30,10 @@ impl TransactionStatus {
 pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstring(body)?;
     let (value, _) = split_cstring(rest)?;
-    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+    Some((
+        std::str::from_utf8(name).ok()?,
+        std::str::from_utf8(value).ok()?,
+    ))
 }
 
 /// The fields of an ErrorResponse or NoticeResponse that we read. A server that leaves one out gives
@@ -61,7 +64,9 @@ pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
     let mut fields = ErrorFields::default();
     let mut rest = body;
     while let Some((kind, after)) = rest.split_first() {
-        let Some((value, next)) = split_cstring(after) else { break };
+        let Some((value, next)) = split_cstring(after) else {
+            break;
+        };
         match kind {
             b'V' => fields.severity = value,
             b'S' if fields.severity.is_empty() => fields.severity = value,
