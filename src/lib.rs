@@ -7,7 +7,11 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 0 | [`wire`], [`error`], `config`, [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
+//! | 3 | [`admin`] | the console: command to table; the metrics page |
 
+pub mod admin;
 pub mod error;
+pub mod log;
+pub mod metrics;
 pub mod wire;
