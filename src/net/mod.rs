@@ -93,6 +93,15 @@ impl Socket {
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Whether the other side has closed the connection, as far as that shows with nothing unread.
+    pub fn is_closed(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        match SockRef::from(self).peek(&mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
     /// Takes the socket away from the runtime that it is registered with.
     pub fn detach(self) -> io::Result<DetachedSocket> {
         Ok(match self {

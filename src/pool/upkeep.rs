@@ -179,6 +179,11 @@ impl Pool {
         }
     }
 
+    /// Whether a client waits.
+    pub fn has_waiters(&self) -> bool {
+        self.state.lock().waiting() > 0
+    }
+
     /// Whether no server is left.
     pub fn is_empty(&self) -> bool {
         self.state.lock().total() == 0

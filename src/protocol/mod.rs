@@ -534,10 +534,10 @@ impl Pipeline {
 
     #[inline]
     fn take_synthesized(&mut self) -> Option<&'static [u8]> {
-        let front = self.requests.front()?;
-        if front.answer != Answer::Synthesize || self.body_left > 0 {
+        if !self.has_synthesized() {
             return None;
         }
+        let front = self.requests.front()?;
         let bytes: &'static [u8] = match front.kind {
             RequestKind::Parse => b"1\0\0\0\x04",
             RequestKind::Close => b"3\0\0\0\x04",
@@ -597,6 +597,17 @@ impl Pipeline {
         };
         self.changes.iter().any(on_its_way)
             && self.requests.iter().any(|r| r.kind.ends_with_ready())
+    }
+
+    /// Whether a ReadyForQuery is owed.
+    pub fn awaits_ready(&self) -> bool {
+        self.requests.iter().any(|request| request.kind.ends_with_ready())
+    }
+
+    /// Whether the next answer is made here.
+    #[inline]
+    pub fn has_synthesized(&self) -> bool {
+        self.body_left == 0 && self.requests.front().is_some_and(|r| r.answer == Answer::Synthesize)
     }
 
     /// Answers that the server owes.

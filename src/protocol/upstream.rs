@@ -51,6 +51,17 @@ pub enum Stop {
     Terminate,
 }
 
+/// Counters of prepared statements, for the console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatementCounts {
+    /// Named statements that clients prepared.
+    pub client_parses: u64,
+    /// Of those, the ones that a server had to prepare; again on each further server.
+    pub server_parses: u64,
+    /// Binds of named statements.
+    pub binds: u64,
+}
+
 /// Everything that the fate of a client's message depends on.
 pub struct Upstream<'a> {
     /// The server's queue.
@@ -65,6 +76,8 @@ pub struct Upstream<'a> {
     pub interner: &'a Interner,
     /// Whether names are rewritten: `max_prepared_statements` is not 0, and the mode is not session.
     pub tracking: bool,
+    /// What was prepared and bound.
+    pub counts: &'a mut StatementCounts,
 }
 
 /// How a message was dealt with.
@@ -225,6 +238,7 @@ impl Upstream<'_> {
         if present && self.pipeline.awaits_parse(statement.id) {
             return Ok(Fate::Wait);
         }
+        self.counts.client_parses += 1;
         client.insert(parse.name, Arc::clone(&statement));
         let change = Change::ClientParse {
             name: parse.name.into(),
@@ -282,6 +296,7 @@ impl Upstream<'_> {
                 self.ensure_unnamed(at, output);
             } else if let Some(statement) = self.known(names.statement) {
                 output.flush(at);
+                self.counts.binds += 1;
                 self.ensure_present(&statement, output.out);
                 let done = HEADER_LENGTH + names.portal.len() + 1 + names.statement.len() + 1;
                 let name = Statement::server_name(statement.id);
@@ -385,6 +400,7 @@ impl Upstream<'_> {
     }
 
     fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
+        self.counts.server_parses += 1;
         if let Some(evicted) = self.server.insert(id) {
             write_object(b'C', evicted, out);
             let change = Change::ServerClose(evicted);
