@@ -9,5 +9,6 @@
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
 
+pub mod config;
 pub mod error;
 pub mod wire;
