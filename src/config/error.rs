@@ -1,7 +1,7 @@
 //! What is wrong with the settings, and where: [`ConfigError`] names the file, the line, the
 //! setting, its value and what is allowed. It never holds a password.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Why the settings could not be read; its `Display` is one line for the operator.
@@ -77,7 +77,14 @@ impl fmt::Display for ConfigError {
             }
             write!(f, " ")?;
         }
-        self.problem.fmt(f)
+        // A key or a value with a line end must not become a second line of the log.
+        for c in self.problem.to_string().chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -54,7 +54,7 @@ fn read_nested(
 ) -> Result<(), ConfigError> {
     let mut scanner = Scanner { text, line: 1 };
     loop {
-        scanner.skip(|c| c.is_ascii_whitespace());
+        scanner.skip_blank();
         let line = scanner.line;
         match scanner.item().map_err(|problem| problem.at(path, line))? {
             Item::End => return Ok(()),
@@ -184,11 +184,16 @@ impl<'a> Scanner<'a> {
         self.skip(|c| c != '\n').trim_end_matches(is_space)
     }
 
-    fn item(&mut self) -> Result<Item<'a>, Problem> {
+    /// Skips space, empty lines and comments.
+    fn skip_blank(&mut self) {
+        self.skip(is_space);
         while self.text.starts_with([';', '#']) {
             self.skip(|c| c != '\n');
             self.skip(is_space);
         }
+    }
+
+    fn item(&mut self) -> Result<Item<'a>, Problem> {
         if self.text.is_empty() {
             return Ok(Item::End);
         }

@@ -298,7 +298,7 @@ settings! {
     /// Most server connections of a database; 0 is no limit.
     max_db_connections: u32 = "0", Live;
     /// Longest message that is accepted, in bytes.
-    max_packet_size: u32 = "2147483647", Live [1..=u32::MAX];
+    max_packet_size: u32 = "2147483647", Live [1..=i32::MAX as u32];
     /// Prepared statements that each server connection keeps; 0 switches their tracking off.
     max_prepared_statements: u32 = "200", Live;
     /// Most clients of a user; 0 is no limit.
