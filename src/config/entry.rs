@@ -19,12 +19,6 @@ struct Key<T> {
     set: fn(&mut T, &str) -> bool,
 }
 
-macro_rules! first {
-    ($first:expr $(, $rest:expr)*) => {
-        $first
-    };
-}
-
 /// `field: type = default as key [what range it has];` in a table of keys.
 macro_rules! entry {
     ($(#[doc = $entry_doc:literal])+ $entry:ident { $(#[doc = $name_doc:literal])+ $name:ident: $name_type:ty; $(
@@ -144,7 +138,7 @@ entry! {
     Peer {
         /// Its peer_id, 1 to 65535.
         id: u32;
-        /// Where it is reached; never a TCP name that is empty.
+        /// Where it is reached; every peer has it.
         host: Host = Host::Unix(PathBuf::new());
         /// Its port.
         port: u16 = 6432;

@@ -13,7 +13,7 @@ use super::loader::Loader;
 /// How deep `%include` may nest, as in PgBouncer.
 const INCLUDE_DEPTH_MAX: usize = 10;
 
-/// The largest file that is read: ten times the longest user list seen in practice.
+/// Files from this size on are refused: a user list of a million users is smaller.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The longest user name of a user list, in bytes.
@@ -26,8 +26,13 @@ const SECRET_BYTES_MAX: usize = 65_530;
 pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
-    if let Err(error) = read {
-        return Err(Problem::Unreadable(error.to_string()).in_file(path));
+    match read {
+        Err(error) => return Err(Problem::Unreadable(error.to_string()).in_file(path)),
+        Ok(bytes) if bytes as u64 == FILE_BYTES_MAX => {
+            let reason = format!("it has {FILE_BYTES_MAX} bytes or more");
+            return Err(Problem::Unreadable(reason).in_file(path));
+        }
+        Ok(_) => {}
     }
     String::from_utf8(bytes).map_err(|error| {
         let right = &error.as_bytes()[..error.utf8_error().valid_up_to()];

@@ -4,6 +4,13 @@
 //! `settings.rs`; what databases, users and peers have of their own is in `entry.rs`. Files are
 //! read here, nothing else is touched: no socket, no clock.
 
+/// The first of several expressions: how the tables say "this one if given, else that".
+macro_rules! first {
+    ($first:expr $(, $rest:expr)*) => {
+        $first
+    };
+}
+
 mod cores;
 mod entry;
 mod error;

@@ -16,6 +16,9 @@ use super::value::{
 /// The database name of the console; no database may have it.
 pub const RESERVED_DATABASE: &str = "pgbouncer";
 
+/// The most threads; more than any machine of today has cores.
+const WORKERS_MAX: u32 = 1024;
+
 /// When a setting may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
@@ -74,12 +77,6 @@ impl From<u32> for DefaultText {
     fn from(number: u32) -> Self {
         DefaultText(Some(number.to_string().into()))
     }
-}
-
-macro_rules! first {
-    ($first:expr $(, $rest:expr)*) => {
-        $first
-    };
 }
 
 impl Setting {
@@ -200,7 +197,8 @@ fn initial<T: Value>(default: DefaultText, name: &str) -> T {
         Some(text) => T::parse(&text),
         None => T::parse("").or_else(|| T::parse("0")),
     };
-    value.unwrap_or_else(|| unreachable!("the default of {name} is a right value"))
+    let Some(value) = value else { unreachable!("the default of {name} is a right value") };
+    value
 }
 
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL \
@@ -211,7 +209,7 @@ settings! {
     admin_users: Vec<String> = "", Live;
     /// Whether the client's host and port are added to application_name when it connects.
     application_name_add_host: bool = "0", Live;
-    /// Entry of [databases] in which auth_query runs; unset is the client's own database.
+    /// Database in which auth_query runs; unset is the one that the client asks for.
     auth_dbname: Option<String> = Unset, Live;
     /// File with lines "user" "secret".
     auth_file: Option<PathBuf> = Unset, Live;
@@ -337,7 +335,7 @@ settings! {
     scram_iterations: u32 = "4096", Live [1..=i32::MAX as u32];
     /// Server connections idle for less than this are reused unchecked; 0 checks always.
     server_check_delay: Duration = "30", Live;
-    /// Query that shows whether an idle server connection works; <empty> is the empty query.
+    /// Query that shows whether an idle server connection works; `<empty>` is the empty query.
     server_check_query: CheckQuery = "<empty>", Live;
     /// Longest time for connecting and logging in to a server; 0 is for ever.
     server_connect_timeout: Duration = "15", Live;
@@ -417,7 +415,7 @@ settings! {
     verbose: u32 = Unset, Live;
 
     /// Threads of the data plane; the default is the number of cores that the cgroup grants.
-    workers: u32 = cores::granted(), Fixed Ours [1..=1024];
+    workers: u32 = cores::granted().min(WORKERS_MAX), Fixed Ours [1..=WORKERS_MAX];
     /// Address and port of the Prometheus metrics; empty is off.
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
     /// Time that SIGTERM leaves running transactions; 0 waits for the clients, as PgBouncer does.
