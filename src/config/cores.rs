@@ -16,19 +16,10 @@ fn granted_below(root: &Path) -> u32 {
     let allowed = fs::read_to_string(root.join("proc/self/status"))
         .ok()
         .and_then(|status| allowed_cores(&status))
-        .or_else(|| {
-            std::thread::available_parallelism()
-                .ok()?
-                .get()
-                .try_into()
-                .ok()
-        })
+        .or_else(|| std::thread::available_parallelism().ok()?.get().try_into().ok())
         .unwrap_or(1);
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let quota = groups
-        .lines()
-        .filter_map(|line| quota(root, line))
-        .reduce(f64::min);
+    let quota = groups.lines().filter_map(|line| quota(root, line)).reduce(f64::min);
     // A float becomes the nearest u32 there is; a quota is never NaN.
     let granted = quota.map_or(allowed, |cores| cores.ceil() as u32);
     granted.clamp(1, allowed.max(1))
@@ -36,9 +27,7 @@ fn granted_below(root: &Path) -> u32 {
 
 /// The number of cores in the line `Cpus_allowed_list: 0-3,8` of /proc/self/status.
 fn allowed_cores(status: &str) -> Option<u32> {
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
     list.trim().split(',').try_fold(0u32, |sum, range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
@@ -52,17 +41,12 @@ fn quota(root: &Path, line: &str) -> Option<f64> {
     let (controllers, group) = (parts.next()?, parts.next()?);
     let (mount, read): (PathBuf, fn(&Path) -> Option<f64>) = match controllers {
         "" => (root.join("sys/fs/cgroup"), quota_v2),
-        names if names.split(',').any(|name| name == "cpu") => {
-            (root.join("sys/fs/cgroup/cpu"), quota_v1)
-        }
+        names if names.split(',').any(|name| name == "cpu") => (root.join("sys/fs/cgroup/cpu"), quota_v1),
         _ => return None,
     };
     // The group's path may be the host's, absent in this container: its own root counts then.
     let group = group.trim_start_matches('/');
-    Path::new(group)
-        .ancestors()
-        .filter_map(|path| read(&mount.join(path)))
-        .reduce(f64::min)
+    Path::new(group).ancestors().filter_map(|path| read(&mount.join(path))).reduce(f64::min)
 }
 
 /// `cpu.max`: "quota period" or "max period", in microseconds.
@@ -75,10 +59,7 @@ fn quota_v2(group: &Path) -> Option<f64> {
 /// `cpu.cfs_quota_us` (-1 is no limit) and `cpu.cfs_period_us`.
 fn quota_v1(group: &Path) -> Option<f64> {
     let read = |name| fs::read_to_string(group.join(name)).ok();
-    ratio(
-        read("cpu.cfs_quota_us")?.trim(),
-        read("cpu.cfs_period_us")?.trim(),
-    )
+    ratio(read("cpu.cfs_quota_us")?.trim(), read("cpu.cfs_period_us")?.trim())
 }
 
 fn ratio(quota: &str, period: &str) -> Option<f64> {
@@ -107,27 +88,12 @@ mod tests {
         let own = ("proc/self/cgroup", "0::/pods/app\n");
         check(&[], 8);
         check(&[own], 8);
-        check(
-            &[own, ("sys/fs/cgroup/pods/app/cpu.max", "max 100000\n")],
-            8,
-        );
-        check(
-            &[own, ("sys/fs/cgroup/pods/app/cpu.max", "150000 100000\n")],
-            2,
-        );
-        check(
-            &[own, ("sys/fs/cgroup/pods/app/cpu.max", "10000 100000\n")],
-            1,
-        );
-        check(
-            &[own, ("sys/fs/cgroup/pods/app/cpu.max", "6400000 100000\n")],
-            8,
-        );
+        check(&[own, ("sys/fs/cgroup/pods/app/cpu.max", "max 100000\n")], 8);
+        check(&[own, ("sys/fs/cgroup/pods/app/cpu.max", "150000 100000\n")], 2);
+        check(&[own, ("sys/fs/cgroup/pods/app/cpu.max", "10000 100000\n")], 1);
+        check(&[own, ("sys/fs/cgroup/pods/app/cpu.max", "6400000 100000\n")], 8);
         let app = ("sys/fs/cgroup/pods/app/cpu.max", "400000 100000\n");
-        check(
-            &[own, app, ("sys/fs/cgroup/pods/cpu.max", "300000 100000\n")],
-            3,
-        );
+        check(&[own, app, ("sys/fs/cgroup/pods/cpu.max", "300000 100000\n")], 3);
         check(&[own, ("sys/fs/cgroup/cpu.max", "200000 100000\n")], 2);
     }
 
@@ -135,22 +101,8 @@ mod tests {
     fn the_first_version_of_cgroups_is_read_too() {
         let own = ("proc/self/cgroup", "5:memory:/app\n4:cpu,cpuacct:/app\n");
         let period = ("sys/fs/cgroup/cpu/app/cpu.cfs_period_us", "100000\n");
-        check(
-            &[
-                own,
-                period,
-                ("sys/fs/cgroup/cpu/app/cpu.cfs_quota_us", "-1\n"),
-            ],
-            8,
-        );
-        check(
-            &[
-                own,
-                period,
-                ("sys/fs/cgroup/cpu/app/cpu.cfs_quota_us", "250000\n"),
-            ],
-            3,
-        );
+        check(&[own, period, ("sys/fs/cgroup/cpu/app/cpu.cfs_quota_us", "-1\n")], 8);
+        check(&[own, period, ("sys/fs/cgroup/cpu/app/cpu.cfs_quota_us", "250000\n")], 3);
     }
 
     #[test]

@@ -19,12 +19,6 @@ struct Key<T> {
     set: fn(&mut T, &str) -> bool,
 }
 
-macro_rules! first {
-    ($first:expr $(, $rest:expr)*) => {
-        $first
-    };
-}
-
 /// `field: type = default as key [what range it has];` in a table of keys.
 macro_rules! entry {
     ($(#[doc = $entry_doc:literal])+ $entry:ident { $(#[doc = $name_doc:literal])+ $name:ident: $name_type:ty; $(
@@ -144,7 +138,7 @@ entry! {
     Peer {
         /// Its peer_id, 1 to 65535.
         id: u32;
-        /// Where it is reached; never a TCP name that is empty.
+        /// Where it is reached; every peer has it.
         host: Host = Host::Unix(PathBuf::new());
         /// Its port.
         port: u16 = 6432;
@@ -161,10 +155,7 @@ impl Database {
 
     /// The database that is made for `name` when this is the one called `*`.
     pub(super) fn for_name(&self, name: &str) -> Database {
-        Database {
-            name: name.to_owned(),
-            ..self.clone()
-        }
+        Database { name: name.to_owned(), ..self.clone() }
     }
 }
 
@@ -195,9 +186,9 @@ impl Entry {
             return Err(Problem::NotAllowed("a name with a zero byte".into()));
         }
         match section {
-            Section::Databases if name == RESERVED_DATABASE => Err(Problem::NotAllowed(format!(
-                "database name \"{name}\" is reserved"
-            ))),
+            Section::Databases if name == RESERVED_DATABASE => {
+                Err(Problem::NotAllowed(format!("database name \"{name}\" is reserved")))
+            }
             Section::Users => Ok(Entry::User(User::new(name.to_owned()))),
             Section::Peers => match u32::parse(name) {
                 Some(id @ 1..=65535) => Ok(Entry::Peer(Peer::new(id))),
@@ -216,11 +207,7 @@ impl Entry {
                 if key == "auth_dbname" && value == RESERVED_DATABASE {
                     return Err(reserved_auth_dbname());
                 }
-                let key = if key == "reserve_pool" {
-                    "reserve_pool_size"
-                } else {
-                    key
-                };
+                let key = if key == "reserve_pool" { "reserve_pool_size" } else { key };
                 let of = format!("database \"{}\"", database.name);
                 set_key(Database::KEYS, database.as_mut(), key, value, &of)
             }
@@ -238,9 +225,7 @@ impl Entry {
     /// Whether the key's value is a list.
     pub(super) fn is_list(&self, key: &str) -> bool {
         matches!(self, Entry::Database(_))
-            && Database::KEYS
-                .iter()
-                .any(|known| known.name == key && known.list)
+            && Database::KEYS.iter().any(|known| known.name == key && known.list)
     }
 
     /// Puts the entry where it belongs; a later one of the same name replaces it.
@@ -275,19 +260,10 @@ fn set_key<T>(
 ) -> Result<(), Problem> {
     let Some(key) = keys.iter().find(|key| key.name == name) else {
         let setting = format!("{name} of {of}");
-        return Err(Problem::unknown(
-            setting,
-            name,
-            keys.iter().map(|key| key.name),
-        ));
+        return Err(Problem::unknown(setting, name, keys.iter().map(|key| key.name)));
     };
     if value.contains('\0') || !(key.set)(entry, value) {
-        return Err(bad_value(
-            &format!("{name} of {of}"),
-            value,
-            (key.allowed)(),
-            key.meaning,
-        ));
+        return Err(bad_value(&format!("{name} of {of}"), value, (key.allowed)(), key.meaning));
     }
     Ok(())
 }

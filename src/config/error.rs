@@ -1,7 +1,7 @@
 //! What is wrong with the settings, and where: [`ConfigError`] names the file, the line, the
 //! setting, its value and what is allowed. It never holds a password.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Why the settings could not be read; its `Display` is one line for the operator.
@@ -49,41 +49,22 @@ pub enum Problem {
 impl Problem {
     /// The problem with the place where it was found.
     pub(super) fn at(self, file: &Path, line: usize) -> ConfigError {
-        ConfigError {
-            file: Some(file.to_owned()),
-            line: Some(line),
-            problem: Box::new(self),
-        }
+        ConfigError { file: Some(file.to_owned()), line: Some(line), problem: Box::new(self) }
     }
 
     /// The problem of a file as a whole.
     pub(super) fn in_file(self, file: &Path) -> ConfigError {
-        ConfigError {
-            file: Some(file.to_owned()),
-            line: None,
-            problem: Box::new(self),
-        }
+        ConfigError { file: Some(file.to_owned()), line: None, problem: Box::new(self) }
     }
 
     /// A problem that did not come from a file.
     pub(super) fn without_file(self) -> ConfigError {
-        ConfigError {
-            file: None,
-            line: None,
-            problem: Box::new(self),
-        }
+        ConfigError { file: None, line: None, problem: Box::new(self) }
     }
 
     /// An unknown name, with the nearest of the `known` ones.
-    pub(super) fn unknown(
-        setting: String,
-        name: &str,
-        known: impl Iterator<Item = &'static str>,
-    ) -> Problem {
-        Problem::UnknownSetting {
-            setting,
-            suggestion: nearest(name, known),
-        }
+    pub(super) fn unknown(setting: String, name: &str, known: impl Iterator<Item = &'static str>) -> Problem {
+        Problem::UnknownSetting { setting, suggestion: nearest(name, known) }
     }
 }
 
@@ -96,7 +77,14 @@ impl fmt::Display for ConfigError {
             }
             write!(f, " ")?;
         }
-        self.problem.fmt(f)
+        // A key or a value with a line end must not become a second line of the log.
+        for c in self.problem.to_string().chars() {
+            match c.is_control() {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -107,24 +95,13 @@ impl fmt::Display for Problem {
         match self {
             Problem::Unreadable(reason) => write!(f, "cannot be read: {reason}"),
             Problem::Syntax(expected) => write!(f, "syntax error: {expected}"),
-            Problem::UnknownSetting {
-                setting,
-                suggestion: None,
-            } => {
+            Problem::UnknownSetting { setting, suggestion: None } => {
                 write!(f, "there is no setting {setting}")
             }
-            Problem::UnknownSetting {
-                setting,
-                suggestion: Some(name),
-            } => {
+            Problem::UnknownSetting { setting, suggestion: Some(name) } => {
                 write!(f, "there is no setting {setting}; did you mean {name}?")
             }
-            Problem::BadValue {
-                setting,
-                value,
-                allowed,
-                meaning,
-            } => {
+            Problem::BadValue { setting, value, allowed, meaning } => {
                 let value = if value.is_empty() { "empty" } else { value };
                 write!(f, "{setting} is {value}: it must be {allowed} ({meaning})")
             }

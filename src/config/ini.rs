@@ -13,7 +13,7 @@ use super::loader::Loader;
 /// How deep `%include` may nest, as in PgBouncer.
 const INCLUDE_DEPTH_MAX: usize = 10;
 
-/// The largest file that is read: ten times the longest user list seen in practice.
+/// Files from this size on are refused: a user list of a million users is smaller.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// The longest user name of a user list, in bytes.
@@ -26,8 +26,13 @@ const SECRET_BYTES_MAX: usize = 65_530;
 pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
-    if let Err(error) = read {
-        return Err(Problem::Unreadable(error.to_string()).in_file(path));
+    match read {
+        Err(error) => return Err(Problem::Unreadable(error.to_string()).in_file(path)),
+        Ok(bytes) if bytes as u64 == FILE_BYTES_MAX => {
+            let reason = format!("it has {FILE_BYTES_MAX} bytes or more");
+            return Err(Problem::Unreadable(reason).in_file(path));
+        }
+        Ok(_) => {}
     }
     String::from_utf8(bytes).map_err(|error| {
         let right = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -54,7 +59,7 @@ fn read_nested(
 ) -> Result<(), ConfigError> {
     let mut scanner = Scanner { text, line: 1 };
     loop {
-        scanner.skip(|c| c.is_ascii_whitespace());
+        scanner.skip_blank();
         let line = scanner.line;
         match scanner.item().map_err(|problem| problem.at(path, line))? {
             Item::End => return Ok(()),
@@ -67,9 +72,7 @@ fn read_nested(
                 read_nested(loader, Path::new(name), &text, section, depth + 1)?;
             }
             Item::Section(name) => {
-                let begun = loader
-                    .begin(name)
-                    .map_err(|problem| problem.at(path, line))?;
+                let begun = loader.begin(name).map_err(|problem| problem.at(path, line))?;
                 *section = Some(begun);
             }
             Item::Pair { key, value } => {
@@ -79,16 +82,9 @@ fn read_nested(
     }
 }
 
-fn pair(
-    loader: &mut Loader,
-    section: Option<Section>,
-    key: &str,
-    value: &str,
-) -> Result<(), Problem> {
+fn pair(loader: &mut Loader, section: Option<Section>, key: &str, value: &str) -> Result<(), Problem> {
     match section {
-        None => Err(Problem::Syntax(format!(
-            "{key} stands before the first [section]"
-        ))),
+        None => Err(Problem::Syntax(format!("{key} stands before the first [section]"))),
         Some(Section::Settings) => loader.setting(key, value),
         Some(section) => {
             let mut entry = Entry::new(section, key)?;
@@ -109,9 +105,7 @@ pub(super) fn read_connect_string(entry: &mut Entry, text: &str) -> Result<(), P
         let key = key.trim_end_matches(is_space);
         let behind = behind.trim_start_matches(is_space);
         if key.is_empty() || key.contains(is_space) {
-            return Err(Problem::Syntax(
-                "a connect string's key is one word before a =".into(),
-            ));
+            return Err(Problem::Syntax("a connect string's key is one word before a =".into()));
         }
         let (value, behind) = match behind.strip_prefix('\'') {
             Some(quoted) => quoted_value(quoted, key)?,
@@ -132,15 +126,11 @@ pub(super) fn read_connect_string(entry: &mut Entry, text: &str) -> Result<(), P
 /// The value up to its closing quote, and what is behind it.
 fn quoted_value<'a>(text: &'a str, key: &str) -> Result<(String, &'a str), Problem> {
     let Some((value, rest)) = unquote(text, '\'') else {
-        return Err(Problem::Syntax(format!(
-            "the value of {key} has no closing quote"
-        )));
+        return Err(Problem::Syntax(format!("the value of {key} has no closing quote")));
     };
     match rest.is_empty() || rest.starts_with(is_space) {
         true => Ok((value, rest)),
-        false => Err(Problem::Syntax(format!(
-            "the value of {key} needs a space behind its quote"
-        ))),
+        false => Err(Problem::Syntax(format!("the value of {key} needs a space behind its quote"))),
     }
 }
 
@@ -199,11 +189,16 @@ impl<'a> Scanner<'a> {
         self.skip(|c| c != '\n').trim_end_matches(is_space)
     }
 
-    fn item(&mut self) -> Result<Item<'a>, Problem> {
+    /// Skips space, empty lines and comments.
+    fn skip_blank(&mut self) {
+        self.skip(is_space);
         while self.text.starts_with([';', '#']) {
             self.skip(|c| c != '\n');
             self.skip(is_space);
         }
+    }
+
+    fn item(&mut self) -> Result<Item<'a>, Problem> {
         if self.text.is_empty() {
             return Ok(Item::End);
         }
@@ -230,16 +225,12 @@ impl<'a> Scanner<'a> {
         if !self.text.starts_with('=') {
             // The line itself may hold a password.
             return Err(Problem::Syntax(
-                "a line is key = value, [section], %include file, or a comment behind ; or #"
-                    .into(),
+                "a line is key = value, [section], %include file, or a comment behind ; or #".into(),
             ));
         }
         self.take(1);
         self.skip(|c| c == ' ' || c == '\t');
-        Ok(Item::Pair {
-            key,
-            value: self.line_rest(),
-        })
+        Ok(Item::Pair { key, value: self.line_rest() })
     }
 
     fn key(&mut self) -> Result<String, Problem> {
@@ -258,10 +249,7 @@ impl<'a> Scanner<'a> {
 }
 
 /// The users of a `userlist.txt`, up to the first broken line, and what is wrong there.
-pub(super) fn read_users(
-    path: &Path,
-    text: &str,
-) -> (BTreeMap<String, String>, Option<ConfigError>) {
+pub(super) fn read_users(path: &Path, text: &str) -> (BTreeMap<String, String>, Option<ConfigError>) {
     let mut users = BTreeMap::new();
     let mut scanner = Scanner { text, line: 1 };
     loop {
@@ -288,14 +276,10 @@ impl Scanner<'_> {
         let secret = self.quoted()?;
         self.line_rest();
         if name.is_empty() || name.len() > USER_BYTES_MAX {
-            return Err(Problem::NotAllowed(format!(
-                "a user name has 1 to {USER_BYTES_MAX} bytes"
-            )));
+            return Err(Problem::NotAllowed(format!("a user name has 1 to {USER_BYTES_MAX} bytes")));
         }
         if secret.len() > SECRET_BYTES_MAX {
-            return Err(Problem::NotAllowed(format!(
-                "a secret has 0 to {SECRET_BYTES_MAX} bytes"
-            )));
+            return Err(Problem::NotAllowed(format!("a secret has 0 to {SECRET_BYTES_MAX} bytes")));
         }
         Ok(Some((name, secret)))
     }

@@ -20,11 +20,7 @@ pub(super) struct Loader {
 impl Loader {
     /// For the start.
     pub(super) fn new() -> Loader {
-        Loader {
-            config: Config::default(),
-            running: false,
-            has_settings: false,
-        }
+        Loader { config: Config::default(), running: false, has_settings: false }
     }
 
     /// For a RELOAD: the settings go on from those of `config`, the entries begin anew.
@@ -37,11 +33,7 @@ impl Loader {
             warnings: Vec::new(),
             ..config.clone()
         };
-        Loader {
-            config,
-            running: true,
-            has_settings: false,
-        }
+        Loader { config, running: true, has_settings: false }
     }
 
     /// A section's header. That of the settings gives each of them its default again.
@@ -73,35 +65,20 @@ impl Loader {
     }
 
     /// The end of the file: our settings from the environment, which go before the file's.
-    pub(super) fn finish(
-        mut self,
-        path: &Path,
-        environment: Environment<'_>,
-    ) -> Result<Config, ConfigError> {
+    pub(super) fn finish(mut self, path: &Path, environment: Environment<'_>) -> Result<Config, ConfigError> {
         if !self.has_settings {
-            return Err(
-                Problem::NotAllowed("there is no section [pgbouncer]".into()).in_file(path),
-            );
+            return Err(Problem::NotAllowed("there is no section [pgbouncer]".into()).in_file(path));
         }
-        for setting in SETTINGS
-            .iter()
-            .filter(|setting| setting.origin == Origin::Ours)
-        {
+        for setting in SETTINGS.iter().filter(|setting| setting.origin == Origin::Ours) {
             let variable = format!("PGWEIR_{}", setting.name.to_ascii_uppercase());
             if let Some(value) = environment(&variable) {
-                self.variable(setting, &value, &variable)
-                    .map_err(Problem::without_file)?;
+                self.variable(setting, &value, &variable).map_err(Problem::without_file)?;
             }
         }
         Ok(self.config)
     }
 
-    fn variable(
-        &mut self,
-        setting: &settings::Setting,
-        value: &str,
-        variable: &str,
-    ) -> Result<(), Problem> {
+    fn variable(&mut self, setting: &settings::Setting, value: &str, variable: &str) -> Result<(), Problem> {
         let mut changed: Settings = self.config.settings.clone();
         setting.set(&mut changed, value, variable)?;
         if !self.running || setting.change == Change::Live {

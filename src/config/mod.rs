@@ -4,6 +4,13 @@
 //! `settings.rs`; what databases, users and peers have of their own is in `entry.rs`. Files are
 //! read here, nothing else is touched: no socket, no clock.
 
+/// The first of several expressions: how the tables say "this one if given, else that".
+macro_rules! first {
+    ($first:expr $(, $rest:expr)*) => {
+        $first
+    };
+}
+
 mod cores;
 mod entry;
 mod error;
@@ -29,8 +36,8 @@ pub use error::{ConfigError, Problem};
 pub use policy::PoolPolicy;
 pub use settings::{RESERVED_DATABASE, Settings};
 pub use value::{
-    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Secret,
-    SslMode, SyslogFacility, TlsProtocol,
+    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Secret, SslMode,
+    SyslogFacility, TlsProtocol,
 };
 
 /// How the environment is asked for a variable.
@@ -80,11 +87,7 @@ impl Config {
     }
 
     /// As [`Config::load`], with the file's text given; `path` tells the format and names it in errors.
-    pub fn from_text(
-        path: &Path,
-        text: &str,
-        environment: Environment<'_>,
-    ) -> Result<Config, ConfigError> {
+    pub fn from_text(path: &Path, text: &str, environment: Environment<'_>) -> Result<Config, ConfigError> {
         read(Loader::new(), path, text, environment)
     }
 
@@ -94,16 +97,9 @@ impl Config {
     /// for a setting without a default. When it fails, nothing has changed.
     pub fn reload(&self, environment: Environment<'_>) -> Result<Config, ConfigError> {
         let Some(path) = &self.settings.conffile else {
-            return Err(
-                Problem::NotAllowed("no file to read: conffile is not set".into()).without_file(),
-            );
+            return Err(Problem::NotAllowed("no file to read: conffile is not set".into()).without_file());
         };
-        read(
-            Loader::again(self),
-            path,
-            &ini::read_file(path)?,
-            environment,
-        )
+        read(Loader::again(self), path, &ini::read_file(path)?, environment)
     }
 
     /// The console's `SET key = value`. What a running process cannot change is silently ignored.
@@ -119,9 +115,7 @@ impl Config {
 
     /// `SHOW CONFIG`: PgBouncer's settings in its order, then ours.
     pub fn show(&self) -> Vec<ConfigRow> {
-        let shown = SETTINGS
-            .iter()
-            .filter(|setting| setting.origin != Origin::NotShown);
+        let shown = SETTINGS.iter().filter(|setting| setting.origin != Origin::NotShown);
         let row = |setting: &settings::Setting| ConfigRow {
             key: setting.name,
             value: setting.print(&self.settings),
@@ -136,10 +130,7 @@ impl Config {
         if let Some(database) = self.databases.get(name) {
             return Some(Cow::Borrowed(database));
         }
-        let any = self
-            .any_database
-            .as_ref()
-            .filter(|_| name != RESERVED_DATABASE)?;
+        let any = self.any_database.as_ref().filter(|_| name != RESERVED_DATABASE)?;
         Some(Cow::Owned(any.for_name(name)))
     }
 
@@ -170,9 +161,7 @@ impl Config {
     /// What no single setting can be blamed for.
     fn check(&self) -> Result<(), Problem> {
         let settings = &self.settings;
-        if settings.auth_type == AuthType::Cert
-            && settings.client_tls_sslmode != SslMode::VerifyFull
-        {
+        if settings.auth_type == AuthType::Cert && settings.client_tls_sslmode != SslMode::VerifyFull {
             return Err(Problem::NotAllowed(
                 "auth_type is cert: client_tls_sslmode must be verify-full then".into(),
             ));
@@ -187,19 +176,13 @@ fn read(
     text: &str,
     environment: Environment<'_>,
 ) -> Result<Config, ConfigError> {
-    match path
-        .extension()
-        .is_some_and(|extension| extension == "toml")
-    {
+    match path.extension().is_some_and(|extension| extension == "toml") {
         true => toml::read(&mut loader, path, text)?,
         false => ini::read(&mut loader, path, text)?,
     }
     let mut config = loader.finish(path, environment)?;
     config.check().map_err(|problem| problem.in_file(path))?;
-    config
-        .settings
-        .conffile
-        .get_or_insert_with(|| path.to_owned());
+    config.settings.conffile.get_or_insert_with(|| path.to_owned());
     config.read_auth_users();
     Ok(config)
 }

@@ -49,18 +49,8 @@ impl Config {
         let client = self.users.get(user);
         let server = self.users.get(database.user.as_deref().unwrap_or(user));
         PoolPolicy {
-            pool_mode: choose(
-                server,
-                |u| u.pool_mode,
-                database.pool_mode,
-                global.pool_mode,
-            ),
-            pool_size: choose(
-                server,
-                |u| u.pool_size,
-                database.pool_size,
-                global.default_pool_size,
-            ),
+            pool_mode: choose(server, |u| u.pool_mode, database.pool_mode, global.pool_mode),
+            pool_size: choose(server, |u| u.pool_size, database.pool_size, global.default_pool_size),
             min_pool_size: database.min_pool_size.unwrap_or(global.min_pool_size),
             reserve_pool_size: choose(
                 server,
@@ -82,21 +72,9 @@ impl Config {
                 None,
                 global.idle_transaction_timeout,
             ),
-            transaction_timeout: limit(
-                server,
-                |u| u.transaction_timeout,
-                None,
-                global.transaction_timeout,
-            ),
-            client_idle_timeout: limit(
-                client,
-                |u| u.client_idle_timeout,
-                None,
-                global.client_idle_timeout,
-            ),
-            max_db_connections: database
-                .max_db_connections
-                .unwrap_or(global.max_db_connections),
+            transaction_timeout: limit(server, |u| u.transaction_timeout, None, global.transaction_timeout),
+            client_idle_timeout: limit(client, |u| u.client_idle_timeout, None, global.client_idle_timeout),
+            max_db_connections: database.max_db_connections.unwrap_or(global.max_db_connections),
             max_db_client_connections: database
                 .max_db_client_connections
                 .unwrap_or(global.max_db_client_connections),

@@ -9,12 +9,15 @@ use std::time::Duration;
 use super::cores;
 use super::error::Problem;
 use super::value::{
-    AuthType, CheckQuery, DheParameters, Host, LogFormat, PoolMode, Secret, SslMode,
-    SyslogFacility, TlsProtocol, Value,
+    AuthType, CheckQuery, DheParameters, Host, LogFormat, PoolMode, Secret, SslMode, SyslogFacility,
+    TlsProtocol, Value,
 };
 
 /// The database name of the console; no database may have it.
 pub const RESERVED_DATABASE: &str = "pgbouncer";
+
+/// The most threads; more than any machine of today has cores.
+const WORKERS_MAX: u32 = 1024;
 
 /// When a setting may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,20 +79,9 @@ impl From<u32> for DefaultText {
     }
 }
 
-macro_rules! first {
-    ($first:expr $(, $rest:expr)*) => {
-        $first
-    };
-}
-
 impl Setting {
     /// Sets it, or says what is wrong; `shown_as` is how the error calls it.
-    pub(super) fn set(
-        &self,
-        settings: &mut Settings,
-        value: &str,
-        shown_as: &str,
-    ) -> Result<(), Problem> {
+    pub(super) fn set(&self, settings: &mut Settings, value: &str, shown_as: &str) -> Result<(), Problem> {
         if self.name == "auth_dbname" && value == RESERVED_DATABASE {
             return Err(reserved_auth_dbname());
         }
@@ -111,13 +103,7 @@ pub(super) fn find(name: &str) -> Result<&'static Setting, Problem> {
     SETTINGS
         .iter()
         .find(|setting| setting.name == name)
-        .ok_or_else(|| {
-            Problem::unknown(
-                name.to_owned(),
-                name,
-                SETTINGS.iter().map(|setting| setting.name),
-            )
-        })
+        .ok_or_else(|| Problem::unknown(name.to_owned(), name, SETTINGS.iter().map(|setting| setting.name)))
 }
 
 /// The error for a wrong value, of which only the first word is shown: a quote that was forgotten
@@ -134,19 +120,12 @@ pub(super) fn bad_value(
         false => format!("{first_word} ..."),
     };
     let meaning = meaning.trim().trim_end_matches('.');
-    Problem::BadValue {
-        setting: setting.to_owned(),
-        value,
-        allowed: allowed.into(),
-        meaning,
-    }
+    Problem::BadValue { setting: setting.to_owned(), value, allowed: allowed.into(), meaning }
 }
 
 /// The error for an auth_dbname that names the console.
 pub(super) fn reserved_auth_dbname() -> Problem {
-    Problem::NotAllowed(format!(
-        "cannot use the reserved \"{RESERVED_DATABASE}\" database as an auth_dbname"
-    ))
+    Problem::NotAllowed(format!("cannot use the reserved \"{RESERVED_DATABASE}\" database as an auth_dbname"))
 }
 
 impl Settings {
@@ -166,12 +145,10 @@ impl Settings {
     /// Where databases without a host are looked for: `unix_socket_dir`, if there is one.
     pub fn default_host(&self) -> Option<Host> {
         let directory = self.unix_socket_dir.as_ref()?;
-        Some(
-            match directory.to_str().and_then(|name| name.strip_prefix('@')) {
-                Some(name) => Host::Abstract(name.to_owned()),
-                None => Host::Unix(directory.clone()),
-            },
-        )
+        Some(match directory.to_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => Host::Abstract(name.to_owned()),
+            None => Host::Unix(directory.clone()),
+        })
     }
 }
 
@@ -220,7 +197,8 @@ fn initial<T: Value>(default: DefaultText, name: &str) -> T {
         Some(text) => T::parse(&text),
         None => T::parse("").or_else(|| T::parse("0")),
     };
-    value.unwrap_or_else(|| unreachable!("the default of {name} is a right value"))
+    let Some(value) = value else { unreachable!("the default of {name} is a right value") };
+    value
 }
 
 const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL \
@@ -231,7 +209,7 @@ settings! {
     admin_users: Vec<String> = "", Live;
     /// Whether the client's host and port are added to application_name when it connects.
     application_name_add_host: bool = "0", Live;
-    /// Entry of [databases] in which auth_query runs; unset is the client's own database.
+    /// Database in which auth_query runs; unset is the one that the client asks for.
     auth_dbname: Option<String> = Unset, Live;
     /// File with lines "user" "secret".
     auth_file: Option<PathBuf> = Unset, Live;
@@ -318,7 +296,7 @@ settings! {
     /// Most server connections of a database; 0 is no limit.
     max_db_connections: u32 = "0", Live;
     /// Longest message that is accepted, in bytes.
-    max_packet_size: u32 = "2147483647", Live [1..=u32::MAX];
+    max_packet_size: u32 = "2147483647", Live [1..=i32::MAX as u32];
     /// Prepared statements that each server connection keeps; 0 switches their tracking off.
     max_prepared_statements: u32 = "200", Live;
     /// Most clients of a user; 0 is no limit.
@@ -357,7 +335,7 @@ settings! {
     scram_iterations: u32 = "4096", Live [1..=i32::MAX as u32];
     /// Server connections idle for less than this are reused unchecked; 0 checks always.
     server_check_delay: Duration = "30", Live;
-    /// Query that shows whether an idle server connection works; <empty> is the empty query.
+    /// Query that shows whether an idle server connection works; `<empty>` is the empty query.
     server_check_query: CheckQuery = "<empty>", Live;
     /// Longest time for connecting and logging in to a server; 0 is for ever.
     server_connect_timeout: Duration = "15", Live;
@@ -437,7 +415,7 @@ settings! {
     verbose: u32 = Unset, Live;
 
     /// Threads of the data plane; the default is the number of cores that the cgroup grants.
-    workers: u32 = cores::granted(), Fixed Ours [1..=1024];
+    workers: u32 = cores::granted().min(WORKERS_MAX), Fixed Ours [1..=WORKERS_MAX];
     /// Address and port of the Prometheus metrics; empty is off.
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
     /// Time that SIGTERM leaves running transactions; 0 waits for the clients, as PgBouncer does.

@@ -19,36 +19,22 @@ type Located = (Problem, Range<usize>);
 
 /// Reads the text of one file into the loader.
 pub(super) fn read(loader: &mut Loader, path: &Path, text: &str) -> Result<(), ConfigError> {
-    let line = |span: Range<usize>| {
-        1 + text
-            .bytes()
-            .take(span.start)
-            .filter(|b| *b == b'\n')
-            .count()
-    };
+    let line = |span: Range<usize>| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count();
     // The error's own Display would show the line, and a password with it.
     let document = DeTable::parse(text).map_err(|error| {
         Problem::Syntax(error.message().to_owned()).at(path, line(error.span().unwrap_or_default()))
     })?;
-    read_document(loader, document.get_ref())
-        .map_err(|(problem, span)| problem.at(path, line(span)))
+    read_document(loader, document.get_ref()).map_err(|(problem, span)| problem.at(path, line(span)))
 }
 
 fn read_document(loader: &mut Loader, document: &DeTable<'_>) -> Result<(), Located> {
     let mut settings_read = false;
     for (name, content) in in_order(document) {
         let at_name = |problem| (problem, name.span());
-        let section_name = if *name.get_ref() == "pgweir" {
-            "pgbouncer"
-        } else {
-            name.get_ref()
-        };
+        let section_name = if *name.get_ref() == "pgweir" { "pgbouncer" } else { name.get_ref() };
         let section = loader.begin(section_name).map_err(at_name)?;
         let DeValue::Table(table) = content.get_ref() else {
-            return Err(at_name(Problem::Syntax(format!(
-                "{} must be a [table]",
-                name.get_ref()
-            ))));
+            return Err(at_name(Problem::Syntax(format!("{} must be a [table]", name.get_ref()))));
         };
         if section != Section::Settings {
             read_entries(loader, section, table)?;
@@ -66,19 +52,13 @@ fn read_document(loader: &mut Loader, document: &DeTable<'_>) -> Result<(), Loca
 }
 
 /// The items of a table in the order of the text, so that the first error is the one that is told.
-fn in_order<'a, 'i>(
-    table: &'a DeTable<'i>,
-) -> Vec<(&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
     let mut items: Vec<_> = table.iter().collect();
     items.sort_by_key(|(key, _)| key.span().start);
     items
 }
 
-fn read_setting(
-    loader: &mut Loader,
-    key: &str,
-    value: &Spanned<DeValue<'_>>,
-) -> Result<(), Problem> {
+fn read_setting(loader: &mut Loader, key: &str, value: &Spanned<DeValue<'_>>) -> Result<(), Problem> {
     let setting = settings::find(key)?;
     loader.setting(key, &text_of(value.get_ref(), key, setting.list)?)
 }
@@ -111,15 +91,16 @@ fn read_entries(loader: &mut Loader, section: Section, table: &DeTable<'_>) -> R
 fn text_of(value: &DeValue<'_>, key: &str, is_list: bool) -> Result<String, Problem> {
     match value {
         DeValue::String(text) => Ok(text.clone().into_owned()),
-        DeValue::Integer(number) => integer(number)
-            .ok_or_else(|| Problem::NotAllowed(format!("{key} is a number that is too large"))),
+        DeValue::Integer(number) => {
+            integer(number).ok_or_else(|| Problem::NotAllowed(format!("{key} is a number that is too large")))
+        }
         DeValue::Float(number) => Ok(number.as_str().to_owned()),
         DeValue::Boolean(flag) => Ok(u8::from(*flag).to_string()),
         DeValue::Array(items) if is_list => list(items, key),
         DeValue::Array(_) => Err(Problem::NotAllowed(format!("{key} cannot be a list"))),
-        DeValue::Datetime(_) | DeValue::Table(_) => Err(Problem::NotAllowed(format!(
-            "{key} must be a string, a number or true or false"
-        ))),
+        DeValue::Datetime(_) | DeValue::Table(_) => {
+            Err(Problem::NotAllowed(format!("{key} must be a string, a number or true or false")))
+        }
     }
 }
 
@@ -135,9 +116,7 @@ fn list(items: &DeArray<'_>, key: &str) -> Result<String, Problem> {
         match item.get_ref() {
             DeValue::String(text) if !text.contains(',') => texts.push(text.as_ref()),
             _ => {
-                return Err(Problem::NotAllowed(format!(
-                    "{key} is a list of strings without commas"
-                )));
+                return Err(Problem::NotAllowed(format!("{key} is a list of strings without commas")));
             }
         }
     }

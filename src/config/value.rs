@@ -117,11 +117,7 @@ fn general(number: f64) -> String {
         return without_trailing_zeros(&format!("{number:.decimals$}")).to_owned();
     }
     let sign = if exponent < 0 { '-' } else { '+' };
-    format!(
-        "{}e{sign}{:02}",
-        without_trailing_zeros(mantissa),
-        exponent.abs()
-    )
+    format!("{}e{sign}{:02}", without_trailing_zeros(mantissa), exponent.abs())
 }
 
 fn without_trailing_zeros(digits: &str) -> &str {
@@ -188,10 +184,7 @@ impl<T: Value> Value for Vec<T> {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let items = text
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty());
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.map(T::parse).collect()
     }
 
@@ -527,9 +520,7 @@ mod tests {
         check("0x1F", Some(31));
         check("0X1f", Some(31));
         check("-0x10", Some(-16));
-        for wrong in [
-            "", " ", "-", "+", "0x", "08", "0x-5", "0-5", "--5", "+-5", "1.5", "10s", "on", "é",
-        ] {
+        for wrong in ["", " ", "-", "+", "0x", "08", "0x-5", "0-5", "--5", "+-5", "1.5", "10s", "on", "é"] {
             check(wrong, None);
         }
         check("99999999999999999999", None);
@@ -538,11 +529,7 @@ mod tests {
     #[test]
     fn seconds_may_have_a_fraction_but_no_unit() {
         let check = |text, wanted: Option<u64>| {
-            assert_eq!(
-                Duration::parse(text),
-                wanted.map(Duration::from_millis),
-                "{text:?}"
-            );
+            assert_eq!(Duration::parse(text), wanted.map(Duration::from_millis), "{text:?}");
         };
         check("0", Some(0));
         check("0.25", Some(250));
@@ -550,18 +537,7 @@ mod tests {
         check("120", Some(120_000));
         check("1e3", Some(1_000_000));
         check("2147483647", Some(2_147_483_647_000));
-        for wrong in [
-            "",
-            "-1",
-            "-0.5",
-            "10s",
-            "10 s",
-            "nan",
-            "inf",
-            "1e99",
-            "2147483648",
-            "on",
-        ] {
+        for wrong in ["", "-1", "-0.5", "10s", "10 s", "nan", "inf", "1e99", "2147483648", "on"] {
             check(wrong, None);
         }
     }
@@ -601,14 +577,7 @@ mod tests {
         check(":9127", Some("[::]:9127"));
         check("*:9127", Some("[::]:9127"));
         check("localhost:9127", Some("127.0.0.1:9127"));
-        for wrong in [
-            "9127",
-            "a.b:9127",
-            "127.0.0.1",
-            "127.0.0.1:x",
-            ":70000",
-            "::1:",
-        ] {
+        for wrong in ["9127", "a.b:9127", "127.0.0.1", "127.0.0.1:x", ":70000", "::1:"] {
             check(wrong, None);
         }
     }
@@ -618,10 +587,7 @@ mod tests {
         let check = |text, wanted| assert_eq!(Host::parse(text), wanted);
         check("db.example", Some(Host::Tcp("db.example".into())));
         check("::1", Some(Host::Tcp("::1".into())));
-        check(
-            "/run/postgresql",
-            Some(Host::Unix("/run/postgresql".into())),
-        );
+        check("/run/postgresql", Some(Host::Unix("/run/postgresql".into())));
         check("@pg", Some(Host::Abstract("pg".into())));
         check("", None);
     }
@@ -634,10 +600,7 @@ mod tests {
     #[test]
     fn names_of_choices_may_be_in_any_case() {
         assert_eq!(PoolMode::parse("TRANSACTION"), Some(PoolMode::Transaction));
-        assert_eq!(
-            AuthType::parse("Scram-SHA-256"),
-            Some(AuthType::ScramSha256)
-        );
+        assert_eq!(AuthType::parse("Scram-SHA-256"), Some(AuthType::ScramSha256));
         assert_eq!(PoolMode::parse("transactions"), None);
         assert_eq!(PoolMode::allowed(), "session, transaction or statement");
     }
