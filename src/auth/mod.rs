@@ -29,3 +29,6 @@ pub enum Progress<T> {
     /// Success.
     Done(T),
 }
+
+#[cfg(test)]
+mod tests;

@@ -406,3 +406,58 @@ fn decode_key(text: &str, what: &'static str) -> Result<ScramKey, ScramError> {
     let key = bytes.try_into().map_err(|_| ScramError::Malformed(what))?;
     Ok(ScramKey(key))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Password;
+
+    #[test]
+    fn the_server_role_follows_the_example_of_rfc_7677() {
+        let password = Password::new("pencil");
+        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
+        let secret = ScramSecret::derive(&password, salt, 4096);
+        let (exchange, server_first) = ServerExchange::begin(
+            b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
+            secret,
+            "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0",
+        )
+        .unwrap();
+        assert_eq!(
+            server_first,
+            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+        );
+        let client_final = "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+             p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=";
+        let (_, server_final) = exchange.finish(client_final.as_bytes()).unwrap();
+        assert_eq!(
+            server_final,
+            "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
+        );
+    }
+
+    #[test]
+    fn the_servers_final_message_must_be_its_signature() {
+        let check = |text: &str, expected: Result<(), ScramError>| {
+            let server_signature = ScramKey([0; 32]);
+            let expectation = ClientExpectation { server_signature };
+            assert_eq!(expectation.verify(text.as_bytes()), expected, "{text}");
+        };
+        let zeros = "A".repeat(43);
+        check(&format!("v={zeros}="), Ok(()));
+        check(&format!("v={zeros}=,x=1"), Ok(()));
+        check(
+            &format!("v=B{}=", &zeros[1..]),
+            Err(ScramError::WrongServerSignature),
+        );
+        check("e=other-error", Err(ScramError::ServerReportedError));
+        let malformed = ScramError::Malformed("malformed server signature");
+        check("v=", Err(malformed));
+        check("v=AAAA", Err(malformed));
+        check("", Err(ScramError::Malformed("another attribute expected")));
+        check(
+            &format!("v={zeros}=,v="),
+            Err(ScramError::Malformed("garbage at the end")),
+        );
+    }
+}

@@ -347,3 +347,79 @@ impl PlainServerSecret {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_postgresql_15_match_their_passwords() {
+        // From pg_authid; both passwords as given to CREATE ROLE.
+        let check = |password: &str, text: &str| match Secret::parse(text) {
+            Secret::Scram(secret) => {
+                assert!(secret.matches(&Password::new(password)));
+                assert!(!secret.matches(&Password::new("wrong")));
+            }
+            other => panic!("{other:?} is no SCRAM secret"),
+        };
+        check(
+            "pencil",
+            "SCRAM-SHA-256$4096:+3qCsAWNb2tQlkiLYdhz4g==\
+             $EdedNAXK6BSNc476ZU1kGyv/blgKAPABJ2ZMTjMEWxM=\
+             :ikyAl+6W1BQBvQuzusndulixKCYSrK3Kec6z0NWPayA=",
+        );
+        check(
+            "I\u{ad}X \u{a0}päss\u{2168}",
+            "SCRAM-SHA-256$4096:JIRQAuyh8eTtVAocYV9nHw==\
+             $jWioQIutuqMwfiaoKW485qoPdqOYgf3bEkrp5Zioc6M=\
+             :yovz9PKnnf9s/H07aJzQ0CQrCCkAYtUnf3DHjmkYFPs=",
+        );
+        let digest = Md5Digest(md5::stored_digest(b"pencil", "md5_u"));
+        let text = "md538f591e5ee08fc954ca8f09e3078a243";
+        assert_eq!(Secret::parse(text), Secret::Md5(digest));
+    }
+
+    #[test]
+    fn what_is_not_exactly_md5_is_a_plain_password() {
+        let digits = "0123456789abcdef0123456789abcdef";
+        for text in [
+            "",
+            "pencil",
+            "md5",
+            "md5pencil",
+            &format!("md5{digits}0"),
+            &format!("md5{}", digits.to_uppercase()),
+            &format!("MD5{digits}"),
+            "SCRAM-SHA-256",
+        ] {
+            assert_eq!(Secret::parse(text), Secret::Plain(Password::new(text)));
+        }
+        assert!(Secret::parse("").is_empty());
+        let bytes = b"caf\xe9";
+        assert_eq!(Secret::parse(bytes), Secret::Plain(Password::new(bytes)));
+    }
+
+    #[test]
+    fn a_damaged_scram_secret_lets_nobody_in() {
+        let key = format!("{}=", "A".repeat(43));
+        assert!(!Secret::parse(format!("SCRAM-SHA-256$1:AAAA${key}:{key}")).is_empty());
+        for rest in [
+            String::new(),
+            format!("1:AAAA${key}"),
+            format!("1:AAAA${key}:"),
+            format!("1:AAAA${key}:{key}:"),
+            format!("1:AAAA${key}:{key} "),
+            format!("0:AAAA${key}:{key}"),
+            format!("+1:AAAA${key}:{key}"),
+            format!("x:AAAA${key}:{key}"),
+            format!("1:${key}:{key}"),
+            format!("1:A${key}:{key}"),
+            format!("1:AAAA$AAAA:{key}"),
+        ] {
+            assert!(
+                Secret::parse(format!("SCRAM-SHA-256${rest}")).is_empty(),
+                "{rest}"
+            );
+        }
+    }
+}
