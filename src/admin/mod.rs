@@ -11,6 +11,8 @@
 
 mod command;
 mod connections;
+pub mod http;
+pub mod scrape;
 mod show;
 mod stats;
 mod table;
@@ -233,8 +235,11 @@ impl<P: Pooler> Console<P> {
 
     /// The client has gone: undoes its SUSPEND, so that the pooler does not stand still for nobody.
     pub async fn disconnected(&mut self) {
-        if std::mem::take(&mut self.suspended) {
-            // As above.
+        if !std::mem::take(&mut self.suspended) {
+            return;
+        }
+        // Another administrator may have resumed it, and paused it again since.
+        if self.pooler.snapshot(View::State).await.state == StateView::Suspended {
             let _ = self.pooler.resume(None).await;
         }
     }
