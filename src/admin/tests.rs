@@ -463,7 +463,7 @@ fn the_greeting_is_pgbouncers() {
     let mut out = BytesMut::new();
     greeting(1, 2, &mut out);
     let expected = [
-        "S server_version\01.25.2/bouncer\0",
+        "S server_version\u{0}1.25.2/bouncer\0",
         "S client_encoding\0UTF8\0",
         "S server_encoding\0UTF8\0",
         "S DateStyle\0ISO\0",
