@@ -11,6 +11,8 @@
 
 mod command;
 mod connections;
+pub mod http;
+pub mod scrape;
 mod show;
 mod stats;
 mod table;
@@ -233,8 +235,11 @@ impl<P: Pooler> Console<P> {
 
     /// The client has gone: undoes its SUSPEND, so that the pooler does not stand still for nobody.
     pub async fn disconnected(&mut self) {
-        if std::mem::take(&mut self.suspended) {
-            // As above.
+        if !std::mem::take(&mut self.suspended) {
+            return;
+        }
+        // Another administrator may have resumed it, and paused it again since.
+        if self.pooler.snapshot(View::State).await.state == StateView::Suspended {
             let _ = self.pooler.resume(None).await;
         }
     }
@@ -250,6 +255,7 @@ impl<P: Pooler> Console<P> {
         let immediate = command == Command::Shutdown(Shutdown::Immediate);
         match self.execute(command, out).await {
             Err(error) => refuse(error, out),
+            // PgBouncer is gone before it could answer, so no answer is what clients expect.
             Ok(()) if immediate => Outcome {
                 error: None,
                 close: Some("shutdown"),
@@ -327,16 +333,19 @@ impl<P: Pooler> Console<P> {
             Command::WaitClose(_) => Some(Waiting::Close),
             _ => None,
         };
-        self.suspended |= command == Command::Suspend;
-        let resumed = command == Command::Resume(None);
-        let suspending = command == Command::Suspend;
+        let suspends = command == Command::Suspend;
+        let resumes = command == Command::Resume(None);
+        let immediate = command == Command::Shutdown(Shutdown::Immediate);
+        self.suspended |= suspends;
         let result = self.obey(command).await;
         self.waiting = None;
-        if (suspending && result.is_err()) || (resumed && result.is_ok()) {
+        if (suspends && result.is_err()) || (resumes && result.is_ok()) {
             self.suspended = false;
         }
         result.map_err(|error| error.sql_error())?;
-        originate::command_complete(tag, out);
+        if !immediate {
+            originate::command_complete(tag, out);
+        }
         Ok(())
     }
 

@@ -62,7 +62,7 @@ mod tests {
         let mut out = BytesMut::new();
         table.encode(&mut out);
         let expected: &[u8] =
-            b"T\0\0\0\x2d\0\x02key\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
+            b"T\0\0\0\x30\0\x02key\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
             n\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0\
             D\0\0\0\x10\0\x02\0\0\0\x01a\0\0\0\x017\
             D\0\0\0\x18\0\x02\xff\xff\xff\xff\0\0\0\x0a2147483647";

@@ -361,6 +361,24 @@ impl Stats {
             ..delta.zip(&delta, per_second)
         }
     }
+
+    /// Of averages: the line that `log_stats` writes every `stats_period`.
+    pub fn log_line(&self) -> String {
+        format!(
+            "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, \
+             in {} B/s, out {} B/s, xact {} us, query {} us, wait {} us",
+            self.xact_count,
+            self.query_count,
+            self.client_parse_count,
+            self.server_parse_count,
+            self.bind_count,
+            self.bytes_received,
+            self.bytes_sent,
+            self.xact_time_us,
+            self.query_time_us,
+            self.wait_time_us,
+        )
+    }
 }
 
 /// The rows of SHOW LISTS.
@@ -523,6 +541,9 @@ mod tests {
             ..Stats::default()
         };
         assert_eq!(averages, expected);
+        let line = "stats: 0 xacts/s, 0 queries/s, 0 client parses/s, 0 server parses/s, 0 binds/s, \
+            in 3 B/s, out 16 B/s, xact 3008037 us, query 1002794 us, wait 1508142 us";
+        assert_eq!(averages.log_line(), line);
         assert_eq!(
             totals.averages_since(&totals, Duration::from_secs(10)),
             Stats::default()
