@@ -235,7 +235,7 @@ fn away_from_home(file: &str, own: &str, name: &str) -> Option<String> {
         _ => package.replace('-', "_"),
     };
     let (package, homes) = HOMES.iter().find(|(package, _)| as_named_in_code(package) == name)?;
-    let at_home = homes.iter().any(|home| *home == own);
+    let at_home = homes.contains(&own);
     (!at_home).then(|| format!("{file}: {package} lives in {}", homes.join(", ")))
 }
 
