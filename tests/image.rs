@@ -1,7 +1,7 @@
 //! The image without an engine: assembles the files of the Dockerfile's final stage, and runs them.
 //!
 //! It never pulls or builds anything: what the builder would produce is cargo's own binary here,
-//! and the base image is this machine. Read [`FinalStage`] first.
+//! and the base image is this machine. Read [`Image`] first.
 
 #![allow(clippy::unwrap_used, reason = "a test may, and so may its helpers")]
 
