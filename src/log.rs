@@ -55,10 +55,7 @@ impl fmt::Display for Peer {
                 IpAddr::V4(ip) => write!(f, "{ip}:{}", address.port()),
                 IpAddr::V6(ip) => write!(f, "[{ip}]:{}", address.port()),
             },
-            Peer::Unix {
-                pid: Some(pid),
-                port,
-            } => write!(f, "unix({pid}):{port}"),
+            Peer::Unix { pid: Some(pid), port } => write!(f, "unix({pid}):{port}"),
             Peer::Unix { pid: None, port } => write!(f, "unix:{port}"),
         }
     }
@@ -100,11 +97,7 @@ impl fmt::Display for ClientTag<'_> {
 
 impl fmt::Display for ServerTag<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "S-{:#x}: {}/{}@{}",
-            self.id, self.database, self.user, self.peer
-        )
+        write!(f, "S-{:#x}: {}/{}@{}", self.id, self.database, self.user, self.peer)
     }
 }
 
@@ -134,11 +127,7 @@ impl Log {
     /// Opens the file anew, after it was moved away, or another one. On an error the old one stays.
     pub fn reopen(&self, file: Option<&Path>) -> io::Result<()> {
         let opened = file.map(open).transpose()?;
-        *self
-            .sink
-            .file
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = opened;
+        *self.sink.file.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         Ok(())
     }
 
@@ -163,32 +152,16 @@ fn build(
 ) -> io::Result<(Log, impl Subscriber + Send + Sync + use<>)> {
     let file = options.file.as_deref().map(open).transpose()?;
     let stderr = (!options.quiet).then_some(stderr);
-    let sink = Sink {
-        file: Arc::new(Mutex::new(file)),
-        stderr,
-    };
+    let sink = Sink { file: Arc::new(Mutex::new(file)), stderr };
     let (filter, handle) = reload::Layer::new(filter(options.verbosity));
-    let layer = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(sink.clone());
+    let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(sink.clone());
     let layer = if options.json {
         layer.json().flatten_event(true).boxed()
     } else {
-        layer
-            .event_format(LineFormat {
-                clock: options.clock,
-                pid: std::process::id(),
-            })
-            .boxed()
+        layer.event_format(LineFormat { clock: options.clock, pid: std::process::id() }).boxed()
     };
     let subscriber = Registry::default().with(filter).with(layer);
-    Ok((
-        Log {
-            sink,
-            filter: handle,
-        },
-        subscriber,
-    ))
+    Ok((Log { sink, filter: handle }, subscriber))
 }
 
 /// Ours up to the verbosity; of the libraries only what is worth a warning.
@@ -198,9 +171,7 @@ fn filter(verbosity: u8) -> Targets {
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_target("pgweir", level)
+    Targets::new().with_default(LevelFilter::WARN).with_target("pgweir", level)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -258,19 +229,9 @@ where
     ) -> fmt::Result {
         let mut line = Line::default();
         event.record(&mut line);
-        let time = (self.clock)()
-            .strftime("%Y-%m-%d %H:%M:%S.%3f %Z")
-            .to_string();
-        let level = if line.fatal {
-            "FATAL"
-        } else {
-            level_word(*event.metadata().level())
-        };
-        writeln!(
-            writer,
-            "{time} [{}] {level} {}{}",
-            self.pid, line.message, line.fields
-        )
+        let time = (self.clock)().strftime("%Y-%m-%d %H:%M:%S.%3f %Z").to_string();
+        let level = if line.fatal { "FATAL" } else { level_word(*event.metadata().level()) };
+        writeln!(writer, "{time} [{}] {level} {}{}", self.pid, line.message, line.fields)
     }
 }
 
@@ -347,29 +308,18 @@ mod tests {
     }
 
     fn options(path: &Path) -> LogOptions {
-        LogOptions {
-            file: Some(path.to_owned()),
-            quiet: true,
-            verbosity: 0,
-            json: false,
-            clock,
-        }
+        LogOptions { file: Some(path.to_owned()), quiet: true, verbosity: 0, json: false, clock }
     }
 
     fn check(verbosity: u8, log: impl FnOnce(), expected: &[&str]) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let options = LogOptions {
-            verbosity,
-            ..options(&path)
-        };
+        let options = LogOptions { verbosity, ..options(&path) };
         let (_log, subscriber) = build(&options, io::stderr).unwrap();
         tracing::subscriber::with_default(subscriber, log);
         let pid = std::process::id();
-        let expected: String = expected
-            .iter()
-            .map(|line| format!("2026-11-22 07:04:41.823 UTC [{pid}] {line}\n"))
-            .collect();
+        let expected: String =
+            expected.iter().map(|line| format!("2026-11-22 07:04:41.823 UTC [{pid}] {line}\n")).collect();
         assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
     }
 
@@ -385,13 +335,7 @@ mod tests {
             info!(target: "hyper", "f");
             warn!(target: "hyper", "g");
         };
-        let quiet = [
-            "FATAL cannot start",
-            "ERROR a",
-            "WARNING b",
-            "LOG c",
-            "WARNING g",
-        ];
+        let quiet = ["FATAL cannot start", "ERROR a", "WARNING b", "LOG c", "WARNING g"];
         check(0, all, &quiet);
         let noisy = [&quiet[..4], &["DEBUG d", "NOISE e"], &quiet[4..]].concat();
         check(2, all, &noisy);
@@ -401,16 +345,7 @@ mod tests {
     fn fields_follow_as_key_and_value() {
         check(
             0,
-            || {
-                info!(
-                    waiting = 3,
-                    pool = "a b",
-                    mode = "session",
-                    empty = "",
-                    up = true,
-                    "held"
-                )
-            },
+            || info!(waiting = 3, pool = "a b", mode = "session", empty = "", up = true, "held"),
             &["LOG held waiting=3 pool=\"a b\" mode=session empty=\"\" up=true"],
         );
     }
@@ -428,40 +363,15 @@ mod tests {
     fn tags_name_the_connection_as_pgbouncer_does() {
         let tcp = |address: &str| Peer::Tcp(address.parse().unwrap());
         let check = |peer: Peer, expected: &str| {
-            let client = ClientTag {
-                id: 31,
-                database: Some("p0"),
-                user: None,
-                peer: &peer,
-            };
-            assert_eq!(
-                client.to_string(),
-                format!("C-0x1f: p0/(nouser)@{expected}")
-            );
-            let server = ServerTag {
-                id: 31,
-                database: "p0",
-                user: "app",
-                peer: &peer,
-            };
+            let client = ClientTag { id: 31, database: Some("p0"), user: None, peer: &peer };
+            assert_eq!(client.to_string(), format!("C-0x1f: p0/(nouser)@{expected}"));
+            let server = ServerTag { id: 31, database: "p0", user: "app", peer: &peer };
             assert_eq!(server.to_string(), format!("S-0x1f: p0/app@{expected}"));
         };
         check(tcp("127.0.0.1:60700"), "127.0.0.1:60700");
         check(tcp("[::1]:5432"), "[::1]:5432");
-        check(
-            Peer::Unix {
-                pid: Some(12),
-                port: 6432,
-            },
-            "unix(12):6432",
-        );
-        check(
-            Peer::Unix {
-                pid: None,
-                port: 5432,
-            },
-            "unix:5432",
-        );
+        check(Peer::Unix { pid: Some(12), port: 6432 }, "unix(12):6432");
+        check(Peer::Unix { pid: None, port: 5432 }, "unix:5432");
     }
 
     #[test]
@@ -482,10 +392,7 @@ mod tests {
         });
         let read = |path: &Path| std::fs::read_to_string(path).unwrap();
         assert!(read(&moved).ends_with("LOG first\n"));
-        let lines: Vec<String> = read(&path)
-            .lines()
-            .map(|line| line[35..].to_owned())
-            .collect();
+        let lines: Vec<String> = read(&path).lines().map(|line| line[35..].to_owned()).collect();
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].ends_with("DEBUG second") && lines[1].ends_with("LOG third"));
     }
@@ -494,10 +401,7 @@ mod tests {
     fn json_is_one_object_per_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
-        let options = LogOptions {
-            json: true,
-            ..options(&path)
-        };
+        let options = LogOptions { json: true, ..options(&path) };
         let (_log, subscriber) = build(&options, io::stderr).unwrap();
         tracing::subscriber::with_default(subscriber, || info!(waiting = 3, "held\nback"));
         let line = std::fs::read_to_string(&path).unwrap();

@@ -270,16 +270,8 @@ impl WorkerMetrics {
         page.counter(&CANCEL_REQUESTS, &["unknown"], self.cancels_unknown);
         page.counter(&CANCEL_REQUESTS, &["failed"], self.cancels_failed);
         page.counter(&SERVER_CONNECTS, &["ok"], self.server_connects_ok);
-        page.counter(
-            &SERVER_CONNECTS,
-            &["connect_failed"],
-            self.server_connects_failed,
-        );
-        page.counter(
-            &SERVER_CONNECTS,
-            &["login_failed"],
-            self.server_logins_failed,
-        );
+        page.counter(&SERVER_CONNECTS, &["connect_failed"], self.server_connects_failed);
+        page.counter(&SERVER_CONNECTS, &["login_failed"], self.server_logins_failed);
         page.counter(&STATEMENTS_EVICTED, &[], self.statements_evicted);
     }
 }
@@ -294,10 +286,7 @@ const METADATA: Metadata<'static> = Metadata::new("pgweir", Level::INFO, None);
 
 impl Page {
     /// A page with no value on it.
-    #[allow(
-        clippy::new_without_default,
-        reason = "an empty page is nobody's default"
-    )]
+    #[allow(clippy::new_without_default, reason = "an empty page is nobody's default")]
     pub fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
         for metric in ALL {
@@ -309,37 +298,28 @@ impl Page {
                 Kind::Histogram => (),
             }
         }
-        Page {
-            recorder,
-            histograms: BTreeMap::new(),
-        }
+        Page { recorder, histograms: BTreeMap::new() }
     }
 
     /// Sets a counter.
     pub fn counter(&mut self, metric: &Metric, labels: &[&str], value: u64) {
         debug_assert_eq!(metric.kind, Kind::Counter);
-        self.recorder
-            .register_counter(&key(metric, labels), &METADATA)
-            .absolute(value);
+        self.recorder.register_counter(&key(metric, labels), &METADATA).absolute(value);
     }
 
     /// Sets a gauge.
     pub fn gauge(&mut self, metric: &Metric, labels: &[&str], value: impl Into<f64>) {
         debug_assert_eq!(metric.kind, Kind::Gauge);
-        self.recorder
-            .register_gauge(&key(metric, labels), &METADATA)
-            .set(value.into());
+        self.recorder.register_gauge(&key(metric, labels), &METADATA).set(value.into());
     }
 
     /// Sets a histogram of seconds.
     pub fn histogram(&mut self, metric: &Metric, labels: &[&str], histogram: &Histogram) {
         debug_assert_eq!((metric.kind, metric.unit), (Kind::Histogram, Unit::Seconds));
-        let text = self.histograms.entry(metric.name).or_insert_with(|| {
-            format!(
-                "# HELP {0} {1}\n# TYPE {0} histogram\n",
-                metric.name, metric.help
-            )
-        });
+        let text = self
+            .histograms
+            .entry(metric.name)
+            .or_insert_with(|| format!("# HELP {0} {1}\n# TYPE {0} histogram\n", metric.name, metric.help));
         write_histogram(text, metric.name, &label_text(metric, labels), histogram);
     }
 
@@ -364,9 +344,8 @@ fn key(metric: &Metric, values: &[&str]) -> Key {
 /// `database="a",`, ready to be followed by another label.
 fn label_text(metric: &Metric, values: &[&str]) -> String {
     let labels = metric.labels.iter().zip(values);
-    let label = |(name, value): (&&str, &&str)| {
-        format!("{name}=\"{}\",", sanitize_label_value(&prepared(value)))
-    };
+    let label =
+        |(name, value): (&&str, &&str)| format!("{name}=\"{}\",", sanitize_label_value(&prepared(value)));
     labels.map(label).collect()
 }
 
@@ -381,19 +360,13 @@ fn write_histogram(text: &mut String, name: &str, labels: &str, histogram: &Hist
     let bounds = BOUNDS_US.iter().map(|us| seconds(*us).to_string());
     for (bound, count) in bounds.chain(["+Inf".to_owned()]).zip(histogram.buckets) {
         cumulated += count;
-        push_line(
-            text,
-            &format!("{name}_bucket{{{labels}le=\"{bound}\"}} {cumulated}"),
-        );
+        push_line(text, &format!("{name}_bucket{{{labels}le=\"{bound}\"}} {cumulated}"));
     }
     let labels = match labels.strip_suffix(',') {
         Some(labels) => format!("{{{labels}}}"),
         None => String::new(),
     };
-    push_line(
-        text,
-        &format!("{name}_sum{labels} {}", seconds(histogram.sum_us)),
-    );
+    push_line(text, &format!("{name}_sum{labels} {}", seconds(histogram.sum_us)));
     push_line(text, &format!("{name}_count{labels} {cumulated}"));
 }
 

@@ -8,8 +8,8 @@ use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::net::DetachedSocket;
 use crate::log::Peer;
+use crate::net::DetachedSocket;
 use crate::pool::OpenRequest;
 use crate::session::plane::{Message, Plane, Shared};
 use crate::session::{cancel, login};

@@ -121,14 +121,8 @@ pub enum FakeParameter {
 
 const FAKE_PARAMETERS: &[(&str, FakeParameter)] = &[
     ("client_encoding", FakeParameter::ClientEncoding),
-    (
-        "default_transaction_isolation",
-        FakeParameter::DefaultTransactionIsolation,
-    ),
-    (
-        "standard_conforming_strings",
-        FakeParameter::StandardConformingStrings,
-    ),
+    ("default_transaction_isolation", FakeParameter::DefaultTransactionIsolation),
+    ("standard_conforming_strings", FakeParameter::StandardConformingStrings),
     ("datestyle", FakeParameter::DateStyle),
     ("timezone", FakeParameter::TimeZone),
 ];
@@ -227,9 +221,7 @@ fn no_argument(argument: &str, command: Command) -> Result<Command, CommandError
 /// The number at the start of the argument, as C's `strtoull` finds it: too large is the largest.
 fn client_id(argument: &str) -> Option<u64> {
     let digits: &str = argument.trim_start();
-    let end = digits
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(digits.len());
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     if end == 0 {
         return None;
     }
@@ -237,9 +229,7 @@ fn client_id(argument: &str) -> Option<u64> {
 }
 
 fn lookup<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
-    let found = table
-        .iter()
-        .find(|(known, _)| known.eq_ignore_ascii_case(name));
+    let found = table.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
     found.map(|(_, value)| *value)
 }
 
@@ -310,9 +300,7 @@ fn unquote(text: &str, bytes_max: usize) -> Result<String, CommandError> {
         return Err(CommandError::BadArguments);
     }
     for (quote, doubled) in [('"', "\"\""), ('\'', "''")] {
-        let inner = text
-            .strip_prefix(quote)
-            .and_then(|inner| inner.strip_suffix(quote));
+        let inner = text.strip_prefix(quote).and_then(|inner| inner.strip_suffix(quote));
         if let Some(inner) = inner {
             return Ok(inner.replace(doubled, &quote.to_string()));
         }
@@ -344,10 +332,7 @@ mod tests {
     }
 
     fn set(key: &str, value: &str) -> Command {
-        Command::Set {
-            key: key.into(),
-            value: value.into(),
-        }
+        Command::Set { key: key.into(), value: value.into() }
     }
 
     #[test]
@@ -395,19 +380,10 @@ mod tests {
             ("kill_client 12abc", Command::KillClient(Some(12))),
             ("kill_client \" 5\"", Command::KillClient(Some(5))),
             ("kill_client 0x1", Command::KillClient(Some(0))),
-            (
-                "kill_client 99999999999999999999",
-                Command::KillClient(Some(u64::MAX)),
-            ),
+            ("kill_client 99999999999999999999", Command::KillClient(Some(u64::MAX))),
             ("shutdown", Command::Shutdown(Shutdown::Immediate)),
-            (
-                "SHUTDOWN Wait_For_Clients",
-                Command::Shutdown(Shutdown::WaitForClients),
-            ),
-            (
-                "shutdown wait_for_servers",
-                Command::Shutdown(Shutdown::WaitForServers),
-            ),
+            ("SHUTDOWN Wait_For_Clients", Command::Shutdown(Shutdown::WaitForClients)),
+            ("shutdown wait_for_servers", Command::Shutdown(Shutdown::WaitForServers)),
         ]);
     }
 
@@ -492,13 +468,7 @@ mod tests {
         check(&pause(62), Err(CommandError::BadArguments));
         assert!(Command::parse(&set(253)).is_ok());
         check(&set(254), Err(CommandError::BadArguments));
-        check(
-            &format!("show {}", "a".repeat(63)),
-            Err(CommandError::Invalid),
-        );
-        check(
-            &format!("show {}", "a".repeat(64)),
-            Err(CommandError::BadArguments),
-        );
+        check(&format!("show {}", "a".repeat(63)), Err(CommandError::Invalid));
+        check(&format!("show {}", "a".repeat(64)), Err(CommandError::BadArguments));
     }
 }

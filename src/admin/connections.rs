@@ -50,10 +50,7 @@ const SOCKETS: Columns = connection_columns!(
 
 pub(crate) fn clients(snapshot: &Snapshot, zone: &TimeZone) -> Table {
     // A client that is still logging in belongs to no pool, so PgBouncer does not list it here.
-    let shown = snapshot
-        .clients
-        .iter()
-        .filter(|client| client.state != ClientState::Login);
+    let shown = snapshot.clients.iter().filter(|client| client.state != ClientState::Login);
     let rows = shown.map(|view| connection("C", client_state(view.state), view, zone));
     Table::new(CONNECTIONS, rows)
 }
@@ -64,27 +61,15 @@ pub(crate) fn servers(snapshot: &Snapshot, zone: &TimeZone) -> Table {
     Table::new(CONNECTIONS, rows)
 }
 
-pub(crate) fn sockets(
-    snapshot: &Snapshot,
-    zone: &TimeZone,
-    shown: fn(&BufferView) -> bool,
-) -> Table {
-    let clients = snapshot
-        .clients
-        .iter()
-        .filter(|view| shown(&view.buffers))
-        .map(|view| {
-            let row = connection("C", client_socket_state(view.state), view, zone);
-            with_buffers(row, &view.buffers)
-        });
-    let servers = snapshot
-        .servers
-        .iter()
-        .filter(|view| shown(&view.buffers))
-        .map(|view| {
-            let row = connection("S", server_socket_state(view.state), view, zone);
-            with_buffers(row, &view.buffers)
-        });
+pub(crate) fn sockets(snapshot: &Snapshot, zone: &TimeZone, shown: fn(&BufferView) -> bool) -> Table {
+    let clients = snapshot.clients.iter().filter(|view| shown(&view.buffers)).map(|view| {
+        let row = connection("C", client_socket_state(view.state), view, zone);
+        with_buffers(row, &view.buffers)
+    });
+    let servers = snapshot.servers.iter().filter(|view| shown(&view.buffers)).map(|view| {
+        let row = connection("S", server_socket_state(view.state), view, zone);
+        with_buffers(row, &view.buffers)
+    });
     Table::new(SOCKETS, clients.chain(servers))
 }
 
@@ -155,11 +140,7 @@ fn connection<S>(kind: &str, state: &str, view: &ConnectionView<S>, zone: &TimeZ
         int4(view.wait_us % 1_000_000),
         int4(view.close_needed),
         text(format!("{:#x}", view.pointer)),
-        text(
-            view.link
-                .map(|link| format!("{link:#x}"))
-                .unwrap_or_default(),
-        ),
+        text(view.link.map(|link| format!("{link:#x}")).unwrap_or_default()),
         int4(view.remote_pid),
         text(&view.tls),
         text(&view.application_name),
@@ -190,10 +171,5 @@ fn address(peer: &Peer) -> Value {
 
 fn time(unix_us: i64, zone: &TimeZone) -> Value {
     let timestamp = Timestamp::from_microsecond(unix_us).unwrap_or(Timestamp::UNIX_EPOCH);
-    text(
-        timestamp
-            .to_zoned(zone.clone())
-            .strftime("%Y-%m-%d %H:%M:%S %Z")
-            .to_string(),
-    )
+    text(timestamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string())
 }

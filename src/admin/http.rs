@@ -41,11 +41,7 @@ async fn metrics<H: Health>(State(health): State<H>) -> impl IntoResponse {
         }
         None => {
             let header = content_type("text/plain; charset=utf-8");
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                header,
-                "the data plane does not answer\n".to_owned(),
-            )
+            (StatusCode::SERVICE_UNAVAILABLE, header, "the data plane does not answer\n".to_owned())
         }
     }
 }
@@ -101,10 +97,7 @@ mod tests {
             (true, "/", "404", ""),
         ] {
             let answer = fetch(ready, path).await;
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{path}: {answer}"
-            );
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
             let (_, found) = answer.split_once("\r\n\r\n").unwrap();
             assert_eq!(found, body, "{path}");
         }

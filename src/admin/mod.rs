@@ -95,10 +95,7 @@ pub enum SetOutcome {
 
 /// The data plane, as the console needs it. A database is given by its name in `[databases]`;
 /// it is never the console's own, and `None` is all of them.
-#[allow(
-    async_fn_in_trait,
-    reason = "a console lives on one thread: its futures need not be Send"
-)]
+#[allow(async_fn_in_trait, reason = "a console lives on one thread: its futures need not be Send")]
 pub trait Pooler {
     /// Copies what `view` needs; the rest of the snapshot may stay empty.
     async fn snapshot(&self, view: View) -> Snapshot;
@@ -180,13 +177,7 @@ pub fn greeting(process_id: i32, secret: i32, out: &mut BytesMut) {
 impl<P: Pooler> Console<P> {
     /// A console for a client with these rights; times are printed in `zone`.
     pub fn new(pooler: P, rights: Rights, zone: TimeZone) -> Self {
-        Console {
-            pooler,
-            rights,
-            zone,
-            waiting: None,
-            suspended: false,
-        }
+        Console { pooler, rights, zone, waiting: None, suspended: false }
     }
 
     /// Answers one whole message, given its tag byte and its body (what follows the length), and
@@ -194,16 +185,10 @@ impl<P: Pooler> Console<P> {
     pub async fn handle(&mut self, tag: u8, body: &[u8], out: &mut BytesMut) -> Outcome {
         match tag {
             b'Q' => match body.iter().position(|byte| *byte == 0) {
-                Some(end) => {
-                    self.query(&String::from_utf8_lossy(&body[..end]), out)
-                        .await
-                }
+                Some(end) => self.query(&String::from_utf8_lossy(&body[..end]), out).await,
                 None => close_with("incomplete query", out),
             },
-            b'X' => Outcome {
-                error: None,
-                close: Some("client close request"),
-            },
+            b'X' => Outcome { error: None, close: Some("client close request") },
             b'P' | b'B' | b'E' => {
                 let message = "extended query protocol not supported by admin console";
                 refuse(SqlError::error(sqlstate::PROTOCOL_VIOLATION, message), out);
@@ -256,10 +241,7 @@ impl<P: Pooler> Console<P> {
         match self.execute(command, out).await {
             Err(error) => refuse(error, out),
             // PgBouncer is gone before it could answer, so no answer is what clients expect.
-            Ok(()) if immediate => Outcome {
-                error: None,
-                close: Some("shutdown"),
-            },
+            Ok(()) if immediate => Outcome { error: None, close: Some("shutdown") },
             Ok(()) => {
                 originate::ready_for_query_idle(out);
                 Outcome::default()
@@ -311,11 +293,7 @@ impl<P: Pooler> Console<P> {
     }
 
     async fn set(&self, key: &str, value: &str, out: &mut BytesMut) -> Answer {
-        let outcome = self
-            .pooler
-            .set(key, value)
-            .await
-            .map_err(|error| error.sql_error())?;
+        let outcome = self.pooler.set(key, value).await.map_err(|error| error.sql_error())?;
         if outcome == SetOutcome::TlsNotApplied {
             let message = "TLS settings could not be applied, still using old configuration";
             originate::error(&SqlError::notice(message), out);
@@ -357,20 +335,15 @@ impl<P: Pooler> Console<P> {
             Command::Resume(database) => pooler.resume(database.as_deref()).await,
             Command::Suspend => pooler.suspend().await,
             Command::Kill(database) => pooler.kill(database.as_deref()).await,
-            Command::KillClient(id) => {
-                pooler
-                    .kill_client(id.ok_or(ConsoleError::ClientNotFound)?)
-                    .await
-            }
+            Command::KillClient(id) => pooler.kill_client(id.ok_or(ConsoleError::ClientNotFound)?).await,
             Command::Reconnect(database) => pooler.reconnect(database.as_deref()).await,
             Command::WaitClose(database) => pooler.wait_close(database.as_deref()).await,
             Command::Disable(database) => pooler.disable(&database.unwrap_or_default()).await,
             Command::Enable(database) => pooler.enable(&database.unwrap_or_default()).await,
             Command::Shutdown(mode) => pooler.shutdown(mode).await,
-            Command::Show(_)
-            | Command::ShowParameter(_)
-            | Command::Set { .. }
-            | Command::SetIgnored => Ok(()),
+            Command::Show(_) | Command::ShowParameter(_) | Command::Set { .. } | Command::SetIgnored => {
+                Ok(())
+            }
         }
     }
 }
@@ -404,9 +377,7 @@ fn check_database(command: &Command) -> Answer {
         _ => return Ok(()),
     };
     if database == CONSOLE_DATABASE {
-        return Err(protocol_error(format!(
-            "cannot {what} admin db: {database}"
-        )));
+        return Err(protocol_error(format!("cannot {what} admin db: {database}")));
     }
     Ok(())
 }
@@ -449,9 +420,7 @@ fn log_issued(command: &Command) {
 fn command_error(error: CommandError, query: &str) -> SqlError {
     match error {
         CommandError::BadArguments => protocol_error("bad arguments"),
-        CommandError::Invalid => {
-            protocol_error(format!("invalid command '{query}', use SHOW HELP;"))
-        }
+        CommandError::Invalid => protocol_error(format!("invalid command '{query}', use SHOW HELP;")),
     }
 }
 
@@ -463,20 +432,14 @@ fn protocol_error(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlErro
 fn refuse(error: SqlError, out: &mut BytesMut) -> Outcome {
     originate::error(&error, out);
     originate::ready_for_query_idle(out);
-    Outcome {
-        error: Some(error),
-        close: None,
-    }
+    Outcome { error: Some(error), close: None }
 }
 
 /// The last message of the connection.
 fn close_with(reason: &'static str, out: &mut BytesMut) -> Outcome {
     let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, reason);
     originate::error(&error, out);
-    Outcome {
-        error: Some(error),
-        close: Some(reason),
-    }
+    Outcome { error: Some(error), close: Some(reason) }
 }
 
 #[cfg(test)]

@@ -38,9 +38,7 @@ impl Scrape {
     pub fn page(&self) -> String {
         let mut page = Page::new();
         self.process(&mut page);
-        self.databases
-            .iter()
-            .for_each(|view| database(view, &mut page));
+        self.databases.iter().for_each(|view| database(view, &mut page));
         self.pools.iter().for_each(|view| pool(view, &mut page));
         self.work.iter().for_each(|work| work.publish(&mut page));
         self.workers.publish(&mut page);
@@ -63,26 +61,10 @@ impl Scrape {
 
 fn database(view: &DatabaseView, page: &mut Page) {
     let labels = [view.name.as_str()];
-    page.gauge(
-        &metrics::DATABASE_CONNECTIONS,
-        &labels,
-        view.current_connections,
-    );
-    page.gauge(
-        &metrics::DATABASE_CONNECTIONS_MAX,
-        &labels,
-        view.max_connections,
-    );
-    page.gauge(
-        &metrics::DATABASE_CLIENTS,
-        &labels,
-        view.current_client_connections,
-    );
-    page.gauge(
-        &metrics::DATABASE_CLIENTS_MAX,
-        &labels,
-        view.max_client_connections,
-    );
+    page.gauge(&metrics::DATABASE_CONNECTIONS, &labels, view.current_connections);
+    page.gauge(&metrics::DATABASE_CONNECTIONS_MAX, &labels, view.max_connections);
+    page.gauge(&metrics::DATABASE_CLIENTS, &labels, view.current_client_connections);
+    page.gauge(&metrics::DATABASE_CLIENTS_MAX, &labels, view.max_client_connections);
     page.gauge(&metrics::DATABASE_PAUSED, &labels, view.paused);
     page.gauge(&metrics::DATABASE_DISABLED, &labels, view.disabled);
 }
@@ -91,10 +73,7 @@ fn pool(view: &PoolView, page: &mut Page) {
     let labels = [view.database.as_str(), view.user.as_str()];
     let with_state = |state| [labels[0], labels[1], state];
     for (state, count) in [
-        (
-            "active",
-            view.clients_active.saturating_sub(view.clients_idle),
-        ),
+        ("active", view.clients_active.saturating_sub(view.clients_idle)),
         ("idle", view.clients_idle),
         ("waiting", view.clients_waiting),
     ] {
@@ -169,11 +148,7 @@ mod tests {
             }],
             work: vec![Work {
                 database: "p0".into(),
-                totals: Stats {
-                    xact_count: 11,
-                    bytes_sent: 1 << 40,
-                    ..Stats::default()
-                },
+                totals: Stats { xact_count: 11, bytes_sent: 1 << 40, ..Stats::default() },
                 ..Work::default()
             }],
             workers: WorkerMetrics::default(),

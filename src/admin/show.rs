@@ -90,9 +90,7 @@ pub(crate) fn parameter(parameter: FakeParameter) -> Table {
         FakeParameter::DefaultTransactionIsolation => {
             (&[("default_transaction_isolation", Text)], "read committed")
         }
-        FakeParameter::StandardConformingStrings => {
-            (&[("standard_conforming_strings", Text)], "on")
-        }
+        FakeParameter::StandardConformingStrings => (&[("standard_conforming_strings", Text)], "on"),
         FakeParameter::DateStyle => (&[("datestyle", Text)], "ISO"),
         FakeParameter::TimeZone => (&[("timezone", Text)], "GMT"),
     };
@@ -101,10 +99,7 @@ pub(crate) fn parameter(parameter: FakeParameter) -> Table {
 
 /// `PgBouncer 1.25.2 (pgweir 0.1.0)`: tools read the first two words.
 fn version() -> String {
-    format!(
-        "PgBouncer {PGBOUNCER_VERSION} (pgweir {})",
-        env!("CARGO_PKG_VERSION")
-    )
+    format!("PgBouncer {PGBOUNCER_VERSION} (pgweir {})", env!("CARGO_PKG_VERSION"))
 }
 
 const VERSION: Columns = &[("version", Text)];
@@ -212,12 +207,7 @@ const USERS: Columns = &[
 ];
 
 fn users(snapshot: &Snapshot) -> Table {
-    Table::new(
-        USERS,
-        sorted_by(&snapshot.users, |view| &view.name)
-            .into_iter()
-            .map(user),
-    )
+    Table::new(USERS, sorted_by(&snapshot.users, |view| &view.name).into_iter().map(user))
 }
 
 fn user(view: &UserView) -> Vec<Value> {
@@ -261,20 +251,10 @@ const FDS: Columns = &[
     ("scram_server_key", Bytea),
 ];
 
-const CONFIG: Columns = &[
-    ("key", Text),
-    ("value", Text),
-    ("default", Text),
-    ("changeable", Text),
-];
+const CONFIG: Columns = &[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)];
 
 fn setting(view: &SettingView) -> Vec<Value> {
-    vec![
-        text(&view.key),
-        view.value.clone(),
-        view.default.clone(),
-        yes_or_no(view.changeable),
-    ]
+    vec![text(&view.key), view.value.clone(), view.default.clone(), yes_or_no(view.changeable)]
 }
 
 fn yes_or_no(yes: bool) -> Value {
@@ -284,15 +264,9 @@ fn yes_or_no(yes: bool) -> Value {
 const STATE: Columns = &[("key", Text), ("value", Text)];
 
 fn state(state: StateView) -> Table {
-    let rows = [
-        ("active", StateView::Active),
-        ("paused", StateView::Paused),
-        ("suspended", StateView::Suspended),
-    ];
-    Table::new(
-        STATE,
-        rows.map(|(name, it)| vec![text(name), yes_or_no(it == state)]),
-    )
+    let rows =
+        [("active", StateView::Active), ("paused", StateView::Paused), ("suspended", StateView::Suspended)];
+    Table::new(STATE, rows.map(|(name, it)| vec![text(name), yes_or_no(it == state)]))
 }
 
 const LISTS: Columns = &[("list", Text), ("items", Int4)];
@@ -314,44 +288,19 @@ fn lists(view: &ListsView) -> Table {
         ("dns_queries", view.dns_queries),
         ("dns_pending", view.dns_pending),
     ];
-    Table::new(
-        LISTS,
-        rows.map(|(name, items)| vec![text(name), int4(items)]),
-    )
+    Table::new(LISTS, rows.map(|(name, items)| vec![text(name), int4(items)]))
 }
 
-const MEM: Columns = &[
-    ("name", Text),
-    ("size", Int4),
-    ("used", Int4),
-    ("free", Int4),
-    ("memtotal", Int4),
-];
+const MEM: Columns = &[("name", Text), ("size", Int4), ("used", Int4), ("free", Int4), ("memtotal", Int4)];
 
 fn memory(view: &MemView) -> Vec<Value> {
-    vec![
-        text(view.name),
-        int4(view.size),
-        int4(view.used),
-        int4(view.free),
-        int4(view.memory_total),
-    ]
+    vec![text(view.name), int4(view.size), int4(view.used), int4(view.free), int4(view.memory_total)]
 }
 
-const PEERS: Columns = &[
-    ("peer_id", Int4),
-    ("host", Text),
-    ("port", Int4),
-    ("pool_size", Int4),
-];
+const PEERS: Columns = &[("peer_id", Int4), ("host", Text), ("port", Int4), ("pool_size", Int4)];
 
 fn peer(view: &PeerView) -> Vec<Value> {
-    vec![
-        int4(view.peer_id),
-        view.host.clone(),
-        int4(view.port),
-        int4(view.pool_size),
-    ]
+    vec![int4(view.peer_id), view.host.clone(), int4(view.port), int4(view.pool_size)]
 }
 
 const PEER_POOLS: Columns = &[
@@ -375,11 +324,7 @@ fn peer_pool(view: &PeerPoolView) -> Vec<Value> {
 const DNS_HOSTS: Columns = &[("hostname", Text), ("ttl", Int8), ("addrs", Text)];
 
 fn dns_host(view: &DnsHostView) -> Vec<Value> {
-    vec![
-        text(&view.hostname),
-        number(view.ttl_s),
-        text(&view.addresses),
-    ]
+    vec![text(&view.hostname), number(view.ttl_s), text(&view.addresses)]
 }
 
 const DNS_ZONES: Columns = &[("zonename", Text), ("serial", Int8), ("count", Int4)];

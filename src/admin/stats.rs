@@ -80,24 +80,18 @@ const TOTALS_ROWS: [&str; 11] = [
 
 pub(crate) fn stats(snapshot: &Snapshot) -> Table {
     rows(STATS, snapshot, |view| {
-        let averages = view
-            .totals
-            .averages_since(&view.older, snapshot.stats_elapsed);
+        let averages = view.totals.averages_since(&view.older, snapshot.stats_elapsed);
         [in_order(&view.totals), in_order(&averages)].concat()
     })
 }
 
 pub(crate) fn totals(snapshot: &Snapshot) -> Table {
-    rows(STATS_TOTALS, snapshot, |view| {
-        in_order(&view.totals).to_vec()
-    })
+    rows(STATS_TOTALS, snapshot, |view| in_order(&view.totals).to_vec())
 }
 
 pub(crate) fn averages(snapshot: &Snapshot) -> Table {
     rows(STATS_AVERAGES, snapshot, |view| {
-        let averages = view
-            .totals
-            .averages_since(&view.older, snapshot.stats_elapsed);
+        let averages = view.totals.averages_since(&view.older, snapshot.stats_elapsed);
         in_order(&averages).to_vec()
     })
 }
@@ -105,11 +99,7 @@ pub(crate) fn averages(snapshot: &Snapshot) -> Table {
 /// SHOW TOTALS: all databases in one, a row for each number.
 pub(crate) fn totals_by_name(snapshot: &Snapshot) -> Table {
     let sum = |of: fn(&StatsView) -> &Stats| {
-        snapshot
-            .stats
-            .iter()
-            .map(of)
-            .fold(Stats::default(), |sum, stats| sum.plus(stats))
+        snapshot.stats.iter().map(of).fold(Stats::default(), |sum, stats| sum.plus(stats))
     };
     let totals = sum(|view| &view.totals);
     let averages = totals.averages_since(&sum(|view| &view.older), snapshot.stats_elapsed);
@@ -117,25 +107,15 @@ pub(crate) fn totals_by_name(snapshot: &Snapshot) -> Table {
         let numbers = TOTALS_ROWS.into_iter().zip(in_order(stats));
         numbers.map(move |(name, n)| vec![text(format!("{prefix}_{name}")), number(n)])
     };
-    Table::new(
-        TOTALS,
-        named("total", &totals).chain(named("avg", &averages)),
-    )
+    Table::new(TOTALS, named("total", &totals).chain(named("avg", &averages)))
 }
 
 fn rows(columns: Columns, snapshot: &Snapshot, numbers: impl Fn(&StatsView) -> Vec<u64>) -> Table {
     let row = |view: &StatsView| -> Vec<Value> {
         let numbers = numbers(view).into_iter().map(number);
-        std::iter::once(text(&view.database))
-            .chain(numbers)
-            .collect()
+        std::iter::once(text(&view.database)).chain(numbers).collect()
     };
-    Table::new(
-        columns,
-        sorted_by(&snapshot.stats, |view| &view.database)
-            .into_iter()
-            .map(row),
-    )
+    Table::new(columns, sorted_by(&snapshot.stats, |view| &view.database).into_iter().map(row))
 }
 
 /// The order of every table here.

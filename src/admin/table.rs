@@ -55,14 +55,10 @@ mod tests {
     #[test]
     fn a_table_is_one_row_description_and_its_rows() {
         const COLUMNS: Columns = &[("key", ColumnType::Text), ("n", ColumnType::Int4)];
-        let table = Table::new(
-            COLUMNS,
-            [vec![text("a"), int4(7)], vec![None, int4(u64::MAX)]],
-        );
+        let table = Table::new(COLUMNS, [vec![text("a"), int4(7)], vec![None, int4(u64::MAX)]]);
         let mut out = BytesMut::new();
         table.encode(&mut out);
-        let expected: &[u8] =
-            b"T\0\0\0\x30\0\x02key\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
+        let expected: &[u8] = b"T\0\0\0\x30\0\x02key\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0\
             n\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0\
             D\0\0\0\x10\0\x02\0\0\0\x01a\0\0\0\x017\
             D\0\0\0\x18\0\x02\xff\xff\xff\xff\0\0\0\x0a2147483647";

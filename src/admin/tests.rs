@@ -13,9 +13,7 @@ use super::*;
 async fn ask(fake: &Fake, rights: Rights, query: &str) -> Vec<String> {
     let mut out = BytesMut::new();
     let body = format!("{query}\0");
-    Console::new(fake, rights, TimeZone::UTC)
-        .handle(b'Q', body.as_bytes(), &mut out)
-        .await;
+    Console::new(fake, rights, TimeZone::UTC).handle(b'Q', body.as_bytes(), &mut out).await;
     messages(out)
 }
 
@@ -52,12 +50,7 @@ async fn connections_are_shown_as_pgbouncer_shows_them() {
     let idle = idle.replace("idle", "cl_active") + "|0|0|0|0|0|0|0";
     let server = server.replace("new", "sv_login") + "|0|0|0|0|0|0|0";
     let login = format!("C|(nouser)|(nodb)|none|cl_login|{ends}|0|0|0|0x1f||0|||0|8|0|0|0|0|0|0|0");
-    check_show(
-        "SHOW SOCKETS",
-        &columns,
-        &[&waiting, &idle, &login, &server],
-    )
-    .await;
+    check_show("SHOW SOCKETS", &columns, &[&waiting, &idle, &login, &server]).await;
     check_show("SHOW ACTIVE_SOCKETS", &columns, &[&waiting]).await;
 }
 
@@ -90,10 +83,7 @@ async fn pools_databases_and_users_are_shown_as_pgbouncer_shows_them() {
         "SHOW USERS",
         "name:t pool_size:t reserve_pool_size:t pool_mode:t max_user_connections:i \
          current_connections:i max_user_client_connections:i current_client_connections:i",
-        &[
-            "bob|        5|        7|transaction|3|0|0|0",
-            "x|||NULL|0|0|0|1",
-        ],
+        &["bob|        5|        7|transaction|3|0|0|0", "x|||NULL|0|0|0|1"],
     )
     .await;
 }
@@ -119,10 +109,7 @@ async fn stats_are_shown_as_pgbouncer_shows_them() {
     check_show(
         "SHOW STATS_TOTALS",
         &format!("database:t {counters} client_parse_count:n server_parse_count:n bind_count:n"),
-        &[
-            "p0|2|2|3|37|167|6016075|3008384|3016285|0|0|0",
-            "pgbouncer|0|1|1|0|0|0|0|0|0|0|0",
-        ],
+        &["p0|2|2|3|37|167|6016075|3008384|3016285|0|0|0", "pgbouncer|0|1|1|0|0|0|0|0|0|0|0"],
     )
     .await;
     check_show(
@@ -131,10 +118,7 @@ async fn stats_are_shown_as_pgbouncer_shows_them() {
             "database:t {counters} avg_client_parse_count:n avg_server_parse_count:n \
              avg_bind_count:n"
         ),
-        &[
-            "p0|0|0|0|2|10|3008037|1002794|1508142|0|0|0",
-            "pgbouncer|0|0|0|0|0|0|0|0|0|0|0",
-        ],
+        &["p0|0|0|0|2|10|3008037|1002794|1508142|0|0|0", "pgbouncer|0|0|0|0|0|0|0|0|0|0|0"],
     )
     .await;
     let totals = [
@@ -150,12 +134,8 @@ async fn stats_are_shown_as_pgbouncer_shows_them() {
         ("ps_server_parse_count", 0, 0),
         ("ps_bind_count", 0, 0),
     ];
-    let total = totals
-        .iter()
-        .map(|(name, total, _)| format!("total_{name}|{total}"));
-    let average = totals
-        .iter()
-        .map(|(name, _, average)| format!("avg_{name}|{average}"));
+    let total = totals.iter().map(|(name, total, _)| format!("total_{name}|{total}"));
+    let average = totals.iter().map(|(name, _, average)| format!("avg_{name}|{average}"));
     let rows: Vec<String> = total.chain(average).collect();
     let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
     check_show("SHOW TOTALS", "name:t value:n", &rows).await;
@@ -184,18 +164,10 @@ async fn the_small_tables_are_shown_as_pgbouncer_shows_them() {
     check_show("SHOW DNS_ZONES", "zonename:t serial:q count:i", &[]).await;
     check_show("SHOW Client_Encoding", "client_encoding:t", &["UTF-8"]).await;
     let isolation = "default_transaction_isolation:t";
-    check_show(
-        "SHOW default_transaction_isolation",
-        isolation,
-        &["read committed"],
-    )
-    .await;
+    check_show("SHOW default_transaction_isolation", isolation, &["read committed"]).await;
     check_show("SHOW timezone", "timezone:t", &["GMT"]).await;
     let help = ask(&Fake::default(), Rights::Stats, "SHOW HELP").await;
-    assert!(
-        help[0].starts_with("N SNOTICE C00000 MConsole usage D\n\tSHOW HELP|CONFIG"),
-        "{help:?}"
-    );
+    assert!(help[0].starts_with("N SNOTICE C00000 MConsole usage D\n\tSHOW HELP|CONFIG"), "{help:?}");
     assert_eq!(help[1..], ["C SHOW\0", "Z I"]);
 }
 
@@ -214,16 +186,8 @@ async fn commands_reach_the_pooler_and_answer_with_their_tag() {
         ("WAIT_CLOSE", "wait_close None", "WAIT_CLOSE"),
         ("DISABLE p0", "disable p0", "DISABLE"),
         ("ENABLE p0", "enable p0", "ENABLE"),
-        (
-            "SET stats_period = '61'",
-            "set stats_period=61",
-            "SET stats_period=61",
-        ),
-        (
-            "SHUTDOWN WAIT_FOR_CLIENTS",
-            "SHUTDOWN WAIT_FOR_CLIENTS",
-            "SHUTDOWN",
-        ),
+        ("SET stats_period = '61'", "set stats_period=61", "SET stats_period=61"),
+        ("SHUTDOWN WAIT_FOR_CLIENTS", "SHUTDOWN WAIT_FOR_CLIENTS", "SHUTDOWN"),
     ] {
         let fake = Fake::default();
         let expected = [format!("C {tag}\0"), "Z I".to_owned()];
@@ -244,10 +208,7 @@ async fn refusals_have_pgbouncers_words() {
         ("shöw", "invalid command 'shöw', use SHOW HELP;"),
         ("PAUSE pgbouncer", "cannot pause admin db: pgbouncer"),
         ("KILL pgbouncer", "cannot kill admin db: pgbouncer"),
-        (
-            "RECONNECT pgbouncer",
-            "cannot reconnect admin db: pgbouncer",
-        ),
+        ("RECONNECT pgbouncer", "cannot reconnect admin db: pgbouncer"),
         ("WAIT_CLOSE pgbouncer", "cannot wait in admin db: pgbouncer"),
         ("DISABLE pgbouncer", "cannot disable admin db: pgbouncer"),
         ("ENABLE pgbouncer", "cannot disable admin db: pgbouncer"),
@@ -261,49 +222,21 @@ async fn refusals_have_pgbouncers_words() {
     }
     let long = format!("PAUSE \"{}\"", "a".repeat(62));
     check(&long, &["E SERROR C08P01 Mbad arguments", "Z I"]).await;
-    check(
-        "SET timezone = x",
-        &["N SNOTICE C00000 MSET ignored", "C SET\0", "Z I"],
-    )
-    .await;
+    check("SET timezone = x", &["N SNOTICE C00000 MSET ignored", "C SET\0", "Z I"]).await;
 
     let name = || "x".to_owned();
     for (failure, message) in [
-        (
-            ConsoleError::AlreadyPaused,
-            "C08P01 Malready suspended/paused",
-        ),
-        (
-            ConsoleError::NotPaused,
-            "C08P01 Mpooler is not paused/suspended",
-        ),
-        (
-            ConsoleError::DatabaseNotPaused(name()),
-            "C08P01 Mdatabase x is not paused",
-        ),
-        (
-            ConsoleError::NoSuchDatabase(name()),
-            "C08P01 Mno such database: x",
-        ),
-        (
-            ConsoleError::PausedDatabases,
-            "C08P01 Mcannot suspend with paused databases",
-        ),
-        (
-            ConsoleError::ShuttingDown,
-            "C08P01 Mpooler is shutting down",
-        ),
+        (ConsoleError::AlreadyPaused, "C08P01 Malready suspended/paused"),
+        (ConsoleError::NotPaused, "C08P01 Mpooler is not paused/suspended"),
+        (ConsoleError::DatabaseNotPaused(name()), "C08P01 Mdatabase x is not paused"),
+        (ConsoleError::NoSuchDatabase(name()), "C08P01 Mno such database: x"),
+        (ConsoleError::PausedDatabases, "C08P01 Mcannot suspend with paused databases"),
+        (ConsoleError::ShuttingDown, "C08P01 Mpooler is shutting down"),
         (ConsoleError::ClientNotFound, "C08P01 Mclient not found"),
         (ConsoleError::SetFailed, "C08P01 MSET failed"),
-        (
-            ConsoleError::ReloadFailed,
-            "CF0000 MRELOAD failed, see logs for additional details",
-        ),
+        (ConsoleError::ReloadFailed, "CF0000 MRELOAD failed, see logs for additional details"),
     ] {
-        let fake = Fake {
-            failure: Some(failure),
-            ..Fake::default()
-        };
+        let fake = Fake { failure: Some(failure), ..Fake::default() };
         let expected = [format!("E SERROR {message}"), "Z I".to_owned()];
         assert_eq!(ask(&fake, Rights::Admin, "RELOAD").await, expected);
     }
@@ -311,19 +244,13 @@ async fn refusals_have_pgbouncers_words() {
 
 #[tokio::test]
 async fn a_set_of_tls_that_does_not_work_is_noticed() {
-    let fake = Fake {
-        tls_not_applied: true,
-        ..Fake::default()
-    };
+    let fake = Fake { tls_not_applied: true, ..Fake::default() };
     let expected = [
         "N SNOTICE C00000 MTLS settings could not be applied, still using old configuration",
         "C SET client_tls_sslmode=require\0",
         "Z I",
     ];
-    assert_eq!(
-        ask(&fake, Rights::Admin, "SET client_tls_sslmode=require").await,
-        expected
-    );
+    assert_eq!(ask(&fake, Rights::Admin, "SET client_tls_sslmode=require").await, expected);
 }
 
 #[tokio::test]
@@ -332,10 +259,7 @@ async fn show_fds_is_for_administrators_and_not_supported() {
     let expected = ["E SERROR C08P01 Madmin access needed", "Z I"];
     assert_eq!(ask(&fake, Rights::Stats, "SHOW FDS").await, expected);
     let answer = ask(&fake, Rights::Admin, "SHOW FDS").await;
-    assert!(
-        answer[0].starts_with("E SERROR C0A000 MSHOW FDS is not supported"),
-        "{answer:?}"
-    );
+    assert!(answer[0].starts_with("E SERROR C0A000 MSHOW FDS is not supported"), "{answer:?}");
 }
 
 #[tokio::test]
@@ -346,12 +270,7 @@ async fn other_messages_end_the_connection() {
         (b'P', &b"\0\0"[..], "bad packet", Some(extended)),
         (b'B', b"\0\0", "bad packet", Some(extended)),
         (b'E', b"\0\0", "bad packet", Some(extended)),
-        (
-            b'S',
-            b"",
-            "bad packet",
-            Some("E SERROR C08P01 Munsupported packet type for admin console: 83"),
-        ),
+        (b'S', b"", "bad packet", Some("E SERROR C08P01 Munsupported packet type for admin console: 83")),
         (b'p', b"x\0", "unknown pkt", None),
         (b'~', b"", "unknown pkt", None),
         (b'Q', b"abc", "incomplete query", None),
@@ -362,11 +281,7 @@ async fn other_messages_end_the_connection() {
         let mut console = Console::new(&fake, Rights::Admin, TimeZone::UTC);
         let outcome = console.handle(tag, body, &mut out).await;
         let mut expected: Vec<String> = Vec::new();
-        expected.extend(
-            first
-                .into_iter()
-                .flat_map(|e| [e.to_owned(), "Z I".to_owned()]),
-        );
+        expected.extend(first.into_iter().flat_map(|e| [e.to_owned(), "Z I".to_owned()]));
         expected.push(fatal(reason));
         assert_eq!(messages(out), expected, "{}", char::from(tag));
         assert_eq!(outcome.close, Some(reason));
@@ -375,27 +290,16 @@ async fn other_messages_end_the_connection() {
     let mut out = BytesMut::new();
     let mut console = Console::new(&fake, Rights::Admin, TimeZone::UTC);
     let outcome = console.handle(b'X', b"", &mut out).await;
-    assert_eq!(
-        (outcome.close, out.len()),
-        (Some("client close request"), 0)
-    );
+    assert_eq!((outcome.close, out.len()), (Some("client close request"), 0));
     let outcome = console.handle(b'Q', b"SHUTDOWN\0", &mut out).await;
-    assert_eq!(
-        (outcome.close, out.len()),
-        (Some("shutdown"), 0),
-        "it just closes"
-    );
+    assert_eq!((outcome.close, out.len()), (Some("shutdown"), 0), "it just closes");
 }
 
 /// Gives a command up while it waits.
 async fn give_up(console: &mut Console<&Fake>, query: &[u8]) {
     let mut out = BytesMut::new();
     let waited = timeout(Duration::ZERO, console.handle(b'Q', query, &mut out)).await;
-    assert!(
-        waited.is_err() && out.is_empty(),
-        "{}",
-        String::from_utf8_lossy(query)
-    );
+    assert!(waited.is_err() && out.is_empty(), "{}", String::from_utf8_lossy(query));
 }
 
 #[tokio::test]
@@ -406,10 +310,7 @@ async fn a_cancel_undoes_the_pause_that_waits() {
         (b"SUSPEND\0", Some("resume None")),
         (b"WAIT_CLOSE\0", None),
     ] {
-        let fake = Fake {
-            waits: true,
-            ..Fake::default()
-        };
+        let fake = Fake { waits: true, ..Fake::default() };
         let mut console = Console::new(&fake, Rights::Admin, TimeZone::UTC);
         give_up(&mut console, query).await;
         let mut out = BytesMut::new();
@@ -432,11 +333,7 @@ async fn a_client_that_goes_takes_its_suspend_along_but_not_its_pause() {
         (b"PAUSE\0", true, StateView::Paused, false),
         (b"SHOW STATE\0", false, StateView::Suspended, false),
     ] {
-        let fake = Fake {
-            waits,
-            state,
-            ..Fake::default()
-        };
+        let fake = Fake { waits, state, ..Fake::default() };
         let mut console = Console::new(&fake, Rights::Admin, TimeZone::UTC);
         if waits {
             give_up(&mut console, query).await;
@@ -444,17 +341,8 @@ async fn a_client_that_goes_takes_its_suspend_along_but_not_its_pause() {
             console.handle(b'Q', query, &mut BytesMut::new()).await;
         }
         console.disconnected().await;
-        let resumed = fake
-            .told
-            .borrow()
-            .iter()
-            .any(|told| told.starts_with("resume"));
-        assert_eq!(
-            resumed,
-            resumes,
-            "{} in {state:?}",
-            String::from_utf8_lossy(query)
-        );
+        let resumed = fake.told.borrow().iter().any(|told| told.starts_with("resume"));
+        assert_eq!(resumed, resumes, "{} in {state:?}", String::from_utf8_lossy(query));
     }
 }
 

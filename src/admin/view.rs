@@ -544,10 +544,7 @@ mod tests {
         let line = "stats: 0 xacts/s, 0 queries/s, 0 client parses/s, 0 server parses/s, 0 binds/s, \
             in 3 B/s, out 16 B/s, xact 3008037 us, query 1002794 us, wait 1508142 us";
         assert_eq!(averages.log_line(), line);
-        assert_eq!(
-            totals.averages_since(&totals, Duration::from_secs(10)),
-            Stats::default()
-        );
+        assert_eq!(totals.averages_since(&totals, Duration::from_secs(10)), Stats::default());
         let at_once = totals.averages_since(&Stats::default(), Duration::ZERO);
         assert_eq!(at_once.bytes_sent, 0, "no time has passed");
     }

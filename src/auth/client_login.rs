@@ -99,22 +99,16 @@ impl ClientLogin {
     ) -> Self {
         let secret = credentials.as_deref().map(Credentials::secret);
         let state = match (method, secret) {
-            (Method::Trust, _) => State::Trust {
-                known: secret.is_some(),
-            },
-            (Method::Plain, _) => State::Plain {
-                user: user.to_owned(),
-                credentials,
-            },
+            (Method::Trust, _) => State::Trust { known: secret.is_some() },
+            (Method::Plain, _) => State::Plain { user: user.to_owned(), credentials },
             (Method::Md5, Some(Secret::Scram(_))) | (Method::ScramSha256, _) => State::ScramFirst {
                 key: key_use(secret),
                 secret: verifier(user, credentials.as_deref(), settings),
                 server_nonce: scram::new_nonce(rng),
             },
-            (Method::Md5, None | Some(Secret::Plain(_) | Secret::Md5(_))) => State::Md5 {
-                digest: md5_digest(user, secret, settings),
-                salt: rng.random(),
-            },
+            (Method::Md5, None | Some(Secret::Plain(_) | Secret::Md5(_))) => {
+                State::Md5 { digest: md5_digest(user, secret, settings), salt: rng.random() }
+            }
         };
         ClientLogin { state }
     }
@@ -122,34 +116,22 @@ impl ClientLogin {
     /// What the client sends in a `p` message: a password, or one of the two SCRAM messages.
     ///
     /// FATAL 28P01 when it is wrong, 08P01 when it cannot be read; either ends the login.
-    pub fn handle_password(
-        &mut self,
-        body: &[u8],
-        out: &mut BytesMut,
-    ) -> Result<Progress<Proof>, SqlError> {
+    pub fn handle_password(&mut self, body: &[u8], out: &mut BytesMut) -> Result<Progress<Proof>, SqlError> {
         match mem::replace(&mut self.state, State::Over) {
             State::Plain { user, credentials } => {
                 let password = Password::new(password_of(body)?);
                 let secret = credentials.as_deref().map(Credentials::secret);
                 accept(plain_matches(&user, secret, &password))?;
-                Ok(Progress::Done(Proof {
-                    plain: Some(password),
-                    client_key: None,
-                }))
+                Ok(Progress::Done(Proof { plain: Some(password), client_key: None }))
             }
             State::Md5 { digest, salt } => {
                 let expected = md5::response(&digest.0, salt);
                 accept(password_of(body)?.ct_eq(&expected).into())?;
                 Ok(Progress::Done(Proof::default()))
             }
-            State::ScramFirst {
-                secret,
-                key,
-                server_nonce,
-            } => {
-                let (exchange, reply) =
-                    ServerExchange::begin(initial_response(body)?, secret, &server_nonce)
-                        .map_err(sasl_failed)?;
+            State::ScramFirst { secret, key, server_nonce } => {
+                let (exchange, reply) = ServerExchange::begin(initial_response(body)?, secret, &server_nonce)
+                    .map_err(sasl_failed)?;
                 originate::authentication(Authentication::SASLContinue(Bytes::from(reply)), out);
                 self.state = State::ScramFinal { exchange, key };
                 Ok(Progress::Continue)
@@ -207,11 +189,7 @@ fn key_use(secret: Option<&Secret>) -> KeyUse {
 }
 
 /// The verifier to check against; one that nobody can satisfy for whoever has none.
-fn verifier(
-    user: &str,
-    credentials: Option<&Credentials>,
-    settings: &ScramSettings,
-) -> ScramSecret {
+fn verifier(user: &str, credentials: Option<&Credentials>, settings: &ScramSettings) -> ScramSecret {
     let mock = || settings.mock_key.scram_secret(user, settings.iterations);
     let Some(credentials) = credentials else {
         return mock();
@@ -240,9 +218,7 @@ fn plain_matches(user: &str, secret: Option<&Secret>, password: &Password) -> bo
         None => false,
         // The password that was sent is never empty, so an empty secret matches nothing.
         Some(Secret::Plain(stored)) => stored == password,
-        Some(Secret::Md5(stored)) => {
-            Md5Digest(md5::stored_digest(password.as_bytes(), user)) == *stored
-        }
+        Some(Secret::Md5(stored)) => Md5Digest(md5::stored_digest(password.as_bytes(), user)) == *stored,
         Some(Secret::Scram(stored)) => stored.matches(password),
     }
 }
@@ -266,10 +242,7 @@ fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
 /// The body of a SASLInitialResponse: the mechanism, a length, and that many bytes of SCRAM.
 fn initial_response(body: &[u8]) -> Result<&[u8], SqlError> {
     let invalid = || malformed("malformed SASLInitialResponse message");
-    let end = body
-        .iter()
-        .position(|&byte| byte == 0)
-        .ok_or_else(invalid)?;
+    let end = body.iter().position(|&byte| byte == 0).ok_or_else(invalid)?;
     if &body[..end] != MECHANISM.as_bytes() {
         let message = "client selected an invalid SASL authentication mechanism";
         return Err(malformed(message));

@@ -10,9 +10,7 @@ pub(super) fn stored_digest(password: &[u8], user: &str) -> [u8; 32] {
 /// The answer to AuthenticationMD5Password: `md5` and 32 hex digits, without a NUL.
 pub(super) fn response(stored_digest: &[u8; 32], salt: [u8; 4]) -> [u8; 35] {
     let mut text = *b"md500000000000000000000000000000000";
-    text[3..].copy_from_slice(&hex(Md5::new()
-        .chain_update(stored_digest)
-        .chain_update(salt)));
+    text[3..].copy_from_slice(&hex(Md5::new().chain_update(stored_digest).chain_update(salt)));
     text
 }
 
@@ -36,9 +34,6 @@ mod tests {
         // vector as in rust-postgres.
         let digest = stored_digest(b"password", "md5_user");
         assert_eq!(&digest, b"7cd2b9a92689eab2e58caf2da80afa15");
-        assert_eq!(
-            &response(&digest, [0x2a, 0x3d, 0x8f, 0xe0]),
-            b"md562af4dd09bbb41884907a838a3233294"
-        );
+        assert_eq!(&response(&digest, [0x2a, 0x3d, 0x8f, 0xe0]), b"md562af4dd09bbb41884907a838a3233294");
     }
 }

@@ -16,8 +16,8 @@ mod server_login;
 pub use client_login::{ClientLogin, Method, Proof};
 pub use scram::{ScramError, ScramKey};
 pub use secret::{
-    Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings,
-    Secret, ServerSecret,
+    Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,
+    ServerSecret,
 };
 pub use server_login::{AuthError, ServerLogin};
 

@@ -106,10 +106,7 @@ impl ScramKeys {
     pub(super) fn derive(password: &[u8], salt: &[u8], iterations: u32) -> Self {
         let salted: [u8; 32] =
             pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(&normalize(password), salt, iterations);
-        ScramKeys {
-            client_key: hmac(&salted, &[b"Client Key"]),
-            server_key: hmac(&salted, &[b"Server Key"]),
-        }
+        ScramKeys { client_key: hmac(&salted, &[b"Client Key"]), server_key: hmac(&salted, &[b"Server Key"]) }
     }
 
     pub(super) fn stored_key(&self) -> ScramKey {
@@ -181,12 +178,7 @@ impl ServerExchange {
         let nonce = format!("{client_nonce}{server_nonce}");
         let salt = BASE64.encode(&secret.salt);
         let server_first = format!("r={nonce},s={salt},i={}", secret.iterations);
-        let exchange = ServerExchange {
-            secret,
-            gs2_header,
-            signed: format!("{bare},{server_first}"),
-            nonce,
-        };
+        let exchange = ServerExchange { secret, gs2_header, signed: format!("{bare},{server_first}"), nonce };
         Ok((exchange, server_first))
     }
 
@@ -273,9 +265,8 @@ impl ClientExchange {
         let signed = format!("{},{text},{without_proof}", self.client_first_bare());
         let client_signature = hmac(&keys.stored_key().0, &[signed.as_bytes()]);
         let proof = BASE64.encode(xor(&keys.client_key, &client_signature).0);
-        let expectation = ClientExpectation {
-            server_signature: hmac(&keys.server_key.0, &[signed.as_bytes()]),
-        };
+        let expectation =
+            ClientExpectation { server_signature: hmac(&keys.server_key.0, &[signed.as_bytes()]) };
         Ok((expectation, format!("{without_proof},p={proof}")))
     }
 }
@@ -291,11 +282,7 @@ impl ClientExpectation {
         let signature = decode_key(attributes.take(b'v')?, "malformed server signature")?;
         attributes.skip_extensions()?;
         attributes.end()?;
-        if signature == self.server_signature {
-            Ok(())
-        } else {
-            Err(ScramError::WrongServerSignature)
-        }
+        if signature == self.server_signature { Ok(()) } else { Err(ScramError::WrongServerSignature) }
     }
 }
 
@@ -430,10 +417,7 @@ mod tests {
         let client_final = "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
              p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=";
         let (_, server_final) = exchange.finish(client_final.as_bytes()).unwrap();
-        assert_eq!(
-            server_final,
-            "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="
-        );
+        assert_eq!(server_final, "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
     }
 
     #[test]
@@ -446,18 +430,12 @@ mod tests {
         let zeros = "A".repeat(43);
         check(&format!("v={zeros}="), Ok(()));
         check(&format!("v={zeros}=,x=1"), Ok(()));
-        check(
-            &format!("v=B{}=", &zeros[1..]),
-            Err(ScramError::WrongServerSignature),
-        );
+        check(&format!("v=B{}=", &zeros[1..]), Err(ScramError::WrongServerSignature));
         check("e=other-error", Err(ScramError::ServerReportedError));
         let malformed = ScramError::Malformed("malformed server signature");
         check("v=", Err(malformed));
         check("v=AAAA", Err(malformed));
         check("", Err(ScramError::Malformed("another attribute expected")));
-        check(
-            &format!("v={zeros}=,v="),
-            Err(ScramError::Malformed("garbage at the end")),
-        );
+        check(&format!("v={zeros}=,v="), Err(ScramError::Malformed("garbage at the end")));
     }
 }

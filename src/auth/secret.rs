@@ -85,12 +85,7 @@ impl ScramSecret {
     /// Makes the verifier of a password. Costs milliseconds.
     pub fn derive(password: &Password, salt: Vec<u8>, iterations: u32) -> Self {
         let keys = ScramKeys::derive(password.as_bytes(), &salt, iterations);
-        ScramSecret {
-            iterations,
-            salt,
-            stored_key: keys.stored_key(),
-            server_key: keys.server_key,
-        }
+        ScramSecret { iterations, salt, stored_key: keys.stored_key(), server_key: keys.server_key }
     }
 
     /// Whether this is the password. Costs milliseconds.
@@ -214,11 +209,7 @@ impl Credentials {
             Secret::Md5(digest) => ServerSecret::Md5(*digest),
             Secret::Scram(_) => ServerSecret::ScramKeysMissing,
         };
-        Credentials {
-            secret,
-            verifier: Mutex::new(None),
-            server_secret: Arc::new(server_secret),
-        }
+        Credentials { secret, verifier: Mutex::new(None), server_secret: Arc::new(server_secret) }
     }
 
     /// The stored secret.
@@ -233,22 +224,16 @@ impl Credentials {
         match (&self.secret, &proof.plain, proof.client_key) {
             (Secret::Plain(_), _, _) => self.server_secret.clone(),
             (_, Some(password), _) => Arc::new(ServerSecret::plain(password.clone())),
-            (Secret::Scram(secret), None, Some(client_key)) => Arc::new(ServerSecret::ScramKeys {
-                client_key,
-                server_key: secret.server_key,
-            }),
+            (Secret::Scram(secret), None, Some(client_key)) => {
+                Arc::new(ServerSecret::ScramKeys { client_key, server_key: secret.server_key })
+            }
             (Secret::Md5(_) | Secret::Scram(_), None, _) => self.server_secret.clone(),
         }
     }
 
     /// The verifier of a plain password: PBKDF2 costs milliseconds, so it is kept. Whoever comes
     /// while it is being made waits for it instead of making another.
-    pub(super) fn verifier(
-        &self,
-        user: &str,
-        password: &Password,
-        settings: &ScramSettings,
-    ) -> ScramSecret {
+    pub(super) fn verifier(&self, user: &str, password: &Password, settings: &ScramSettings) -> ScramSecret {
         let mut kept = self.verifier.lock();
         match &*kept {
             Some(secret) if secret.iterations == settings.iterations => secret.clone(),
@@ -293,10 +278,7 @@ pub enum ServerSecret {
 impl ServerSecret {
     /// A password, with room for the keys derived from it.
     pub fn plain(password: Password) -> Self {
-        ServerSecret::Plain(PlainServerSecret {
-            password,
-            keys: Mutex::new(None),
-        })
+        ServerSecret::Plain(PlainServerSecret { password, keys: Mutex::new(None) })
     }
 }
 
@@ -327,21 +309,14 @@ impl PlainServerSecret {
     /// password changes there, so the last ones are kept.
     pub(super) fn scram_keys(&self, salt: &[u8], iterations: u32) -> Result<ScramKeys, ScramError> {
         if iterations > ITERATIONS_MAX {
-            return Err(ScramError::TooManyIterations {
-                iterations,
-                limit: ITERATIONS_MAX,
-            });
+            return Err(ScramError::TooManyIterations { iterations, limit: ITERATIONS_MAX });
         }
         let mut kept = self.keys.lock();
         match &*kept {
             Some(last) if last.iterations == iterations && last.salt == salt => Ok(last.keys),
             _ => {
                 let keys = ScramKeys::derive(self.password.as_bytes(), salt, iterations);
-                *kept = Some(DerivedKeys {
-                    salt: salt.to_vec(),
-                    iterations,
-                    keys,
-                });
+                *kept = Some(DerivedKeys { salt: salt.to_vec(), iterations, keys });
                 Ok(keys)
             }
         }
@@ -416,10 +391,7 @@ mod tests {
             format!("1:A${key}:{key}"),
             format!("1:AAAA$AAAA:{key}"),
         ] {
-            assert!(
-                Secret::parse(format!("SCRAM-SHA-256${rest}")).is_empty(),
-                "{rest}"
-            );
+            assert!(Secret::parse(format!("SCRAM-SHA-256${rest}")).is_empty(), "{rest}");
         }
     }
 }

@@ -83,9 +83,7 @@ impl ServerLogin {
         body: &[u8],
         out: &mut BytesMut,
     ) -> Result<Progress<()>, AuthError> {
-        let (code, data) = body
-            .split_first_chunk()
-            .ok_or(AuthError::Malformed("no code"))?;
+        let (code, data) = body.split_first_chunk().ok_or(AuthError::Malformed("no code"))?;
         let code = u32::from_be_bytes(*code);
         match (code, mem::replace(&mut self.state, State::Over)) {
             (0, state) => {
@@ -115,9 +113,9 @@ impl ServerLogin {
         }
         match &*self.secret {
             ServerSecret::Plain(secret) => write_password(secret.password().as_bytes(), out),
-            ServerSecret::Md5(_)
-            | ServerSecret::ScramKeys { .. }
-            | ServerSecret::ScramKeysMissing => return Err(AuthError::WrongPasswordType(METHOD)),
+            ServerSecret::Md5(_) | ServerSecret::ScramKeys { .. } | ServerSecret::ScramKeysMissing => {
+                return Err(AuthError::WrongPasswordType(METHOD));
+            }
             ServerSecret::None => return Err(AuthError::NoPassword(METHOD)),
         }
         Ok(State::PasswordSent)
@@ -125,9 +123,7 @@ impl ServerLogin {
 
     fn md5(&self, data: &[u8], out: &mut BytesMut) -> Result<State, AuthError> {
         const METHOD: &str = "MD5";
-        let salt: [u8; 4] = data
-            .try_into()
-            .map_err(|_| AuthError::Malformed("md5 salt is not 4 bytes"))?;
+        let salt: [u8; 4] = data.try_into().map_err(|_| AuthError::Malformed("md5 salt is not 4 bytes"))?;
         let digest = match &*self.secret {
             ServerSecret::Plain(secret) => secret.md5_digest(&self.user),
             ServerSecret::Md5(digest) => digest.0,
@@ -140,12 +136,7 @@ impl ServerLogin {
         Ok(State::PasswordSent)
     }
 
-    fn sasl(
-        &self,
-        data: &[u8],
-        exchange: ClientExchange,
-        out: &mut BytesMut,
-    ) -> Result<State, AuthError> {
+    fn sasl(&self, data: &[u8], exchange: ClientExchange, out: &mut BytesMut) -> Result<State, AuthError> {
         if !offers_scram(data)? {
             return Err(AuthError::UnsupportedMechanisms);
         }
@@ -165,20 +156,15 @@ impl ServerLogin {
         exchange: ClientExchange,
         out: &mut BytesMut,
     ) -> Result<State, AuthError> {
-        let (expectation, reply) =
-            exchange.answer(data, |salt, iterations| match &*self.secret {
-                ServerSecret::Plain(secret) => secret.scram_keys(salt, iterations),
-                ServerSecret::ScramKeys {
-                    client_key,
-                    server_key,
-                } => Ok(ScramKeys {
-                    client_key: *client_key,
-                    server_key: *server_key,
-                }),
-                ServerSecret::Md5(_) | ServerSecret::ScramKeysMissing | ServerSecret::None => {
-                    unreachable!("sasl() begins an exchange only with a password or keys")
-                }
-            })?;
+        let (expectation, reply) = exchange.answer(data, |salt, iterations| match &*self.secret {
+            ServerSecret::Plain(secret) => secret.scram_keys(salt, iterations),
+            ServerSecret::ScramKeys { client_key, server_key } => {
+                Ok(ScramKeys { client_key: *client_key, server_key: *server_key })
+            }
+            ServerSecret::Md5(_) | ServerSecret::ScramKeysMissing | ServerSecret::None => {
+                unreachable!("sasl() begins an exchange only with a password or keys")
+            }
+        })?;
         write_message(&[reply.as_bytes()], out);
         Ok(State::ScramFinalSent(expectation))
     }

@@ -13,16 +13,10 @@ fn parse(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
     for line in text.lines().filter(|line| !line.is_empty()) {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').unwrap();
-            assert!(
-                helps.insert(name.to_owned(), help.to_owned()).is_none(),
-                "{line}"
-            );
+            assert!(helps.insert(name.to_owned(), help.to_owned()).is_none(), "{line}");
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(
-                types.insert(name.to_owned(), kind.to_owned()).is_none(),
-                "{line}"
-            );
+            assert!(types.insert(name.to_owned(), kind.to_owned()).is_none(), "{line}");
         } else {
             samples.push(sample(line));
         }
@@ -61,9 +55,8 @@ fn sample(line: &str) -> Sample {
 }
 
 fn value(samples: &[Sample], name: &str, label: &str) -> f64 {
-    let is_it = |sample: &&Sample| {
-        sample.0 == name && (label.is_empty() || sample.1.iter().any(|(_, v)| v == label))
-    };
+    let is_it =
+        |sample: &&Sample| sample.0 == name && (label.is_empty() || sample.1.iter().any(|(_, v)| v == label));
     let found: Vec<_> = samples.iter().filter(is_it).collect();
     assert_eq!(found.len(), 1, "{name} {label}: {found:?}");
     found[0].2
@@ -103,49 +96,18 @@ fn names_follow_prometheus_conventions() {
         let name = metric.name;
         let plain = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         assert!(name.starts_with("pgweir_") && plain(name), "{name}");
-        assert_eq!(
-            metric.kind == Kind::Counter,
-            name.ends_with("_total"),
-            "{name}"
-        );
+        assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}");
         let base = name.trim_end_matches("_total");
-        assert_eq!(
-            metric.unit == Unit::Seconds,
-            base.ends_with("_seconds"),
-            "{name}"
-        );
-        assert_eq!(
-            metric.unit == Unit::Bytes,
-            base.ends_with("_bytes"),
-            "{name}"
-        );
-        assert!(
-            metric.help.ends_with('.') && !metric.help.contains('\n'),
-            "{name}"
-        );
-        assert!(
-            metric
-                .labels
-                .iter()
-                .all(|label| plain(label) && *label != "le"),
-            "{name}"
-        );
+        assert_eq!(metric.unit == Unit::Seconds, base.ends_with("_seconds"), "{name}");
+        assert_eq!(metric.unit == Unit::Bytes, base.ends_with("_bytes"), "{name}");
+        assert!(metric.help.ends_with('.') && !metric.help.contains('\n'), "{name}");
+        assert!(metric.labels.iter().all(|label| plain(label) && *label != "le"), "{name}");
     }
 }
 
 #[test]
 fn label_values_are_escaped() {
-    for label in [
-        "a\"b",
-        "a\\b",
-        "a\nb",
-        "a\\\"b",
-        "\\",
-        "\"",
-        "ü=,{}",
-        "\\n",
-        "a\\\\\"\n",
-    ] {
+    for label in ["a\"b", "a\\b", "a\nb", "a\\\"b", "\\", "\"", "ü=,{}", "\\n", "a\\\\\"\n"] {
         let (_, samples) = parse(&page_with_everything(label).render());
         for (name, labels, _) in &samples {
             for (_, value) in labels.iter().filter(|(key, _)| key != "le") {
@@ -171,12 +133,8 @@ fn histogram_buckets_are_cumulated_and_end_with_infinity() {
     assert_eq!(types["pgweir_queue_wait_seconds"], "histogram");
     let of_p0: Vec<_> = samples.iter().filter(|s| s.1[0].1 == "p0").collect();
     let bucket = |le: &str| {
-        let found = of_p0
-            .iter()
-            .find(|s| s.1.get(1).is_some_and(|(_, v)| v == le));
-        found
-            .unwrap_or_else(|| panic!("no bucket {le}: {of_p0:?}"))
-            .2
+        let found = of_p0.iter().find(|s| s.1.get(1).is_some_and(|(_, v)| v == le));
+        found.unwrap_or_else(|| panic!("no bucket {le}: {of_p0:?}")).2
     };
     for (le, count) in [
         ("0.00001", 4.0),
@@ -197,15 +155,7 @@ fn histogram_buckets_are_cumulated_and_end_with_infinity() {
 #[test]
 fn errors_have_a_bounded_number_of_labels() {
     let mut errors = ErrorCounts::default();
-    for code in [
-        "08P01",
-        "08P01",
-        "57P01",
-        "",
-        "no state",
-        "é123",
-        "\"\"\"\"\"",
-    ] {
+    for code in ["08P01", "08P01", "57P01", "", "no state", "é123", "\"\"\"\"\""] {
         errors.record(code);
     }
     let counts: Vec<_> = errors.iter().collect();
@@ -235,13 +185,7 @@ fn a_workers_counts_are_on_the_page() {
     let (_, samples) = parse(&page.render());
     assert_eq!(value(&samples, "pgweir_errors_total", "08P01"), 2.0);
     assert_eq!(value(&samples, "pgweir_login_seconds_count", ""), 2.0);
-    assert_eq!(
-        value(&samples, "pgweir_cancel_requests_total", "forwarded"),
-        6.0
-    );
-    assert_eq!(
-        value(&samples, "pgweir_server_connects_total", "login_failed"),
-        8.0
-    );
+    assert_eq!(value(&samples, "pgweir_cancel_requests_total", "forwarded"), 6.0);
+    assert_eq!(value(&samples, "pgweir_server_connects_total", "login_failed"), 8.0);
     assert_eq!(value(&samples, "pgweir_prepared_evictions_total", ""), 10.0);
 }

@@ -121,8 +121,10 @@ pub type OpenRequest = Arc<Pool>;
 pub struct Counters {
     /// Logins to servers that worked.
     pub connects: AtomicU64,
-    /// Those that did not.
+    /// Attempts that did not reach a server.
     pub connect_failures: AtomicU64,
+    /// Logins that the server refused.
+    pub login_failures: AtomicU64,
 }
 
 /// The servers of one [`Target`], and the clients that wait for them.
@@ -144,6 +146,8 @@ pub struct Pool {
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
+    /// Servers that were lent at the last RECONNECT and have not come back.
+    old_leased: AtomicU32,
     quotas: [Arc<Quota>; 2],
     /// One for each worker.
     openers: Arc<[UnboundedSender<OpenRequest>]>,
@@ -206,6 +210,7 @@ impl Pool {
             next_endpoint: AtomicUsize::new(0),
             tested: AtomicU32::new(0),
             last_retired: Mutex::new(None),
+            old_leased: AtomicU32::new(0),
             quotas,
             openers,
         })
@@ -313,9 +318,7 @@ impl Pool {
     fn is_failing(&self, now: Instant) -> bool {
         let retry = self.settings.load().login_retry;
         let failure = self.failure.lock();
-        failure
-            .as_ref()
-            .is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
+        failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
     }
 
     /// Opens one server; `begin_opening` was said. Runs on the thread of `worker`.
@@ -340,14 +343,7 @@ impl Pool {
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
-                self.place_opened(
-                    Pooled {
-                        server,
-                        _permits: permits,
-                    },
-                    worker,
-                    now,
-                );
+                self.place_opened(Pooled { server, _permits: permits }, worker, now);
             }
             Err(error) => self.note_failure(&error, &recipe.endpoint, now),
         }
@@ -391,9 +387,7 @@ impl Pool {
     fn note_failure(&self, error: &OpenError, endpoint: &Endpoint, now: Instant) {
         let Target { database, user } = &self.target;
         tracing::warn!("S: {database}/{user}@{endpoint} closing because: {error}");
-        self.counters
-            .connect_failures
-            .fetch_add(1, Ordering::Relaxed);
+        self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
         let refusal = match error {
             // Not an answer to the login, but to the moment: the next attempt may well succeed.
             OpenError::Refused(error) if error.code == sqlstate::CANNOT_CONNECT_NOW => None,
@@ -411,10 +405,7 @@ impl Pool {
             _ => Vec::new(),
         };
         drop(state);
-        *self.failure.lock() = Some(Failure {
-            at: now,
-            refusal: refusal.clone(),
-        });
+        *self.failure.lock() = Some(Failure { at: now, refusal: refusal.clone() });
         if let Some(refusal) = refusal {
             for slot in turned_away {
                 slot.fail(refusal.clone());
@@ -433,14 +424,9 @@ impl Pool {
         if state.leased() + state.idle_count() > 0 {
             return None;
         }
-        let message = format!(
-            "server login has been failing, cached error: {} (server_login_retry)",
-            refusal.message
-        );
-        Some(SqlError {
-            message: message.into(),
-            ..refusal.clone()
-        })
+        let message =
+            format!("server login has been failing, cached error: {} (server_login_retry)", refusal.message);
+        Some(SqlError { message: message.into(), ..refusal.clone() })
     }
 
     /// What the first server said of itself, once there was one.
@@ -467,11 +453,7 @@ impl Pool {
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
 fn close(pooled: Pooled, reason: &str) {
     let server = &pooled.server;
-    tracing::info!(
-        "S-{:#x}: {} closing because: {reason}",
-        server.id,
-        server.endpoint
-    );
+    tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
@@ -489,10 +471,7 @@ pub struct Lease {
 impl Lease {
     fn new(mut pooled: Pooled, pool: &Arc<Pool>) -> Self {
         pooled.server.unnamed_present = false;
-        Lease {
-            pooled: Some(pooled),
-            pool: Arc::clone(pool),
-        }
+        Lease { pooled: Some(pooled), pool: Arc::clone(pool) }
     }
 
     /// Gives the server back to the next waiter, or to the idle ones; closes one that is too old.
@@ -502,17 +481,12 @@ impl Lease {
         let Some(pooled) = self.pooled.take() else {
             return;
         };
-        assert!(
-            pooled.server.pipeline.is_idle(),
-            "a lease ends when nothing is owed"
-        );
+        assert!(pooled.server.pipeline.is_idle(), "a lease ends when nothing is owed");
         match self.pool.retirement(&pooled.server, now) {
             None => self.pool.put_back(pooled),
             Some(reason) => {
-                self.pool.state.lock().forget_leased();
-                let worker = pooled.server.worker;
-                close(pooled, reason);
-                self.pool.open_more(worker, now);
+                self.pooled = Some(pooled);
+                self.close(reason);
             }
         }
     }
@@ -535,6 +509,7 @@ impl Lease {
     pub fn close(mut self, reason: &str) {
         if let Some(pooled) = self.pooled.take() {
             let worker = pooled.server.worker;
+            self.pool.note_closed(&pooled.server);
             close(pooled, reason);
             self.pool.state.lock().forget_leased();
             self.pool.open_more(worker, Instant::now());
@@ -555,11 +530,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(pooled) = self.pooled.take() {
-            Lease {
-                pooled: Some(pooled),
-                pool: Arc::clone(&self.pool),
-            }
-            .close("client disconnect while server was not ready");
+            Lease { pooled: Some(pooled), pool: Arc::clone(&self.pool) }
+                .close("client disconnect while server was not ready");
         }
     }
 }
@@ -568,20 +540,12 @@ impl Deref for Lease {
     type Target = ServerConnection;
 
     fn deref(&self) -> &ServerConnection {
-        &self
-            .pooled
-            .as_ref()
-            .expect("a lease has its server until it is given away")
-            .server
+        &self.pooled.as_ref().expect("a lease has its server until it is given away").server
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut ServerConnection {
-        &mut self
-            .pooled
-            .as_mut()
-            .expect("a lease has its server until it is given away")
-            .server
+        &mut self.pooled.as_mut().expect("a lease has its server until it is given away").server
     }
 }

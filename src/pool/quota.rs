@@ -16,9 +16,7 @@ impl Quota {
     pub fn take(self: &Arc<Self>) -> Option<Permit> {
         let limit = self.limit.load(Ordering::Relaxed);
         let more = |used: u32| (limit == 0 || used < limit).then(|| used + 1);
-        let taken = self
-            .used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        let taken = self.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         taken.is_ok().then(|| Permit(Arc::clone(self)))
     }
 

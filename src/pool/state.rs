@@ -95,39 +95,24 @@ impl<S, W> PoolState<S, W> {
             worker
         };
         let stack = &mut self.idle[from];
-        let idle = if self.limits.round_robin {
-            stack.pop_front()
-        } else {
-            stack.pop_back()
-        };
+        let idle = if self.limits.round_robin { stack.pop_front() } else { stack.pop_back() };
         let idle = idle.expect("idle_count > 0 was checked, and this worker has the most");
         self.idle_count -= 1;
         self.leased += 1;
-        Some(Lent {
-            server: idle.server,
-            idle_for: now.saturating_duration_since(idle.since),
-            worker: from,
-        })
+        Some(Lent { server: idle.server, idle_for: now.saturating_duration_since(idle.since), worker: from })
     }
 
     /// Puts a waiter at the end of the queue.
     pub fn enqueue(&mut self, waiter: W, now: Instant) -> Ticket {
         self.last_ticket += 1;
         let ticket = Ticket(self.last_ticket);
-        self.waiting.push_back(Waiting {
-            ticket,
-            waiter,
-            since: now,
-        });
+        self.waiting.push_back(Waiting { ticket, waiter, since: now });
         ticket
     }
 
     /// Takes a waiter out of the queue; `None` when it was served already.
     pub fn abandon(&mut self, ticket: Ticket) -> Option<W> {
-        let place = self
-            .waiting
-            .binary_search_by_key(&ticket, |waiting| waiting.ticket)
-            .ok()?;
+        let place = self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
         self.waiting.remove(place).map(|waiting| waiting.waiter)
     }
 
@@ -159,18 +144,12 @@ impl<S, W> PoolState<S, W> {
 
     /// Servers that may still be opened under the pool's own limits.
     pub fn room(&self, now: Instant) -> u32 {
-        let waited = self
-            .waiting
-            .front()
-            .map(|first| now.saturating_duration_since(first.since));
+        let waited = self.waiting.front().map(|first| now.saturating_duration_since(first.since));
         let reserve = match (waited, self.limits.reserve_after) {
             (Some(waited), Some(after)) if waited >= after => self.limits.reserve,
             _ => 0,
         };
-        self.limits
-            .size
-            .saturating_add(reserve)
-            .saturating_sub(self.total())
+        self.limits.size.saturating_add(reserve).saturating_sub(self.total())
     }
 
     /// An attempt to open a server has begun.
@@ -210,11 +189,7 @@ impl<S, W> PoolState<S, W> {
     }
 
     /// Takes out the idle servers of a worker that `unwanted` says so of.
-    pub fn take_idle(
-        &mut self,
-        worker: usize,
-        mut unwanted: impl FnMut(&mut S, Instant) -> bool,
-    ) -> Vec<S> {
+    pub fn take_idle(&mut self, worker: usize, mut unwanted: impl FnMut(&mut S, Instant) -> bool) -> Vec<S> {
         let mut taken = Vec::new();
         let stack = &mut self.idle[worker];
         for _ in 0..stack.len() {
@@ -244,10 +219,7 @@ impl<S, W> PoolState<S, W> {
 
     /// Every idle server, in no order.
     pub fn idle(&self) -> impl Iterator<Item = (&S, Instant)> {
-        self.idle
-            .iter()
-            .flatten()
-            .map(|idle| (&idle.server, idle.since))
+        self.idle.iter().flatten().map(|idle| (&idle.server, idle.since))
     }
 
     /// Everyone who waits, the first first.
@@ -257,10 +229,7 @@ impl<S, W> PoolState<S, W> {
 
     /// Sends everyone away.
     pub fn take_waiters(&mut self) -> Vec<W> {
-        self.waiting
-            .drain(..)
-            .map(|waiting| waiting.waiter)
-            .collect()
+        self.waiting.drain(..).map(|waiting| waiting.waiter).collect()
     }
 
     /// PAUSE: nothing is lent and nothing opened; everyone waits.
@@ -323,9 +292,7 @@ impl<S, W> PoolState<S, W> {
 
     /// How long the first in the queue has waited.
     pub fn longest_wait(&self, now: Instant) -> Duration {
-        self.waiting.front().map_or(Duration::ZERO, |first| {
-            now.saturating_duration_since(first.since)
-        })
+        self.waiting.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
     }
 }
 

@@ -12,11 +12,7 @@ use crate::server::ServerConnection;
 
 impl Pool {
     /// Why a server that comes back is closed instead of kept.
-    pub(super) fn retirement(
-        &self,
-        server: &ServerConnection,
-        now: Instant,
-    ) -> Option<&'static str> {
+    pub(super) fn retirement(&self, server: &ServerConnection, now: Instant) -> Option<&'static str> {
         if server.epoch != self.epoch.load(Ordering::Acquire) {
             return Some("server connection is no longer wanted");
         }
@@ -24,8 +20,7 @@ impl Pool {
         if lifetime.is_zero() {
             return Some("server_lifetime is 0");
         }
-        (server.age(now) > lifetime && self.may_retire(lifetime, now))
-            .then_some("server lifetime over")
+        (server.age(now) > lifetime && self.may_retire(lifetime, now)).then_some("server lifetime over")
     }
 
     /// Servers that were opened together do not all close together.
@@ -52,24 +47,21 @@ impl Pool {
         let epoch = self.epoch.load(Ordering::Acquire);
         let settings = self.settings.load();
         let mut reasons = Vec::new();
-        let taken = self
-            .state
-            .lock()
-            .take_idle(worker, |pooled: &mut Pooled, since| {
-                let server = &mut pooled.server;
-                let idle_for = now.saturating_duration_since(since);
-                let reason = if let Err(reason) = server.poll_idle(&mut context, &self.session) {
-                    Some(reason)
-                } else if server.epoch != epoch {
-                    Some("server connection is no longer wanted")
-                } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
-                    Some("server idle timeout")
-                } else {
-                    None
-                };
-                reasons.extend(reason);
-                reason.is_some()
-            });
+        let taken = self.state.lock().take_idle(worker, |pooled: &mut Pooled, since| {
+            let server = &mut pooled.server;
+            let idle_for = now.saturating_duration_since(since);
+            let reason = if let Err(reason) = server.poll_idle(&mut context, &self.session) {
+                Some(reason)
+            } else if server.epoch != epoch {
+                Some("server connection is no longer wanted")
+            } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
+                Some("server idle timeout")
+            } else {
+                None
+            };
+            reasons.extend(reason);
+            reason.is_some()
+        });
         for (pooled, reason) in taken.into_iter().zip(reasons) {
             close(pooled, reason);
         }
@@ -79,9 +71,7 @@ impl Pool {
     fn retire_one_idle(&self, worker: usize, now: Instant) {
         let lifetime = self.settings.load().policy.server_lifetime;
         let is_old = |pooled: &Pooled| pooled.server.age(now) > lifetime;
-        if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled))
-            || !self.may_retire(lifetime, now)
-        {
+        if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled)) || !self.may_retire(lifetime, now) {
             return;
         }
         let mut found = false;
@@ -139,6 +129,7 @@ impl Pool {
     /// RECONNECT: every server of now is closed as soon as nobody uses it.
     pub fn reconnect(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.old_leased.store(self.state.lock().leased(), Ordering::Release);
         while self.evict_idle() {}
     }
 
@@ -179,6 +170,20 @@ impl Pool {
         }
     }
 
+    /// Whether servers are left that RECONNECT or a RELOAD wants closed. Idle ones close at once, so
+    /// they are lent ones.
+    pub fn has_old_servers(&self) -> bool {
+        self.old_leased.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn note_closed(&self, server: &ServerConnection) {
+        if server.epoch != self.epoch() {
+            let less = |count: u32| Some(count.saturating_sub(1));
+            // The closure never gives None, so this cannot fail.
+            let _ = self.old_leased.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+    }
+
     /// Whether a client waits.
     pub fn has_waiters(&self) -> bool {
         self.state.lock().waiting() > 0
@@ -193,10 +198,7 @@ impl Pool {
     pub fn for_each_idle(&self, now: Instant, mut look: impl FnMut(&ServerConnection, bool)) {
         let check_delay = self.settings.load().check_delay;
         for (pooled, since) in self.state.lock().idle() {
-            look(
-                &pooled.server,
-                now.saturating_duration_since(since) > check_delay,
-            );
+            look(&pooled.server, now.saturating_duration_since(since) > check_delay);
         }
     }
 

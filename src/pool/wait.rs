@@ -28,19 +28,15 @@ enum SlotState {
 
 impl Slot {
     pub(super) fn new(worker: usize) -> Arc<Self> {
-        Arc::new(Slot {
-            worker,
-            state: Mutex::new(SlotState::Waiting(None)),
-        })
+        Arc::new(Slot { worker, state: Mutex::new(SlotState::Waiting(None)) })
     }
 
     /// Hands over a server. `Err` gives it back: the waiter has left meanwhile.
     pub(super) fn grant(&self, server: Pooled) -> Result<(), Pooled> {
-        self.settle(SlotState::Granted(server))
-            .map_err(|state| match state {
-                SlotState::Granted(server) => server,
-                _ => unreachable!("settle() gives back what it got"),
-            })
+        self.settle(SlotState::Granted(server)).map_err(|state| match state {
+            SlotState::Granted(server) => server,
+            _ => unreachable!("settle() gives back what it got"),
+        })
     }
 
     /// Tells the waiter that it will not be served.
@@ -103,11 +99,7 @@ impl Waiting {
     }
 
     /// A server from another worker moves over; if it died on the way, the wait begins anew.
-    fn settle_in(
-        &mut self,
-        server: Pooled,
-        context: &mut Context<'_>,
-    ) -> Poll<Result<Lease, SqlError>> {
+    fn settle_in(&mut self, server: Pooled, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
         let worker = self.slot.worker;
         match self.pool.adopt(server, worker) {
             Some(lease) => Poll::Ready(Ok(lease)),

@@ -72,10 +72,7 @@ impl RequestKind {
 
     /// Whether ReadyForQuery ends its answer.
     fn ends_with_ready(self) -> bool {
-        matches!(
-            self,
-            RequestKind::Query | RequestKind::Sync | RequestKind::FunctionCall
-        )
+        matches!(self, RequestKind::Query | RequestKind::Sync | RequestKind::FunctionCall)
     }
 }
 
@@ -197,20 +194,12 @@ impl Pipeline {
     /// Notes a request that is written to the server after all earlier ones.
     #[inline]
     pub fn push(&mut self, kind: RequestKind, answer: Answer) {
-        self.push_request(Request {
-            kind,
-            answer,
-            changes: false,
-        });
+        self.push_request(Request { kind, answer, changes: false });
     }
 
     /// Notes a request that changes which statements exist.
     pub fn push_with_change(&mut self, kind: RequestKind, answer: Answer, change: Change) {
-        if self.push_request(Request {
-            kind,
-            answer,
-            changes: true,
-        }) {
+        if self.push_request(Request { kind, answer, changes: true }) {
             self.changes.push_back(change);
         } else {
             self.undone.push(change);
@@ -244,26 +233,14 @@ impl Pipeline {
         let mut at = self.body_left.min(input.len());
         self.body_left -= at;
         if at > 0 && self.body_discarded {
-            return Ok(Received {
-                consumed: at,
-                forward: 0..0,
-                stop: Stop::Discarded,
-            });
+            return Ok(Received { consumed: at, forward: 0..0, stop: Stop::Discarded });
         }
         loop {
             let start = at;
             if let Some(bytes) = self.take_synthesized() {
-                return Ok(Received {
-                    consumed: at,
-                    forward: 0..at,
-                    stop: Stop::Synthesized(bytes),
-                });
+                return Ok(Received { consumed: at, forward: 0..at, stop: Stop::Synthesized(bytes) });
             }
-            let need_more = Received {
-                consumed: at,
-                forward: 0..at,
-                stop: Stop::NeedMore,
-            };
+            let need_more = Received { consumed: at, forward: 0..at, stop: Stop::NeedMore };
             let Some(header) = Header::read(&input[at..])? else {
                 return Ok(need_more);
             };
@@ -281,25 +258,13 @@ impl Pipeline {
             match action {
                 Action::Forward => {}
                 Action::Stop(stop) => {
-                    return Ok(Received {
-                        consumed: at,
-                        forward: 0..at,
-                        stop,
-                    });
+                    return Ok(Received { consumed: at, forward: 0..at, stop });
                 }
                 Action::Discard => {
-                    return Ok(Received {
-                        consumed: at,
-                        forward: 0..start,
-                        stop: Stop::Discarded,
-                    });
+                    return Ok(Received { consumed: at, forward: 0..start, stop: Stop::Discarded });
                 }
                 Action::DiscardAndStop(stop) => {
-                    return Ok(Received {
-                        consumed: at,
-                        forward: 0..start,
-                        stop,
-                    });
+                    return Ok(Received { consumed: at, forward: 0..start, stop });
                 }
             }
         }
@@ -317,11 +282,7 @@ impl Pipeline {
         use BackendTag as Tag;
         let front = self.requests.front().copied();
         let discard = front.is_some_and(|request| request.answer == Answer::Discard);
-        let passed_on = if discard {
-            Action::Discard
-        } else {
-            Action::Forward
-        };
+        let passed_on = if discard { Action::Discard } else { Action::Forward };
         let kind = front.map(|request| request.kind);
         match tag {
             Tag::DataRow | Tag::CopyData | Tag::ParameterDescription => Ok(passed_on),
@@ -359,29 +320,18 @@ impl Pipeline {
             Tag::ParameterStatus => Ok(Action::Stop(Stop::Parameter(range))),
             Tag::NoticeResponse | Tag::NotificationResponse => Ok(passed_on),
             Tag::Authentication | Tag::BackendKeyData | Tag::NegotiateProtocolVersion => {
-                Err(OutOfStep::Unexpected {
-                    tag,
-                    expected: kind,
-                })
+                Err(OutOfStep::Unexpected { tag, expected: kind })
             }
         }
     }
 
-    fn answer(
-        &mut self,
-        tag: BackendTag,
-        kind: RequestKind,
-        passed_on: Action,
-    ) -> Result<Action, OutOfStep> {
+    fn answer(&mut self, tag: BackendTag, kind: RequestKind, passed_on: Action) -> Result<Action, OutOfStep> {
         match self.requests.front() {
             Some(front) if front.kind == kind => {
                 self.pop();
                 Ok(passed_on)
             }
-            front => Err(OutOfStep::Unexpected {
-                tag,
-                expected: front.map(|request| request.kind),
-            }),
+            front => Err(OutOfStep::Unexpected { tag, expected: front.map(|request| request.kind) }),
         }
     }
 
@@ -393,10 +343,7 @@ impl Pipeline {
         discard: bool,
     ) -> Result<Action, OutOfStep> {
         if self.copy == Copy::In
-            && let Some(end) = self
-                .requests
-                .iter()
-                .position(|r| r.kind == RequestKind::CopyEnd)
+            && let Some(end) = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd)
         {
             self.requests.remove(end);
         }
@@ -414,11 +361,7 @@ impl Pipeline {
     }
 
     fn ready_for_query(&mut self, body: &[u8], discard: bool) -> Result<Action, OutOfStep> {
-        let malformed = Malformed::Field {
-            tag: 'Z',
-            field: "the transaction status",
-            have: body.len(),
-        };
+        let malformed = Malformed::Field { tag: 'Z', field: "the transaction status", have: body.len() };
         let [status] = body else {
             return Err(malformed.into());
         };
@@ -443,12 +386,7 @@ impl Pipeline {
         })
     }
 
-    fn error_response(
-        &mut self,
-        front: Option<Request>,
-        whole: bool,
-        range: Range<usize>,
-    ) -> Action {
+    fn error_response(&mut self, front: Option<Request>, whole: bool, range: Range<usize>) -> Action {
         self.copy = Copy::None;
         let Some(front) = front else {
             return self.report(whole, range);
@@ -502,10 +440,7 @@ impl Pipeline {
     /// CopyInResponse: Syncs that the client sent before its data are swallowed by the COPY.
     fn begin_copy_in(&mut self) {
         self.copy = Copy::In;
-        let data_end = self
-            .requests
-            .iter()
-            .position(|r| r.kind == RequestKind::CopyEnd);
+        let data_end = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd);
         let mut index = 0;
         let limit = data_end.unwrap_or(self.requests.len());
         self.requests.retain(|request| {
@@ -523,11 +458,7 @@ impl Pipeline {
             self.changes.pop_front();
         }
         // PostgreSQL ignores CopyDone and CopyFail outside of a COPY: nothing is owed for them.
-        while self
-            .requests
-            .front()
-            .is_some_and(|r| r.kind == RequestKind::CopyEnd)
-        {
+        while self.requests.front().is_some_and(|r| r.kind == RequestKind::CopyEnd) {
             self.requests.pop_front();
         }
     }
@@ -571,9 +502,7 @@ impl Pipeline {
 
     /// Whether the server works on something that the client (and not we) asked for.
     pub fn runs_client_request(&self) -> bool {
-        self.requests
-            .front()
-            .is_some_and(|request| request.answer != Answer::Discard)
+        self.requests.front().is_some_and(|request| request.answer != Answer::Discard)
     }
 
     /// Whether no more requests should be sent until answers have come.
@@ -590,13 +519,10 @@ impl Pipeline {
     /// without the current one's being skipped.
     pub fn awaits_parse(&self, statement: u64) -> bool {
         let on_its_way = |change: &Change| match change {
-            Change::ClientParse { id, sent: true, .. } | Change::ServerParse(id) => {
-                *id == statement
-            }
+            Change::ClientParse { id, sent: true, .. } | Change::ServerParse(id) => *id == statement,
             _ => false,
         };
-        self.changes.iter().any(on_its_way)
-            && self.requests.iter().any(|r| r.kind.ends_with_ready())
+        self.changes.iter().any(on_its_way) && self.requests.iter().any(|r| r.kind.ends_with_ready())
     }
 
     /// Whether a ReadyForQuery is owed.
@@ -625,10 +551,7 @@ impl Pipeline {
 #[inline]
 fn must_be_whole(tag: BackendTag) -> bool {
     use BackendTag::*;
-    matches!(
-        tag,
-        ReadyForQuery | CommandComplete | ErrorResponse | ParameterStatus
-    )
+    matches!(tag, ReadyForQuery | CommandComplete | ErrorResponse | ParameterStatus)
 }
 
 #[cfg(test)]

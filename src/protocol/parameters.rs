@@ -8,13 +8,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 /// Reported by every server and always tracked, as PgBouncer does. `track_extra_parameters` adds more.
-const ALWAYS_TRACKED: [&str; 5] = [
-    "client_encoding",
-    "DateStyle",
-    "TimeZone",
-    "standard_conforming_strings",
-    "application_name",
-];
+const ALWAYS_TRACKED: [&str; 5] =
+    ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"];
 
 /// Names of the parameters that follow a client from server to server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +29,7 @@ impl Tracked {
 
     /// The place of a name; names of settings have no case.
     pub fn index(&self, name: &str) -> Option<usize> {
-        self.0
-            .iter()
-            .position(|known| known.eq_ignore_ascii_case(name))
+        self.0.iter().position(|known| known.eq_ignore_ascii_case(name))
     }
 }
 
@@ -126,32 +119,19 @@ mod tests {
     fn set(tracked: &Tracked, values: &[(&str, &str)]) -> ParameterSet {
         values
             .iter()
-            .fold(ParameterSet::default(), |set, (name, value)| {
-                set.with(tracked.index(name).unwrap(), value)
-            })
+            .fold(ParameterSet::default(), |set, (name, value)| set.with(tracked.index(name).unwrap(), value))
     }
 
     fn check(server: &[(&str, &str)], client: &[(&str, &str)], expected: &str) {
         let tracked = Tracked::new(["IntervalStyle", "search_path"]);
-        assert_eq!(
-            set(&tracked, server).sets_toward(&set(&tracked, client), &tracked),
-            expected
-        );
+        assert_eq!(set(&tracked, server).sets_toward(&set(&tracked, client), &tracked), expected);
     }
 
     #[test]
     fn only_what_differs_is_set() {
         check(&[("TimeZone", "UTC")], &[("TimeZone", "UTC")], "");
-        check(
-            &[("client_encoding", "UTF8")],
-            &[("client_encoding", "utf8")],
-            "",
-        );
-        check(
-            &[("timezone", "UTC")],
-            &[("TimeZone", "GMT")],
-            "SET TimeZone='GMT';",
-        );
+        check(&[("client_encoding", "UTF8")], &[("client_encoding", "utf8")], "");
+        check(&[("timezone", "UTC")], &[("TimeZone", "GMT")], "SET TimeZone='GMT';");
         check(
             &[("TimeZone", "UTC"), ("application_name", "")],
             &[("TimeZone", "GMT"), ("application_name", "x")],
@@ -172,11 +152,7 @@ mod tests {
             &[("application_name", "x'; DROP TABLE t; --")],
             "SET application_name='x''; DROP TABLE t; --';",
         );
-        check(
-            &[("application_name", "")],
-            &[("application_name", r"\'")],
-            r"SET application_name=E'\\''';",
-        );
+        check(&[("application_name", "")], &[("application_name", r"\'")], r"SET application_name=E'\\''';");
     }
 
     #[test]
@@ -184,10 +160,7 @@ mod tests {
         let interner = Interner::default();
         let tracked = Tracked::new([]);
         let first = interner.intern(set(&tracked, &[("TimeZone", "UTC")]));
-        assert!(Arc::ptr_eq(
-            &first,
-            &interner.intern(set(&tracked, &[("TimeZone", "UTC")]))
-        ));
+        assert!(Arc::ptr_eq(&first, &interner.intern(set(&tracked, &[("TimeZone", "UTC")]))));
         for number in 0..5_000 {
             interner.intern(set(&tracked, &[("application_name", &number.to_string())]));
         }

@@ -72,10 +72,7 @@ impl Interner {
         }
         self.clean();
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let statement = Arc::new(Statement {
-            id,
-            definition: definition.into(),
-        });
+        let statement = Arc::new(Statement { id, definition: definition.into() });
         // Two workers may come here with the same text: then it has two numbers, which does no harm.
         self.statements.insert(ByDefinition(Arc::clone(&statement)));
         statement
@@ -86,10 +83,8 @@ impl Interner {
         if self.statements.len() < self.clean_at.load(Ordering::Relaxed).max(CLEAN_FIRST) {
             return;
         }
-        self.statements
-            .retain(|statement| Arc::strong_count(&statement.0) > 1);
-        self.clean_at
-            .store(self.statements.len() * 2, Ordering::Relaxed);
+        self.statements.retain(|statement| Arc::strong_count(&statement.0) > 1);
+        self.clean_at.store(self.statements.len() * 2, Ordering::Relaxed);
     }
 
     /// Distinct statements known.
@@ -171,10 +166,7 @@ pub struct ServerStatements {
 impl ServerStatements {
     /// At most `limit` statements (`max_prepared_statements`; 0 means that nothing is tracked).
     pub fn new(limit: usize) -> Self {
-        ServerStatements {
-            present: LruCache::unbounded(),
-            limit,
-        }
+        ServerStatements { present: LruCache::unbounded(), limit }
     }
 
     /// Whether the server has it; if so it is now the most recently used.
@@ -185,11 +177,8 @@ impl ServerStatements {
 
     /// Notes that it was prepared. Returns a statement that has to be closed to make room.
     pub fn insert(&mut self, id: u64) -> Option<u64> {
-        let evicted = if self.present.len() >= self.limit {
-            self.present.pop_lru().map(|(id, ())| id)
-        } else {
-            None
-        };
+        let evicted =
+            if self.present.len() >= self.limit { self.present.pop_lru().map(|(id, ())| id) } else { None };
         self.present.put(id, ());
         evicted
     }
@@ -264,11 +253,7 @@ pub enum Change {
 }
 
 /// Takes back what did not happen, the newest first.
-pub fn undo(
-    changes: Vec<Change>,
-    client: Option<&mut ClientStatements>,
-    server: &mut ServerStatements,
-) {
+pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server: &mut ServerStatements) {
     let mut client = client;
     for change in changes.into_iter().rev() {
         match change {
@@ -337,15 +322,8 @@ mod tests {
         server.insert(new.id);
         client.insert(b"s", new.clone());
         let changes = vec![
-            Change::ClientClose {
-                name: (*b"s").into(),
-                statement: old.clone(),
-            },
-            Change::ClientParse {
-                name: (*b"s").into(),
-                id: new.id,
-                sent: true,
-            },
+            Change::ClientClose { name: (*b"s").into(), statement: old.clone() },
+            Change::ClientParse { name: (*b"s").into(), id: new.id, sent: true },
         ];
         undo(changes, Some(&mut client), &mut server);
         assert_eq!(client.get(b"s").map(|s| s.id), Some(old.id));

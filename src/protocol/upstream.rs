@@ -113,12 +113,7 @@ impl Output<'_> {
 impl Upstream<'_> {
     /// Looks at the client's bytes. `body` is the state of a message begun earlier. What precedes
     /// `forward` is appended to `out`.
-    pub fn take(
-        &mut self,
-        input: &[u8],
-        body: &mut Body,
-        out: &mut Vec<u8>,
-    ) -> Result<Taken, Malformed> {
+    pub fn take(&mut self, input: &[u8], body: &mut Body, out: &mut Vec<u8>) -> Result<Taken, Malformed> {
         let mut at = body.left.min(input.len());
         body.left -= at;
         let run = if body.dropped { at } else { 0 };
@@ -150,11 +145,7 @@ impl Upstream<'_> {
             at = end;
         };
         let run = output.run;
-        Ok(Taken {
-            consumed: at,
-            forward: run..at,
-            stop,
-        })
+        Ok(Taken { consumed: at, forward: run..at, stop })
     }
 
     #[inline]
@@ -166,8 +157,7 @@ impl Upstream<'_> {
         output: &mut Output<'_>,
     ) -> Result<Fate, Malformed> {
         let tag = FrontendTag::from_byte(header.tag)?;
-        if self.pipeline.is_skipping() && !matches!(tag, FrontendTag::Sync | FrontendTag::Terminate)
-        {
+        if self.pipeline.is_skipping() && !matches!(tag, FrontendTag::Sync | FrontendTag::Terminate) {
             // The server would read it only to throw it away.
             return Ok(Fate::Dropped);
         }
@@ -240,20 +230,14 @@ impl Upstream<'_> {
         }
         self.counts.client_parses += 1;
         client.insert(parse.name, Arc::clone(&statement));
-        let change = Change::ClientParse {
-            name: parse.name.into(),
-            id: statement.id,
-            sent: !present,
-        };
+        let change = Change::ClientParse { name: parse.name.into(), id: statement.id, sent: !present };
         output.flush(at);
         if present {
-            self.pipeline
-                .push_with_change(RequestKind::Parse, Answer::Synthesize, change);
+            self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
         } else {
             self.make_room(statement.id, output.out);
             write_parse(statement.id, &statement.definition, output.out);
-            self.pipeline
-                .push_with_change(RequestKind::Parse, Answer::Forward, change);
+            self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
         }
         Ok(Fate::Rewritten(header.length))
     }
@@ -264,8 +248,7 @@ impl Upstream<'_> {
         self.ensure_present(statement, out);
         write_parse(statement.id, b"SELECT 1\0\0\0", out);
         let change = Change::Duplicate { name: name.into() };
-        self.pipeline
-            .push_with_change(RequestKind::Parse, Answer::Forward, change);
+        self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
     }
 
     fn bind(
@@ -279,16 +262,10 @@ impl Upstream<'_> {
         if self.tracking {
             let Some(names) = frontend::bind_names(body) else {
                 return match whole {
-                    true => Err(Malformed::Field {
-                        tag: 'B',
-                        field: "a name",
-                        have: body.len(),
-                    }),
-                    false if body.len() > NAMES_MAX => Err(Malformed::TooLarge {
-                        tag: 'B',
-                        need: body.len(),
-                        limit: NAMES_MAX,
-                    }),
+                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
+                    false if body.len() > NAMES_MAX => {
+                        Err(Malformed::TooLarge { tag: 'B', need: body.len(), limit: NAMES_MAX })
+                    }
                     false => Ok(Fate::Incomplete),
                 };
             };
@@ -300,11 +277,7 @@ impl Upstream<'_> {
                 self.ensure_present(&statement, output.out);
                 let done = HEADER_LENGTH + names.portal.len() + 1 + names.statement.len() + 1;
                 let name = Statement::server_name(statement.id);
-                write_header(
-                    b'B',
-                    header.length - names.statement.len() + name.len(),
-                    output.out,
-                );
+                write_header(b'B', header.length - names.statement.len() + name.len(), output.out);
                 output.out.extend_from_slice(names.portal);
                 output.out.push(0);
                 output.out.extend_from_slice(name.as_bytes());
@@ -327,11 +300,7 @@ impl Upstream<'_> {
         at: usize,
         output: &mut Output<'_>,
     ) -> Result<Fate, Malformed> {
-        let kind = if tag == FrontendTag::Close {
-            RequestKind::Close
-        } else {
-            RequestKind::Describe
-        };
+        let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
         if self.tracking {
             if !whole {
                 return incomplete(header, NAMES_MAX);
@@ -374,12 +343,8 @@ impl Upstream<'_> {
             return false;
         };
         output.flush(at);
-        let change = Change::ClientClose {
-            name: name.into(),
-            statement,
-        };
-        self.pipeline
-            .push_with_change(RequestKind::Close, Answer::Synthesize, change);
+        let change = Change::ClientClose { name: name.into(), statement };
+        self.pipeline.push_with_change(RequestKind::Close, Answer::Synthesize, change);
         true
     }
 
@@ -395,8 +360,7 @@ impl Upstream<'_> {
         self.make_room(statement.id, out);
         write_parse(statement.id, &statement.definition, out);
         let change = Change::ServerParse(statement.id);
-        self.pipeline
-            .push_with_change(RequestKind::Parse, Answer::Discard, change);
+        self.pipeline.push_with_change(RequestKind::Parse, Answer::Discard, change);
     }
 
     fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
@@ -404,8 +368,7 @@ impl Upstream<'_> {
         if let Some(evicted) = self.server.insert(id) {
             write_object(b'C', evicted, out);
             let change = Change::ServerClose(evicted);
-            self.pipeline
-                .push_with_change(RequestKind::Close, Answer::Discard, change);
+            self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
         }
     }
 
@@ -437,18 +400,13 @@ impl Upstream<'_> {
 fn incomplete(header: Header, limit: usize) -> Result<Fate, Malformed> {
     match header.length <= limit {
         true => Ok(Fate::Incomplete),
-        false => Err(Malformed::TooLarge {
-            tag: char::from(header.tag),
-            need: header.length,
-            limit,
-        }),
+        false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
     }
 }
 
 /// `length` is the whole message's, its type byte included.
 fn write_header(tag: u8, length: usize, out: &mut Vec<u8>) {
-    let length =
-        u32::try_from(length - 1).expect("a message of ours is below 2 GB: its parts were");
+    let length = u32::try_from(length - 1).expect("a message of ours is below 2 GB: its parts were");
     out.push(tag);
     out.extend_from_slice(&length.to_be_bytes());
 }

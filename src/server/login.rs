@@ -141,14 +141,8 @@ impl Recipe {
         const VERSION_3_0: u32 = 3 << 16;
         let mut packet = vec![0; 4];
         packet.extend_from_slice(&VERSION_3_0.to_be_bytes());
-        let fixed = [
-            ("user", self.user.as_str()),
-            ("database", self.database.as_str()),
-        ];
-        let others = self
-            .parameters
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let fixed = [("user", self.user.as_str()), ("database", self.database.as_str())];
+        let others = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in fixed.into_iter().chain(others) {
             for text in [name, value] {
                 packet.extend(text.bytes().filter(|byte| *byte != 0));

@@ -104,21 +104,13 @@ impl ServerConnection {
         if !socket.is_silent_and_open() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        Ok(Box::new(ServerConnection {
-            socket,
-            worker,
-            ..this
-        }))
+        Ok(Box::new(ServerConnection { socket, worker, ..this }))
     }
 
     /// Deals with what came while nobody used it. ParameterStatus and notices may come at any time
     /// (PostgreSQL manual, "Asynchronous Operations"); `Err` says why it cannot be used any more.
     /// Costs no system call when nothing came, and registers the waker for what comes later.
-    pub fn poll_idle(
-        &mut self,
-        context: &mut Context<'_>,
-        session: &Session,
-    ) -> Result<(), &'static str> {
+    pub fn poll_idle(&mut self, context: &mut Context<'_>, session: &Session) -> Result<(), &'static str> {
         let mut buffer = [0; 512];
         loop {
             match self.socket.poll_read(context, &mut buffer) {
@@ -127,9 +119,7 @@ impl ServerConnection {
                 Poll::Ready(Ok(count)) => self.carry.extend_from_slice(&buffer[..count]),
             }
             let input = std::mem::take(&mut self.carry);
-            let left = self
-                .receive_idle(&input, session)
-                .map_err(|_| "bad packet from server")?;
+            let left = self.receive_idle(&input, session).map_err(|_| "bad packet from server")?;
             if !left {
                 return Err("idle server got dirty");
             }
@@ -143,8 +133,7 @@ impl ServerConnection {
             let received = self.pipeline.receive(&input[at..])?;
             match received.stop {
                 Stop::NeedMore => {
-                    self.carry
-                        .extend_from_slice(&input[at + received.consumed..]);
+                    self.carry.extend_from_slice(&input[at + received.consumed..]);
                     return Ok(self.pipeline.is_idle());
                 }
                 Stop::Parameter(range) => {
@@ -166,9 +155,7 @@ impl ServerConnection {
             return false;
         };
         if self.parameters.get(index) != Some(value) {
-            self.parameters = session
-                .parameters
-                .intern(self.parameters.with(index, value));
+            self.parameters = session.parameters.intern(self.parameters.with(index, value));
         }
         true
     }
@@ -219,12 +206,7 @@ pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec
     let tag = BackendTag::from_byte(header.tag)?;
     if header.length > MESSAGE_MAX {
         let tag = char::from(header.tag);
-        return Err(Malformed::TooLarge {
-            tag,
-            need: header.length,
-            limit: MESSAGE_MAX,
-        }
-        .into());
+        return Err(Malformed::TooLarge { tag, need: header.length, limit: MESSAGE_MAX }.into());
     }
     let mut body = vec![0; header.length - HEADER_LENGTH];
     socket.read_exact(&mut body).await?;

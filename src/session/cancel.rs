@@ -116,7 +116,8 @@ impl Session {
         let key = loan.lease.cancel_key;
         let options = self.group.settings.borrow().tcp;
         tokio::task::spawn_local(async move {
-            let sent = tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &options, key)).await;
+            let sent =
+                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &options, key)).await;
             let mut metrics = in_flight.plane.metrics.borrow_mut();
             match sent {
                 Ok(Ok(())) => metrics.cancels_forwarded += 1,

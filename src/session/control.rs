@@ -212,7 +212,8 @@ impl Pooler for Control {
 
     async fn wait_close(&self, database: Option<&str>) -> Result<(), ConsoleError> {
         let meant = self.meant(database)?;
-        let old_epochs = |entry: &Arc<DatabaseEntry>| entry.pools().iter().all(|pool| !pool.has_old_servers());
+        let old_epochs =
+            |entry: &Arc<DatabaseEntry>| entry.pools().iter().all(|pool| !pool.has_old_servers());
         self.until(|| meant.iter().all(old_epochs)).await;
         Ok(())
     }

@@ -66,12 +66,7 @@ pub struct Databases {
 impl Databases {
     /// None yet. `openers` has one sender for each worker.
     pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>) -> Self {
-        Databases {
-            databases: RwLock::default(),
-            users: RwLock::default(),
-            server,
-            openers,
-        }
+        Databases { databases: RwLock::default(), users: RwLock::default(), server, openers }
     }
 
     /// The database of this name, entered if need be.
@@ -220,7 +215,7 @@ fn pool_settings(config: &Config, database: &Database, user: &str) -> PoolSettin
             CheckQuery::Query(query) => Some(query.clone()),
         },
         check_delay: settings.server_check_delay,
-        reset_query: settings.server_reset_query.clone(),
+        reset_query: settings.server_reset_query.clone().unwrap_or_default(),
         reset_always: settings.server_reset_query_always,
         reserve_after: limit(settings.reserve_pool_timeout),
         round_robin: settings.server_round_robin,

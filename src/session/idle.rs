@@ -10,8 +10,8 @@ use bytes::BytesMut;
 use super::{Farewell, Loan, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::{Acquired, Lease};
-use crate::protocol::{Answer, RequestKind};
 use crate::protocol::upstream::Body;
+use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed, originate};
 
@@ -116,7 +116,12 @@ impl Session {
         }
     }
 
-    fn answer_locally(&mut self, input: &[u8], at: &mut usize, answer: &mut BytesMut) -> Result<Idle, Farewell> {
+    fn answer_locally(
+        &mut self,
+        input: &[u8],
+        at: &mut usize,
+        answer: &mut BytesMut,
+    ) -> Result<Idle, Farewell> {
         loop {
             let rest = self.body.left.min(input.len() - *at);
             self.body.left -= rest;

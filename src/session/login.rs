@@ -9,7 +9,6 @@ use std::task::Context;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
-use pgwire::messages::startup::Authentication;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::cancel;
@@ -119,7 +118,11 @@ fn start_session(
     let settings = &plane.shared.config.load().settings;
     if settings.log_connections {
         let tag = ClientTag { id, database: Some(&group.database), user: Some(&group.user), peer: &peer };
-        tracing::info!("{tag} login attempt: db={} user={} tls=no replication=no", group.database, group.user);
+        tracing::info!(
+            "{tag} login attempt: db={} user={} tls=no replication=no",
+            group.database,
+            group.user
+        );
     }
     let welcome = group.pool.welcome().unwrap_or_default();
     let new = NewSession { socket, peer, id, group, parameters, proven, admission, connected };
@@ -296,7 +299,8 @@ impl Newcomer {
             AuthType::Md5 => Method::Md5,
             AuthType::ScramSha256 => Method::ScramSha256,
             AuthType::Cert | AuthType::Hba | AuthType::Ldap | AuthType::Pam => {
-                let message = format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
+                let message =
+                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
                 return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
             }
         };
@@ -345,7 +349,9 @@ impl Newcomer {
     ) -> Result<(Rc<Group>, Arc<Welcome>), Refusal> {
         let shared = &self.plane.shared;
         if config.hosts(database).is_empty() {
-            return Err(fatal("bouncer config error").detail("The database has no host, and unix_socket_dir is empty.").into());
+            return Err(fatal("bouncer config error")
+                .detail("The database has no host, and unix_socket_dir is empty.")
+                .into());
         }
         let paused = shared.lifecycle.paused.load(Ordering::Acquire);
         let pool = shared.databases.pool(config, database, user, secret, paused);
@@ -467,7 +473,11 @@ fn server_secret(database: &Database, credentials: Option<&Credentials>, proof: 
 }
 
 /// The startup parameters that follow the client; an error for those that would be lost.
-fn client_parameters(startup: &Startup, config: &Config, plane: &Plane) -> Result<Vec<(usize, String)>, SqlError> {
+fn client_parameters(
+    startup: &Startup,
+    config: &Config,
+    plane: &Plane,
+) -> Result<Vec<(usize, String)>, SqlError> {
     let tracked = &plane.shared.server.tracked;
     let ignored = |name: &str| config.settings.ignore_startup_parameters.iter().any(|known| known == name);
     let mut wanted = Vec::new();
@@ -482,7 +492,9 @@ fn client_parameters(startup: &Startup, config: &Config, plane: &Plane) -> Resul
         } else if name == "replication" {
             replication(value)?;
         } else {
-            let hint = format!("Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}");
+            let hint = format!(
+                "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
+            );
             return Err(fatal(format!("unsupported startup parameter: {name}")).hint(hint));
         }
     }
@@ -545,7 +557,9 @@ fn split_options(text: &str) -> Vec<String> {
 fn replication(value: &str) -> Result<(), SqlError> {
     match value {
         "no" | "off" | "false" | "0" => Ok(()),
-        _ => Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not supported")),
+        _ => {
+            Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not supported"))
+        }
     }
 }
 

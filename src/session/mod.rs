@@ -4,15 +4,16 @@
 //! An idle session owns no buffer and no server. Everything happens inside one poll, with the
 //! thread's own buffers: read, look at the headers, write to the other side.
 
+pub mod cancel;
 pub mod console;
 pub mod control;
 pub mod databases;
-pub mod cancel;
 mod idle;
 pub mod login;
 pub mod plane;
 mod relay;
 mod time;
+pub mod views;
 
 use std::cell::RefCell;
 use std::future::Future;

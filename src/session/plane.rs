@@ -17,6 +17,7 @@ use super::Session;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
+use super::views::StatsPeriod;
 use crate::admin::Stats;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode};
@@ -105,6 +106,8 @@ pub struct Shared {
     pub clients: Arc<Quota>,
     /// Sessions begun, for their numbers.
     pub last_client: AtomicU64,
+    /// Where the console's averages are counted from.
+    pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
     pub mock_key: MockKey,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
@@ -131,6 +134,7 @@ impl Shared {
             lifecycle: Lifecycle::default(),
             clients: Arc::default(),
             last_client: AtomicU64::new(0),
+            stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
             credentials: Mutex::new(HashMap::new()),
         })
@@ -141,18 +145,15 @@ impl Shared {
         let config = self.config.load();
         let secret = config.auth_users.get(user)?;
         let mut known = self.credentials.lock();
-        let entry = known
-            .entry(user.to_owned())
-            .or_insert_with(|| Arc::new(Credentials::new(Secret::parse(secret))));
+        let entry =
+            known.entry(user.to_owned()).or_insert_with(|| Arc::new(Credentials::new(Secret::parse(secret))));
         Some(Arc::clone(entry))
     }
 
     /// New settings: what was derived from old secrets is forgotten where they changed.
     pub fn configure(&self, config: Config) {
         let old = self.config.load_full();
-        self.credentials
-            .lock()
-            .retain(|user, _| old.auth_users.get(user) == config.auth_users.get(user));
+        self.credentials.lock().retain(|user, _| old.auth_users.get(user) == config.auth_users.get(user));
         self.config.store(Arc::new(config));
     }
 
@@ -301,9 +302,7 @@ impl Plane {
     pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>) -> Rc<Group> {
         let mut groups = self.groups.borrow_mut();
         let key = (Arc::from(user), Arc::from(database));
-        let group = groups
-            .entry(key)
-            .or_insert_with(|| Group::new(user, database, Arc::clone(pool)));
+        let group = groups.entry(key).or_insert_with(|| Group::new(user, database, Arc::clone(pool)));
         if !Arc::ptr_eq(&group.pool, pool) {
             // The database was removed and came back: its pool is another one.
             *group = Group::new(user, database, Arc::clone(pool));

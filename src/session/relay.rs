@@ -433,4 +433,3 @@ fn duplicate_statement(name: &[u8]) -> BytesMut {
     originate::error(&SqlError::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, message), &mut bytes);
     bytes
 }
-

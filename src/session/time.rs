@@ -25,7 +25,8 @@ impl Session {
     fn check_idle(&self) -> Option<SqlError> {
         let limit = self.group.settings.borrow().policy.client_idle_timeout?;
         let idle = SystemTime::now().duration_since(self.last_request).unwrap_or_default();
-        (idle > limit).then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
+        (idle > limit)
+            .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
     }
 
     fn check_waiting(&self, waited: Duration) -> Option<SqlError> {

@@ -30,10 +30,7 @@ impl TransactionStatus {
 pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstring(body)?;
     let (value, _) = split_cstring(rest)?;
-    Some((
-        std::str::from_utf8(name).ok()?,
-        std::str::from_utf8(value).ok()?,
-    ))
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
 }
 
 /// The fields of an ErrorResponse or NoticeResponse that we read. A server that leaves one out gives

@@ -14,11 +14,7 @@ pub struct Parse<'a> {
 
 /// Reads the body of a Parse.
 pub fn parse(body: &[u8]) -> Result<Parse<'_>, Malformed> {
-    let malformed = |field| Malformed::Field {
-        tag: 'P',
-        field,
-        have: body.len(),
-    };
+    let malformed = |field| Malformed::Field { tag: 'P', field, have: body.len() };
     let (name, definition) = split_cstring(body).ok_or(malformed("the statement name"))?;
     let (_, types) = split_cstring(definition).ok_or(malformed("the query"))?;
     let Some((count, oids)) = types.split_first_chunk::<2>() else {
@@ -58,11 +54,7 @@ pub enum Object<'a> {
 
 /// Reads the body of a Describe or a Close; `tag` is for the error.
 pub fn object(tag: char, body: &[u8]) -> Result<Object<'_>, Malformed> {
-    let malformed = |field| Malformed::Field {
-        tag,
-        field,
-        have: body.len(),
-    };
+    let malformed = |field| Malformed::Field { tag, field, have: body.len() };
     let (kind, rest) = body.split_first().ok_or(malformed("the kind of object"))?;
     let (name, _) = split_cstring(rest).ok_or(malformed("the name"))?;
     match kind {
@@ -86,18 +78,8 @@ mod tests {
 
     #[test]
     fn a_parse_whose_fields_do_not_fit_is_malformed() {
-        for body in [
-            &b""[..],
-            b"s1",
-            b"s1\0select",
-            b"s1\0select\0",
-            b"s\0q\0\0\x01",
-            b"s\0q\0\0\0x",
-        ] {
-            assert!(
-                matches!(parse(body), Err(Malformed::Field { tag: 'P', .. })),
-                "{body:?}"
-            );
+        for body in [&b""[..], b"s1", b"s1\0select", b"s1\0select\0", b"s\0q\0\0\x01", b"s\0q\0\0\0x"] {
+            assert!(matches!(parse(body), Err(Malformed::Field { tag: 'P', .. })), "{body:?}");
         }
     }
 
@@ -106,10 +88,7 @@ mod tests {
         assert_eq!(bind_names(b""), None);
         assert_eq!(bind_names(b"portal\0stat"), None);
         let names = bind_names(b"portal\0stat\0\0\0").unwrap();
-        assert_eq!(
-            (names.portal, names.statement),
-            (&b"portal"[..], &b"stat"[..])
-        );
+        assert_eq!((names.portal, names.statement), (&b"portal"[..], &b"stat"[..]));
     }
 
     #[test]

@@ -71,15 +71,9 @@ impl Header {
         };
         let length = i32::from_be_bytes([a, b, c, d]);
         if length < 4 {
-            return Err(Malformed::Length {
-                tag: char::from(tag),
-                length,
-            });
+            return Err(Malformed::Length { tag: char::from(tag), length });
         }
-        Ok(Some(Header {
-            tag,
-            length: length as usize + 1,
-        }))
+        Ok(Some(Header { tag, length: length as usize + 1 }))
     }
 }
 
@@ -219,41 +213,17 @@ mod tests {
 
     #[test]
     fn a_length_below_four_is_no_message() {
-        check(
-            b"Q\0\0\0\x03",
-            Err(Malformed::Length {
-                tag: 'Q',
-                length: 3,
-            }),
-        );
-        check(
-            b"Q\0\0\0\0",
-            Err(Malformed::Length {
-                tag: 'Q',
-                length: 0,
-            }),
-        );
-        check(
-            b"Q\xff\xff\xff\xff",
-            Err(Malformed::Length {
-                tag: 'Q',
-                length: -1,
-            }),
-        );
+        check(b"Q\0\0\0\x03", Err(Malformed::Length { tag: 'Q', length: 3 }));
+        check(b"Q\0\0\0\0", Err(Malformed::Length { tag: 'Q', length: 0 }));
+        check(b"Q\xff\xff\xff\xff", Err(Malformed::Length { tag: 'Q', length: -1 }));
     }
 
     #[test]
     fn each_direction_knows_only_its_own_types() {
         assert_eq!(FrontendTag::from_byte(b'C'), Ok(FrontendTag::Close));
         assert_eq!(BackendTag::from_byte(b'C'), Ok(BackendTag::CommandComplete));
-        assert_eq!(
-            FrontendTag::from_byte(b'Z'),
-            Err(Malformed::Tag { tag: 'Z' })
-        );
-        assert_eq!(
-            BackendTag::from_byte(b'Q'),
-            Err(Malformed::Tag { tag: 'Q' })
-        );
+        assert_eq!(FrontendTag::from_byte(b'Z'), Err(Malformed::Tag { tag: 'Z' }));
+        assert_eq!(BackendTag::from_byte(b'Q'), Err(Malformed::Tag { tag: 'Q' }));
     }
 
     proptest! {

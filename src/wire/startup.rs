@@ -33,19 +33,12 @@ impl CancelKey {
     /// The two numbers of a BackendKeyData.
     pub fn process_id_and_secret(self) -> (i32, i32) {
         let [a, b, c, d, e, f, g, h] = self.0;
-        (
-            i32::from_be_bytes([a, b, c, d]),
-            i32::from_be_bytes([e, f, g, h]),
-        )
+        (i32::from_be_bytes([a, b, c, d]), i32::from_be_bytes([e, f, g, h]))
     }
 
     /// Whether both are the same, in a time that does not tell where they differ.
     pub fn matches(self, other: CancelKey) -> bool {
-        let difference = self
-            .0
-            .iter()
-            .zip(other.0)
-            .fold(0, |sum, (a, b)| sum | (a ^ b));
+        let difference = self.0.iter().zip(other.0).fold(0, |sum, (a, b)| sum | (a ^ b));
         std::hint::black_box(difference) == 0
     }
 }
@@ -130,11 +123,7 @@ fn startup(major: u16, minor: u16, mut rest: &[u8]) -> Result<FirstPacket, BadSt
         if name.is_empty() {
             // PostgreSQL insists that the terminator is the packet's last byte.
             return match after {
-                [] => Ok(FirstPacket::Startup(Startup {
-                    minor,
-                    parameters,
-                    protocol_options,
-                })),
+                [] => Ok(FirstPacket::Startup(Startup { minor, parameters, protocol_options })),
                 _ => Err(BadStartup::Layout),
             };
         }
@@ -162,24 +151,16 @@ mod tests {
     #[test]
     fn the_four_first_packets_are_told_apart() {
         check(&SSL_REQUEST.to_be_bytes(), Ok(FirstPacket::SslRequest));
-        check(
-            &GSSENC_REQUEST.to_be_bytes(),
-            Ok(FirstPacket::GssEncRequest),
-        );
+        check(&GSSENC_REQUEST.to_be_bytes(), Ok(FirstPacket::GssEncRequest));
         let mut cancel = CANCEL_REQUEST.to_be_bytes().to_vec();
         cancel.extend(1..=8);
-        check(
-            &cancel,
-            Ok(FirstPacket::Cancel(CancelKey([1, 2, 3, 4, 5, 6, 7, 8]))),
-        );
+        check(&cancel, Ok(FirstPacket::Cancel(CancelKey([1, 2, 3, 4, 5, 6, 7, 8]))));
     }
 
     #[test]
     fn a_startup_message_gives_parameters_and_unknown_protocol_options() {
         let body = b"\0\x03\x27\x0fuser\0bob\0_pq_.x\0y\0database\0d\0\0";
-        let Ok(FirstPacket::Startup(startup)) = parse(body) else {
-            panic!("a startup")
-        };
+        let Ok(FirstPacket::Startup(startup)) = parse(body) else { panic!("a startup") };
         assert_eq!(
             (startup.minor, startup.get("user"), startup.get("database")),
             (9999, Some("bob"), Some("d"))
@@ -190,10 +171,7 @@ mod tests {
     #[test]
     fn what_postgresql_refuses_is_refused() {
         check(b"\0\x02\0\0user\0x\0\0", Err(BadStartup::Version2));
-        check(
-            b"\0\x04\0\0\0",
-            Err(BadStartup::Version { major: 4, minor: 0 }),
-        );
+        check(b"\0\x04\0\0\0", Err(BadStartup::Version { major: 4, minor: 0 }));
         check(b"\0\x03\0\0user\0x\0", Err(BadStartup::Layout));
         check(b"\0\x03\0\0user\0x\0\0trailing", Err(BadStartup::Layout));
         check(b"\0\x03\0\0user\0\xff\0\0", Err(BadStartup::Encoding));
@@ -204,10 +182,7 @@ mod tests {
     fn a_length_outside_postgresqls_limits_is_refused() {
         assert_eq!(packet_length([0, 0, 0, 8]), Ok(8));
         assert_eq!(packet_length([0, 0, 0x27, 0x10]), Ok(10_000));
-        assert_eq!(
-            packet_length([0, 0, 0x27, 0x11]),
-            Err(BadStartup::Length(10_001))
-        );
+        assert_eq!(packet_length([0, 0, 0x27, 0x11]), Err(BadStartup::Length(10_001)));
         assert_eq!(packet_length([0, 0, 0, 7]), Err(BadStartup::Length(7)));
         assert_eq!(packet_length([0xff; 4]), Err(BadStartup::Length(u32::MAX)));
     }

@@ -32,18 +32,11 @@ impl Fake {
 
 impl Pooler for &Fake {
     async fn snapshot(&self, _: View) -> Snapshot {
-        Snapshot {
-            state: self.state,
-            ..snapshot()
-        }
+        Snapshot { state: self.state, ..snapshot() }
     }
     async fn set(&self, key: &str, value: &str) -> Result<SetOutcome, ConsoleError> {
         self.tell(format!("set {key}={value}")).await?;
-        Ok(if self.tls_not_applied {
-            SetOutcome::TlsNotApplied
-        } else {
-            SetOutcome::Done
-        })
+        Ok(if self.tls_not_applied { SetOutcome::TlsNotApplied } else { SetOutcome::Done })
     }
     async fn reload(&self) -> Result<(), ConsoleError> {
         self.tell("reload".into()).await
@@ -87,10 +80,7 @@ fn connection<State>(state: State, id: u64) -> ConnectionView<State> {
         replication: Replication::None,
         state,
         peer: Peer::Tcp("127.0.0.1:48202".parse().unwrap()),
-        local: Peer::Unix {
-            pid: None,
-            port: 27431,
-        },
+        local: Peer::Unix { pid: None, port: 27431 },
         connect_time_us: 1_795_331_830_000_000,
         request_time_us: 1_795_331_831_999_999,
         wait_us: 0,
@@ -109,18 +99,10 @@ fn connection<State>(state: State, id: u64) -> ConnectionView<State> {
 fn snapshot() -> Snapshot {
     let waiting = ConnectionView {
         wait_us: 3_006_043,
-        buffers: BufferView {
-            recv_pos: 14,
-            pkt_avail: 14,
-            ..BufferView::default()
-        },
+        buffers: BufferView { recv_pos: 14, pkt_avail: 14, ..BufferView::default() },
         ..connection(ClientState::Waiting, 7)
     };
-    let login = ConnectionView {
-        user: None,
-        database: None,
-        ..connection(ClientState::Login, 8)
-    };
+    let login = ConnectionView { user: None, database: None, ..connection(ClientState::Login, 8) };
     let server = ConnectionView {
         link: Some(0x2a),
         remote_pid: 17718,
@@ -138,16 +120,9 @@ fn snapshot() -> Snapshot {
         wait_time_us: 3_016_285,
         ..Stats::default()
     };
-    let console = Stats {
-        xact_count: 1,
-        query_count: 1,
-        ..Stats::default()
-    };
-    let stats = |database: &str, totals| StatsView {
-        database: database.into(),
-        totals,
-        older: Stats::default(),
-    };
+    let console = Stats { xact_count: 1, query_count: 1, ..Stats::default() };
+    let stats =
+        |database: &str, totals| StatsView { database: database.into(), totals, older: Stats::default() };
     Snapshot {
         clients: vec![waiting, connection(ClientState::Idle, 5), login],
         servers: vec![server],
@@ -178,11 +153,7 @@ fn snapshot() -> Snapshot {
             },
         ],
         users: vec![
-            UserView {
-                name: "x".into(),
-                current_client_connections: 1,
-                ..UserView::default()
-            },
+            UserView { name: "x".into(), current_client_connections: 1, ..UserView::default() },
             UserView {
                 name: "bob".into(),
                 pool_size: Some(5),
@@ -194,19 +165,8 @@ fn snapshot() -> Snapshot {
         ],
         stats: vec![stats("pgbouncer", console), stats("p0", totals)],
         stats_elapsed: Duration::from_secs(16),
-        settings: vec![SettingView {
-            key: "auth_user".into(),
-            value: None,
-            default: None,
-            changeable: true,
-        }],
-        memory: vec![MemView {
-            name: "user_cache",
-            size: 2368,
-            used: 7,
-            free: 43,
-            memory_total: 118_400,
-        }],
+        settings: vec![SettingView { key: "auth_user".into(), value: None, default: None, changeable: true }],
+        memory: vec![MemView { name: "user_cache", size: 2368, used: 7, free: 43, memory_total: 118_400 }],
         ..Snapshot::default()
     }
 }
@@ -264,9 +224,6 @@ fn row(mut body: Bytes) -> String {
 
 fn fields(body: &[u8]) -> String {
     let text = String::from_utf8(body.to_vec()).unwrap();
-    let fields: Vec<_> = text
-        .split('\0')
-        .filter(|f| !f.is_empty() && !f.starts_with('V'))
-        .collect();
+    let fields: Vec<_> = text.split('\0').filter(|f| !f.is_empty() && !f.starts_with('V')).collect();
     fields.join(" ")
 }

@@ -24,11 +24,7 @@ fn malformed_first_messages_are_protocol_violations() {
         let mut out = BytesMut::new();
         let error = login.handle_password(body, &mut out).unwrap_err();
         let text = error.detail.as_deref().unwrap_or(&error.message);
-        assert!(
-            text.contains(message),
-            "{text:?} for {:?}",
-            String::from_utf8_lossy(body)
-        );
+        assert!(text.contains(message), "{text:?} for {:?}", String::from_utf8_lossy(body));
         assert_eq!(error.code, "08P01");
         assert!(out.is_empty());
         // The login stays over.
@@ -40,26 +36,11 @@ fn malformed_first_messages_are_protocol_violations() {
     check(b"SCRAM-SHA-256", "malformed SASLInitialResponse");
     check(b"SCRAM-SHA-256\0", "malformed SASLInitialResponse");
     check(b"SCRAM-SHA-256\0\0\0\0", "malformed SASLInitialResponse");
-    check(
-        b"SCRAM-SHA-256\0\xff\xff\xff\xff",
-        "malformed SASLInitialResponse",
-    );
-    check(
-        b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=",
-        "malformed SASLInitialResponse",
-    );
-    check(
-        b"SCRAM-SHA-256\0\x7f\xff\xff\xffn,,n=,r=a",
-        "malformed SASLInitialResponse",
-    );
-    check(
-        b"SCRAM-SHA-256\0\0\0\0\x01n,",
-        "malformed SASLInitialResponse",
-    );
-    check(
-        b"SCRAM-SHA-256-PLUS\0\0\0\0\x00",
-        "invalid SASL authentication mechanism",
-    );
+    check(b"SCRAM-SHA-256\0\xff\xff\xff\xff", "malformed SASLInitialResponse");
+    check(b"SCRAM-SHA-256\0\0\0\0\x09n,,n=,r=", "malformed SASLInitialResponse");
+    check(b"SCRAM-SHA-256\0\x7f\xff\xff\xffn,,n=,r=a", "malformed SASLInitialResponse");
+    check(b"SCRAM-SHA-256\0\0\0\0\x01n,", "malformed SASLInitialResponse");
+    check(b"SCRAM-SHA-256-PLUS\0\0\0\0\x00", "invalid SASL authentication mechanism");
     check(&initial(b"n,,n=,r=a\0b"), "zero byte");
     check(&initial(b"n,,n=\xff,r=a"), "not UTF-8");
     scram("", "unexpected channel-binding flag");
@@ -90,12 +71,7 @@ fn malformed_first_messages_are_protocol_violations() {
 
 #[test]
 fn both_gs2_headers_and_unknown_extensions_are_accepted() {
-    for first in [
-        "n,,n=,r=a",
-        "y,,n=,r=a",
-        "n,,n=bob,r=a,x=1,y=",
-        "n,,n=*,r=a",
-    ] {
+    for first in ["n,,n=,r=a", "y,,n=,r=a", "n,,n=bob,r=a,x=1,y=", "n,,n=*,r=a"] {
         let rng = &mut StdRng::seed_from_u64(5);
         let mut login = ClientLogin::new(Method::Md5, "app", scram("p"), &settings(), rng);
         let step = login.handle_password(&initial(first.as_bytes()), &mut BytesMut::new());
@@ -110,18 +86,12 @@ fn malformed_final_messages_are_protocol_violations() {
         let stored = scram("pencil");
         let mut login = ClientLogin::new(Method::ScramSha256, "app", stored, &settings(), rng);
         let mut out = BytesMut::new();
-        login
-            .handle_password(&initial(b"n,,n=,r=a"), &mut out)
-            .unwrap();
+        login.handle_password(&initial(b"n,,n=,r=a"), &mut out).unwrap();
         let (_, body) = take(&mut out);
         let first = std::str::from_utf8(&body[4..]).unwrap();
         let nonce = &first[2..first.find(',').unwrap()];
-        let last = last
-            .replace("NONCE", nonce)
-            .replace("PROOF", &"A".repeat(43));
-        let error = login
-            .handle_password(last.as_bytes(), &mut out)
-            .unwrap_err();
+        let last = last.replace("NONCE", nonce).replace("PROOF", &"A".repeat(43));
+        let error = login.handle_password(last.as_bytes(), &mut out).unwrap_err();
         let text = error.detail.as_deref().unwrap_or("");
         assert_eq!(error.message, "SASL authentication failed");
         assert!(text.contains(message), "{text:?} for {last:?}");
@@ -136,14 +106,8 @@ fn malformed_final_messages_are_protocol_violations() {
     check("c=eSws,r=NONCE,p=PROOF=", "channel-binding attribute");
     check("c=,r=NONCE,p=PROOF=", "channel-binding attribute");
     check("r=NONCE,c=biws,p=PROOF=", "another attribute expected");
-    check(
-        "c=biws,c=biws,r=NONCE,p=PROOF=",
-        "another attribute expected",
-    );
-    check(
-        "c=biws,r=NONCE,r=NONCE,p=PROOF=",
-        "another attribute expected",
-    );
+    check("c=biws,c=biws,r=NONCE,p=PROOF=", "another attribute expected");
+    check("c=biws,r=NONCE,r=NONCE,p=PROOF=", "another attribute expected");
     check("c=biws,r=a,p=PROOF=", "nonce mismatch");
     check("c=biws,r=NONCEx,p=PROOF=", "nonce mismatch");
     check("c=biws,r=NONCE", "another attribute expected");
@@ -162,9 +126,7 @@ fn malformed_passwords_are_refused() {
         for method in [Method::Plain, Method::Md5] {
             let rng = &mut StdRng::seed_from_u64(5);
             let mut login = ClientLogin::new(method, "app", plain("pencil"), &settings(), rng);
-            let error = login
-                .handle_password(body, &mut BytesMut::new())
-                .unwrap_err();
+            let error = login.handle_password(body, &mut BytesMut::new()).unwrap_err();
             assert_eq!(error.code, code, "{body:?}");
         }
     };
@@ -185,10 +147,7 @@ fn check_server(messages: &[(u32, &[u8])], expected: Result<Progress<()>, AuthEr
     let mut out = BytesMut::new();
     let mut last = None;
     for (code, data) in messages {
-        assert!(
-            !matches!(last, Some(Err(_))),
-            "an error before the last message"
-        );
+        assert!(!matches!(last, Some(Err(_))), "an error before the last message");
         let body = [&code.to_be_bytes(), *data].concat();
         last = Some(login.handle_authentication(&body, &mut out));
     }
@@ -218,22 +177,10 @@ fn servers_that_break_the_order_are_left() {
     check_server(&[(10, b"")], Err(endless));
     check_server(&[(10, b"SCRAM-SHA-256\0")], Err(endless));
     check_server(&[(10, b"SCRAM-SHA-256")], Err(endless));
-    check_server(
-        &[(5, b"abc")],
-        Err(AuthError::Malformed("md5 salt is not 4 bytes")),
-    );
-    check_server(
-        &[(5, b"abcde")],
-        Err(AuthError::Malformed("md5 salt is not 4 bytes")),
-    );
-    check_server(
-        &[(3, b"x")],
-        Err(AuthError::Malformed("garbage at the end")),
-    );
-    check_server(
-        &[(0, b"x")],
-        Err(AuthError::Malformed("garbage at the end")),
-    );
+    check_server(&[(5, b"abc")], Err(AuthError::Malformed("md5 salt is not 4 bytes")));
+    check_server(&[(5, b"abcde")], Err(AuthError::Malformed("md5 salt is not 4 bytes")));
+    check_server(&[(3, b"x")], Err(AuthError::Malformed("garbage at the end")));
+    check_server(&[(0, b"x")], Err(AuthError::Malformed("garbage at the end")));
 }
 
 #[test]

@@ -15,10 +15,7 @@ use crate::error::SqlError;
 const ITERATIONS: u32 = 3;
 
 fn settings() -> ScramSettings {
-    ScramSettings {
-        iterations: ITERATIONS,
-        mock_key: MockKey::new(&mut StdRng::seed_from_u64(7)),
-    }
+    ScramSettings { iterations: ITERATIONS, mock_key: MockKey::new(&mut StdRng::seed_from_u64(7)) }
 }
 
 fn credentials(secret: Secret) -> Option<Arc<Credentials>> {
@@ -65,12 +62,7 @@ fn refused(error: SqlError) -> Outcome {
 }
 
 /// A client with this secret logs in as `app`, through all messages.
-fn log_in(
-    method: Method,
-    stored: Option<Arc<Credentials>>,
-    secret: Arc<ServerSecret>,
-    seed: u64,
-) -> Outcome {
+fn log_in(method: Method, stored: Option<Arc<Credentials>>, secret: Arc<ServerSecret>, seed: u64) -> Outcome {
     let rng = &mut StdRng::seed_from_u64(seed);
     let mut us = ClientLogin::new(method, "app", stored, &settings(), rng);
     let mut client = ServerLogin::new("app", secret, rng);
@@ -115,10 +107,7 @@ fn nothing() -> Outcome {
 }
 
 fn sent(password: &str) -> Outcome {
-    Outcome::In(Proof {
-        plain: Some(Password::new(password)),
-        client_key: None,
-    })
+    Outcome::In(Proof { plain: Some(Password::new(password)), client_key: None })
 }
 
 fn wrong_password() -> Outcome {
@@ -131,20 +120,13 @@ fn wrong_proof() -> Outcome {
 
 fn proved(password: &str) -> Outcome {
     let keys = ScramKeys::derive(password.as_bytes(), b"stored salt", 5);
-    Outcome::In(Proof {
-        client_key: Some(keys.client_key),
-        plain: None,
-    })
+    Outcome::In(Proof { client_key: Some(keys.client_key), plain: None })
 }
 
 #[test]
 fn each_method_accepts_the_right_password_for_each_kind_of_secret() {
     let check = |method, stored, outcome| {
-        assert_eq!(
-            with_password(method, stored, "pencil"),
-            outcome,
-            "{method:?}"
-        );
+        assert_eq!(with_password(method, stored, "pencil"), outcome, "{method:?}");
     };
     check(Method::Trust, plain("pencil"), nothing());
     check(Method::Trust, plain(""), nothing());
@@ -163,19 +145,9 @@ fn each_method_accepts_the_right_password_for_each_kind_of_secret() {
 #[test]
 fn each_method_refuses_a_wrong_password_an_empty_secret_and_an_unknown_user() {
     let check = |method, stored, outcome| {
-        assert_eq!(
-            with_password(method, stored, "pencil"),
-            outcome,
-            "{method:?}"
-        );
+        assert_eq!(with_password(method, stored, "pencil"), outcome, "{method:?}");
     };
-    for stored in [
-        plain("Pencil"),
-        md5("pen"),
-        scram("pencils"),
-        plain(""),
-        None,
-    ] {
+    for stored in [plain("Pencil"), md5("pen"), scram("pencils"), plain(""), None] {
         let by_md5 = match stored.as_deref().map(Credentials::secret) {
             Some(Secret::Scram(_)) => wrong_proof(),
             _ => wrong_password(),
@@ -193,10 +165,7 @@ fn the_secret_itself_is_not_the_password() {
     let digest = super::md5::stored_digest(b"pencil", "app");
     let text = String::from_utf8([b"md5", &digest[..]].concat()).unwrap();
     for method in [Method::Plain, Method::Md5] {
-        assert_eq!(
-            with_password(method, md5("pencil"), &text),
-            wrong_password()
-        );
+        assert_eq!(with_password(method, md5("pencil"), &text), wrong_password());
     }
 }
 
@@ -205,14 +174,8 @@ fn passwords_that_saslprep_changes_or_refuses_still_log_in() {
     let unprepared = "I\u{ad}X \u{a0}pä\u{2168}";
     let prepared = "IX  päIX";
     let (wrong, right) = (wrong_proof(), proved(prepared));
-    assert_eq!(
-        with_password(Method::Md5, scram(prepared), unprepared),
-        right
-    );
-    assert_eq!(
-        with_password(Method::Md5, scram("IX päIX"), unprepared),
-        wrong
-    );
+    assert_eq!(with_password(Method::Md5, scram(prepared), unprepared), right);
+    assert_eq!(with_password(Method::Md5, scram("IX päIX"), unprepared), wrong);
     for bytes in [&b"\x07bell"[..], b"caf\xe9", b"\xc2\xad"] {
         let stored = credentials(Secret::Plain(Password::new(bytes)));
         let secret = Arc::new(ServerSecret::plain(Password::new(bytes)));
@@ -232,88 +195,32 @@ fn a_server_is_given_what_is_stored_or_what_the_client_proved() {
             Method::Md5 => md5("pencil"),
             Method::Trust | Method::Plain | Method::ScramSha256 => scram("pencil"),
         };
-        assert_eq!(
-            log_in(to_server, server, secret, 3),
-            outcome,
-            "{to_server:?}"
-        );
+        assert_eq!(log_in(to_server, server, secret, 3), outcome, "{to_server:?}");
     };
     let cannot = |error| Outcome::ClientCannot(error);
     let mismatch = |name| cannot(AuthError::WrongPasswordType(name));
 
-    check(
-        plain("pencil"),
-        Method::ScramSha256,
-        Method::ScramSha256,
-        proved("pencil"),
-    );
+    check(plain("pencil"), Method::ScramSha256, Method::ScramSha256, proved("pencil"));
     check(plain("pencil"), Method::Trust, Method::Md5, nothing());
-    check(
-        plain("pencil"),
-        Method::Trust,
-        Method::Plain,
-        sent("pencil"),
-    );
+    check(plain("pencil"), Method::Trust, Method::Plain, sent("pencil"));
     check(md5("pencil"), Method::Md5, Method::Md5, nothing());
-    check(
-        md5("pencil"),
-        Method::Md5,
-        Method::Plain,
-        mismatch("cleartext"),
-    );
-    check(
-        md5("pencil"),
-        Method::Md5,
-        Method::ScramSha256,
-        mismatch("SCRAM"),
-    );
-    check(
-        md5("pencil"),
-        Method::Plain,
-        Method::ScramSha256,
-        proved("pencil"),
-    );
-    check(
-        scram("pencil"),
-        Method::Md5,
-        Method::ScramSha256,
-        proved("pencil"),
-    );
+    check(md5("pencil"), Method::Md5, Method::Plain, mismatch("cleartext"));
+    check(md5("pencil"), Method::Md5, Method::ScramSha256, mismatch("SCRAM"));
+    check(md5("pencil"), Method::Plain, Method::ScramSha256, proved("pencil"));
+    check(scram("pencil"), Method::Md5, Method::ScramSha256, proved("pencil"));
     check(scram("pencil"), Method::Md5, Method::Md5, mismatch("MD5"));
     check(scram("pencil"), Method::Md5, Method::Trust, nothing());
     check(scram("pencil"), Method::Plain, Method::Md5, nothing());
-    check(
-        scram("pencil"),
-        Method::Trust,
-        Method::ScramSha256,
-        cannot(AuthError::ScramKeysMissing),
-    );
+    check(scram("pencil"), Method::Trust, Method::ScramSha256, cannot(AuthError::ScramKeysMissing));
     check(plain(""), Method::Trust, Method::Trust, nothing());
-    check(
-        plain(""),
-        Method::Trust,
-        Method::Plain,
-        cannot(AuthError::NoPassword("cleartext")),
-    );
-    check(
-        plain(""),
-        Method::Trust,
-        Method::ScramSha256,
-        cannot(AuthError::NoPassword("SCRAM")),
-    );
+    check(plain(""), Method::Trust, Method::Plain, cannot(AuthError::NoPassword("cleartext")));
+    check(plain(""), Method::Trust, Method::ScramSha256, cannot(AuthError::NoPassword("SCRAM")));
 }
 
 #[test]
 fn a_server_that_only_stores_the_client_side_of_the_keys_is_not_believed() {
-    let stolen = ScramSecret {
-        server_key: ScramKey([1; 32]),
-        ..scram_secret("pencil")
-    };
-    let outcome = with_password(
-        Method::ScramSha256,
-        credentials(Secret::Scram(stolen)),
-        "pencil",
-    );
+    let stolen = ScramSecret { server_key: ScramKey([1; 32]), ..scram_secret("pencil") };
+    let outcome = with_password(Method::ScramSha256, credentials(Secret::Scram(stolen)), "pencil");
     let error = AuthError::Scram(ScramError::WrongServerSignature);
     assert_eq!(outcome, Outcome::ServerDistrusted(error));
 }
@@ -330,23 +237,14 @@ fn derived_keys_are_made_once_per_salt_and_count() {
     assert_ne!(keys.scram_keys(b"salt", 3), first);
     assert_ne!(keys.scram_keys(b"tlas", 2), first);
     let limit = 1_000_000;
-    let error = ScramError::TooManyIterations {
-        iterations: u32::MAX,
-        limit,
-    };
+    let error = ScramError::TooManyIterations { iterations: u32::MAX, limit };
     assert_eq!(keys.scram_keys(b"salt", u32::MAX), Err(error));
 
     let password = Password::new("pencil");
     let once = stored.verifier("app", &password, &settings());
     assert_eq!(stored.verifier("app", &password, &settings()), once);
-    let more = ScramSettings {
-        iterations: ITERATIONS + 1,
-        ..settings()
-    };
-    assert_eq!(
-        stored.verifier("app", &password, &more).iterations,
-        ITERATIONS + 1
-    );
+    let more = ScramSettings { iterations: ITERATIONS + 1, ..settings() };
+    assert_eq!(stored.verifier("app", &password, &more).iterations, ITERATIONS + 1);
 }
 
 /// The server-first-message that a user is shown.
@@ -379,10 +277,7 @@ fn nothing_secret_is_printed() {
         let text = format!("{stored:?} {login:?} {server_secret:?}");
         let digest = super::md5::stored_digest(b"pencil", "app");
         assert!(!text.contains("pencil"), "{text}");
-        assert!(
-            !text.contains(std::str::from_utf8(&digest).unwrap()),
-            "{text}"
-        );
+        assert!(!text.contains(std::str::from_utf8(&digest).unwrap()), "{text}");
         assert!(text.contains("(..)"), "{text}");
     }
 }
