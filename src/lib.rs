@@ -8,6 +8,8 @@
 //! | floor | modules | what lives there |
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 4 | [`command`] | what an operator runs by hand: the demo |
 
+pub mod command;
 pub mod error;
 pub mod wire;
