@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{
+    Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process_group,
+};
 use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Who the children run as when we are root, the first that exists: PostgreSQL refuses root.
 const UNPRIVILEGED_USERS: [&str; 2] = ["postgres", "nobody"];
@@ -306,34 +309,79 @@ impl Drop for Running {
     }
 }
 
-/// Runs a command to its end and returns what it wrote.
+/// Runs a command to its end and returns what it wrote. When the future is dropped, the command ends,
+/// and so does whatever it had started.
 pub(super) async fn output(command: Command) -> Result<Output, ProcessError> {
     let program = Path::new(command.get_program())
         .file_name()
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned();
-    let mut command = tokio::process::Command::from(command);
-    let output = command
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(|source| ProcessError::Start {
-            program: program.clone(),
-            source,
-        })?;
-    let text = Output {
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    };
-    if output.status.success() {
+    let (status, text) = match CommandGroup::start(command) {
+        Ok(mut group) => group.output().await,
+        Err(error) => Err(error),
+    }
+    .map_err(|source| ProcessError::Start {
+        program: program.clone(),
+        source,
+    })?;
+    if status.success() {
         return Ok(text);
     }
     Err(ProcessError::Failed {
         program,
-        status: output.status,
+        status,
         output: tail(&text.stderr),
     })
+}
+
+/// A command of [`Sandbox::command`] with all its children: initdb starts servers of its own.
+struct CommandGroup {
+    leader: tokio::process::Child,
+    /// `None` when it has ended by itself.
+    running: Option<Pid>,
+}
+
+impl CommandGroup {
+    fn start(command: Command) -> io::Result<Self> {
+        let leader = tokio::process::Command::from(command)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let running = leader.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        Ok(CommandGroup { leader, running })
+    }
+
+    async fn output(&mut self) -> io::Result<(ExitStatus, Output)> {
+        let (stdout, stderr) = (self.leader.stdout.take(), self.leader.stderr.take());
+        let (stdout, stderr) = tokio::try_join!(read_text(stdout), read_text(stderr))?;
+        let status = self.leader.wait().await?;
+        self.running = None;
+        Ok((status, Output { stdout, stderr }))
+    }
+}
+
+impl Drop for CommandGroup {
+    fn drop(&mut self) {
+        let Some(group) = self.running else { return };
+        let _ = kill_process_group(group, Signal::KILL);
+        let deadline = Instant::now() + ENDING_MAX;
+        // A process that ended but was not waited for is still in the group.
+        while self.leader.try_wait().is_ok()
+            && test_kill_process_group(group).is_ok()
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+}
+
+async fn read_text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes).await?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What a command that succeeded wrote.
