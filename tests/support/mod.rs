@@ -69,7 +69,8 @@ impl Pooler {
         let bytes = bytes.as_ref();
         let mut direct = self.direct().await;
         direct.send([bytes, &terminate()].concat()).await;
-        let expected = direct.rest().await;
+        let mut expected = direct.rest().await;
+        expected.closed = false;
         let mut client = self.client().await;
         client.send(bytes).await;
         self.compare(&expected, &mut client).await;
