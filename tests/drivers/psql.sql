@@ -36,7 +36,7 @@ COMMIT;
 \copy driver_psql FROM stdin
 1	duplicate
 \.
-\echo :SQLSTATE
+SELECT count(*) FROM driver_psql;
 DO $$ BEGIN RAISE EXCEPTION 'mine' USING ERRCODE = 'PW001'; END $$;
 \echo :SQLSTATE
 SELECT 'still here';
