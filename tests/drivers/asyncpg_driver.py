@@ -1,6 +1,7 @@
 """asyncpg through the pooler: its statement cache, prepared statements, cursors, COPY, timeouts."""
 
 import asyncio
+import faulthandler
 import os
 
 import asyncpg
@@ -110,6 +111,7 @@ async def timeouts(connection):
 
 
 async def main():
+    faulthandler.dump_traceback_later(60, exit=True)
     pool = await asyncpg.create_pool(DSN, min_size=6, max_size=6)
     await statement_cache(pool)
     await pool.close()

@@ -1,5 +1,6 @@
 """psycopg 3 through the pooler: statements that it prepares by itself, pipelines, cursors, COPY, cancel."""
 
+import faulthandler
 import logging
 import os
 import threading
@@ -125,6 +126,7 @@ def cancel(connection):
 
 
 def main():
+    faulthandler.dump_traceback_later(60, exit=True)
     # It warns when a pipeline was already aborted at its end: that depends on the timing.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
     connections = [psycopg.connect(DSN, autocommit=True, prepare_threshold=2) for _ in range(CONNECTIONS)]
