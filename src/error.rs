@@ -94,13 +94,7 @@ impl SqlError {
     }
 
     fn new(severity: Severity, code: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        SqlError {
-            severity,
-            code: Cow::Borrowed(code),
-            message: message.into(),
-            detail: None,
-            hint: None,
-        }
+        SqlError { severity, code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None }
     }
 
     /// Adds the facts and numbers.
@@ -118,13 +112,7 @@ impl SqlError {
 
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}: {}",
-            self.severity.as_str(),
-            self.code,
-            self.message
-        )
+        write!(f, "{} {}: {}", self.severity.as_str(), self.code, self.message)
     }
 }
 

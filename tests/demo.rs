@@ -40,10 +40,7 @@ impl Demo {
     fn wait_for(&mut self, text: &str) -> String {
         let stdout = self.process.stdout.as_mut().unwrap();
         let lines = BufReader::new(stdout).lines().map(Result::unwrap);
-        lines
-            .into_iter()
-            .find(|line| line.contains(text))
-            .expect("the line comes before the end")
+        lines.into_iter().find(|line| line.contains(text)).expect("the line comes before the end")
     }
 
     fn signal(&self, signal: Signal) {
@@ -72,10 +69,7 @@ fn processes_of(folder: &Path) -> Vec<String> {
 }
 
 fn files_in(folder: &Path) -> Vec<PathBuf> {
-    fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect()
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
 fn assert_nothing_is_left(folder: &Path) {
@@ -90,11 +84,7 @@ fn once_prints_the_result_of_pgbench_and_leaves_nothing_behind() {
     let output = process.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{}\n{stdout}\n{stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
     assert_eq!(stderr, "");
     for wanted in ["select-only", "TPC-B", " 0 failed", "Both standbys stream"] {
         assert!(stdout.contains(wanted), "no {wanted:?} in:\n{stdout}");
@@ -134,12 +124,7 @@ fn a_demo_that_is_killed_leaves_nothing_behind_either() {
     let deadline = Instant::now() + Duration::from_secs(30);
     let folder = temporary.path();
     while !(files_in(folder).is_empty() && processes_of(folder).is_empty()) {
-        assert!(
-            Instant::now() < deadline,
-            "{:?}\n{:#?}",
-            files_in(folder),
-            processes_of(folder)
-        );
+        assert!(Instant::now() < deadline, "{:?}\n{:#?}", files_in(folder), processes_of(folder));
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -77,11 +77,7 @@ async fn check_script(interpreter: PathBuf, script: &str) {
     command.arg(script);
     let output = finish(command).await;
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert!(
-        output.status.success(),
-        "{}\n{stdout}{stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
     assert!(stdout.starts_with("ok "), "{stdout}{stderr}");
     assert_eq!(stderr, "");
     pooler.is_clean().await;
@@ -116,12 +112,7 @@ async fn psql_prints_what_it_prints_without_a_pooler() {
         let output = finish(command).await;
         let expected = std::fs::read_to_string(drivers().join("psql.expected")).unwrap();
         let stdout = text(&output.stdout);
-        assert_eq!(
-            stdout,
-            expected,
-            "{mode} mode; errors:\n{}",
-            text(&output.stderr)
-        );
+        assert_eq!(stdout, expected, "{mode} mode; errors:\n{}", text(&output.stderr));
         assert!(output.status.success(), "{}", output.status);
         pooler.is_clean().await;
     }
@@ -156,11 +147,7 @@ impl Bench {
     fn arguments(self) -> Vec<String> {
         // pgbench prepares synchronously: a thread that waits for one client's server cannot end the
         // transaction of another client that has one. So each client gets its own thread.
-        let threads = if self.protocol == "prepared" {
-            self.clients
-        } else {
-            self.clients.min(2)
-        };
+        let threads = if self.protocol == "prepared" { self.clients } else { self.clients.min(2) };
         let mut arguments = vec!["-n".to_owned()];
         let transactions = self.transactions_per_client();
         for (option, value) in [("-c", self.clients), ("-j", threads), ("-t", transactions)] {
@@ -183,25 +170,14 @@ impl Bench {
         let output = finish(command).await;
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         // It can exit with 0 although a PREPARE failed: its stderr tells.
-        let complaint = stderr
-            .lines()
-            .find(|line| !line.starts_with("pgbench (") && !line.is_empty());
+        let complaint = stderr.lines().find(|line| !line.starts_with("pgbench (") && !line.is_empty());
         assert_eq!(complaint, None, "{self:?}\n{stdout}{stderr}");
-        assert!(
-            output.status.success(),
-            "{self:?}: {}\n{stdout}{stderr}",
-            output.status
-        );
+        assert!(output.status.success(), "{self:?}: {}\n{stdout}{stderr}", output.status);
         let total = self.clients * self.transactions_per_client();
         let processed = format!("number of transactions actually processed: {total}/{total}");
         assert!(stdout.contains(&processed), "{self:?}\n{stdout}");
-        let failed = stdout
-            .lines()
-            .find(|line| line.starts_with("number of failed transactions"));
-        assert!(
-            failed.is_none_or(|line| line.contains(": 0 (")),
-            "{self:?}\n{stdout}"
-        );
+        let failed = stdout.lines().find(|line| line.starts_with("number of failed transactions"));
+        assert!(failed.is_none_or(|line| line.contains(": 0 (")), "{self:?}\n{stdout}");
     }
 }
 
@@ -221,12 +197,7 @@ async fn check_pgbench(mode: &'static str, workers: &str) {
     for script in ["select-only", "tpcb-like"] {
         for protocol in ["simple", "extended", "prepared"] {
             for clients in [1, 20, 200] {
-                let bench = Bench {
-                    mode,
-                    script,
-                    protocol,
-                    clients,
-                };
+                let bench = Bench { mode, script, protocol, clients };
                 bench.check(&pooler).await;
                 if script == "tpcb-like" {
                     written += i64::from(clients * bench.transactions_per_client());
@@ -234,10 +205,7 @@ async fn check_pgbench(mode: &'static str, workers: &str) {
             }
         }
     }
-    assert_eq!(
-        pooler.number("SELECT count(*) FROM pgbench_history").await,
-        written
-    );
+    assert_eq!(pooler.number("SELECT count(*) FROM pgbench_history").await, written);
     pooler.is_clean().await;
 }
 
@@ -286,22 +254,16 @@ async fn few_servers() -> Pooler {
 async fn tokio_postgres_keeps_its_prepared_statements_on_every_server() {
     let pooler = few_servers().await;
     let clients = join_all((0..6).map(|_| connect(&pooler))).await;
-    let work = clients
-        .iter()
-        .enumerate()
-        .map(|(number, client)| async move {
-            let sql = format!("SELECT $1::int4 + {number}, $2::text");
-            let statement = client.prepare(&sql).await?;
-            for repeat in 0..50_i32 {
-                let row = client.query_one(&statement, &[&repeat, &"é"]).await?;
-                let expected = repeat + i32::try_from(number).unwrap();
-                assert_eq!(
-                    (row.get::<_, i32>(0), row.get::<_, &str>(1)),
-                    (expected, "é")
-                );
-            }
-            Ok::<_, tokio_postgres::Error>(())
-        });
+    let work = clients.iter().enumerate().map(|(number, client)| async move {
+        let sql = format!("SELECT $1::int4 + {number}, $2::text");
+        let statement = client.prepare(&sql).await?;
+        for repeat in 0..50_i32 {
+            let row = client.query_one(&statement, &[&repeat, &"é"]).await?;
+            let expected = repeat + i32::try_from(number).unwrap();
+            assert_eq!((row.get::<_, i32>(0), row.get::<_, &str>(1)), (expected, "é"));
+        }
+        Ok::<_, tokio_postgres::Error>(())
+    });
     try_join_all(work).await.unwrap();
     pooler.is_clean().await;
 }
@@ -315,12 +277,7 @@ async fn tokio_postgres_pipelines_and_gets_its_answers_in_order() {
         // Polled together, these are all sent before the first answer comes.
         let queries = (0..200_i32).map(|n| {
             let statement = &statement;
-            async move {
-                client
-                    .query_one(statement, &[&n])
-                    .await
-                    .map(|row| row.get::<_, i32>(0))
-            }
+            async move { client.query_one(statement, &[&n]).await.map(|row| row.get::<_, i32>(0)) }
         });
         let answers = try_join_all(queries).await.unwrap();
         assert_eq!(answers, (0..200).collect::<Vec<_>>());
@@ -332,38 +289,20 @@ async fn tokio_postgres_pipelines_and_gets_its_answers_in_order() {
 async fn tokio_postgres_rolls_back_and_goes_on_after_an_error() {
     let pooler = few_servers().await;
     let mut client = connect(&pooler).await;
-    client
-        .batch_execute("CREATE TABLE driver_tokio (n int PRIMARY KEY)")
-        .await
-        .unwrap();
+    client.batch_execute("CREATE TABLE driver_tokio (n int PRIMARY KEY)").await.unwrap();
     let transaction = client.transaction().await.unwrap();
-    transaction
-        .execute("INSERT INTO driver_tokio VALUES ($1)", &[&1])
-        .await
-        .unwrap();
-    let error = transaction
-        .execute("INSERT INTO driver_tokio VALUES ($1)", &[&1])
-        .await
-        .unwrap_err();
+    transaction.execute("INSERT INTO driver_tokio VALUES ($1)", &[&1]).await.unwrap();
+    let error = transaction.execute("INSERT INTO driver_tokio VALUES ($1)", &[&1]).await.unwrap_err();
     assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION));
     transaction.rollback().await.unwrap();
     let transaction = client.transaction().await.unwrap();
-    transaction
-        .execute("INSERT INTO driver_tokio VALUES ($1)", &[&2])
-        .await
-        .unwrap();
-    let portal = transaction
-        .bind("SELECT n FROM generate_series(1, 10) AS n", &[])
-        .await
-        .unwrap();
+    transaction.execute("INSERT INTO driver_tokio VALUES ($1)", &[&2]).await.unwrap();
+    let portal = transaction.bind("SELECT n FROM generate_series(1, 10) AS n", &[]).await.unwrap();
     let first = transaction.query_portal(&portal, 3).await.unwrap();
     let rest = transaction.query_portal(&portal, 0).await.unwrap();
     assert_eq!((first.len(), rest.len()), (3, 7));
     transaction.commit().await.unwrap();
-    let row = client
-        .query_one("SELECT sum(n) FROM driver_tokio", &[])
-        .await
-        .unwrap();
+    let row = client.query_one("SELECT sum(n) FROM driver_tokio", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 2);
     pooler.is_clean().await;
 }
@@ -372,10 +311,7 @@ async fn tokio_postgres_rolls_back_and_goes_on_after_an_error() {
 async fn tokio_postgres_copies_in_and_out() {
     let pooler = few_servers().await;
     let client = connect(&pooler).await;
-    client
-        .batch_execute("CREATE TABLE driver_copy (n int, word text)")
-        .await
-        .unwrap();
+    client.batch_execute("CREATE TABLE driver_copy (n int, word text)").await.unwrap();
     let sink = client.copy_in("COPY driver_copy FROM STDIN").await.unwrap();
     pin_mut!(sink);
     let mut rows = String::new();
@@ -383,17 +319,12 @@ async fn tokio_postgres_copies_in_and_out() {
         rows += &format!("{n}\tword {n}\n");
     }
     for chunk in rows.as_bytes().chunks(10_007) {
-        sink.send(bytes::Bytes::copy_from_slice(chunk))
-            .await
-            .unwrap();
+        sink.send(bytes::Bytes::copy_from_slice(chunk)).await.unwrap();
     }
     assert_eq!(sink.finish().await.unwrap(), 50_000);
     let stream = client.copy_out("COPY driver_copy TO STDOUT").await.unwrap();
     let chunks: Vec<_> = stream.map(Result::unwrap).collect().await;
-    assert!(
-        chunks.concat() == rows.as_bytes(),
-        "COPY out gives other rows than COPY in took"
-    );
+    assert!(chunks.concat() == rows.as_bytes(), "COPY out gives other rows than COPY in took");
     pooler.is_clean().await;
 }
 
@@ -414,17 +345,7 @@ async fn tokio_postgres_cancels_its_own_query_and_no_other() {
     let (result, cancelled) = cancelled_query.await.unwrap();
     assert_eq!(result.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
     gate.open().await;
-    assert_eq!(
-        other_query.await.unwrap().unwrap().get::<_, &str>(0),
-        "done"
-    );
-    assert_eq!(
-        cancelled
-            .query_one("SELECT 1", &[])
-            .await
-            .unwrap()
-            .get::<_, i32>(0),
-        1
-    );
+    assert_eq!(other_query.await.unwrap().unwrap().get::<_, &str>(0), "done");
+    assert_eq!(cancelled.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
     pooler.is_clean().await;
 }

@@ -86,22 +86,23 @@ pub enum DemoError {
 
 /// Runs the demo until Ctrl-C, SIGTERM or SIGHUP, the time given, or with `--once` until the result
 /// is printed. When it returns, its processes have ended and its folder is gone.
-pub async fn run(arguments: DemoArguments) -> Result<(), DemoError> {
+pub fn run(arguments: &DemoArguments) -> Result<(), DemoError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(until_interrupted(arguments))
+}
+
+async fn until_interrupted(arguments: &DemoArguments) -> Result<(), DemoError> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     // The branch that loses is dropped, and with it every child and the folder.
     tokio::select! {
-        result = demo(&arguments) => return result,
+        result = demo(arguments) => return result,
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
     }
-    if arguments.once {
-        Err(DemoError::Interrupted)
-    } else {
-        Ok(())
-    }
+    if arguments.once { Err(DemoError::Interrupted) } else { Ok(()) }
 }
 
 async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
@@ -114,12 +115,7 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
     let cluster = Cluster::start(&sandbox, &programs, STANDBY_COUNT).await?;
     let port = choose_port(arguments.port)?;
     let pooler = Pooler::start(&sandbox, &cluster, port).await?;
-    let mut demo = Demo {
-        pooler,
-        cluster,
-        programs,
-        sandbox: &sandbox,
-    };
+    let mut demo = Demo { pooler, cluster, programs, sandbox: &sandbox };
     demo.psql("pgbouncer", "SHOW VERSION").await?;
     demo.pgbench(&["-i", "-q", DATABASE]).await?;
     if arguments.once {
@@ -147,11 +143,7 @@ impl Pooler {
         let mut process = sandbox.start("pgweir", command, Signal::QUIT)?;
         let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
         process.wait_until(POOLER_START_MAX, listens).await?;
-        Ok(Pooler {
-            port,
-            settings,
-            process,
-        })
+        Ok(Pooler { port, settings, process })
     }
 }
 
@@ -165,38 +157,21 @@ struct Demo<'a> {
 
 impl Demo<'_> {
     async fn once(&self, seconds: u64) -> Result<(), DemoError> {
-        say(&format!(
-            "pgbench with {ONCE_CLIENTS} clients through pgweir, {seconds} s each:"
-        ))?;
+        say(&format!("pgbench with {ONCE_CLIENTS} clients through pgweir, {seconds} s each:"))?;
         let seconds = seconds.to_string();
         for (name, script) in [("select-only", "select-only"), ("TPC-B", "tpcb-like")] {
-            let text = self
-                .pgbench(&[
-                    "-n",
-                    "-b",
-                    script,
-                    "-c",
-                    ONCE_CLIENTS,
-                    "-T",
-                    &seconds,
-                    DATABASE,
-                ])
-                .await?;
+            let text =
+                self.pgbench(&["-n", "-b", script, "-c", ONCE_CLIENTS, "-T", &seconds, DATABASE]).await?;
             let report = Report::parse(&text)
                 .filter(|report| report.failed == 0 && report.transactions > 0)
-                .ok_or_else(|| DemoError::Complaints {
-                    options: name.to_owned(),
-                    text,
-                })?;
+                .ok_or_else(|| DemoError::Complaints { options: name.to_owned(), text })?;
             say(&format!(
                 "  {name:<12} {:>8.0} transactions/s  {:>7.3} ms average latency  {} failed",
                 report.transactions_per_s, report.latency_ms, report.failed
             ))?;
         }
         let rows = self.wait_for_standbys().await?;
-        say(&format!(
-            "Both standbys stream from the primary and hold its {rows} rows of pgbench_history."
-        ))
+        say(&format!("Both standbys stream from the primary and hold its {rows} rows of pgbench_history."))
     }
 
     async fn watch(&mut self, limit: Option<Duration>) -> Result<(), DemoError> {
@@ -238,12 +213,7 @@ impl Demo<'_> {
 
     async fn snapshot(&self) -> Option<Snapshot> {
         let mut command = self.client("psql");
-        command.args([
-            "-X",
-            "--no-align",
-            "--field-separator=|",
-            "--pset=footer=off",
-        ]);
+        command.args(["-X", "--no-align", "--field-separator=|", "--pset=footer=off"]);
         command.args(["-c", "SHOW POOLS", "-c", "SHOW STATS", "pgbouncer"]);
         let output = super::process::output(command).await.ok()?;
         Some(Snapshot::parse(&output.stdout))
@@ -260,15 +230,11 @@ impl Demo<'_> {
             for Server { name, .. } in &self.cluster.standbys {
                 rows.push(self.psql(name, COUNT_ROWS).await?);
             }
-            if streaming == STANDBY_COUNT.to_string() && rows.iter().all(|count| *count == expected)
-            {
+            if streaming == STANDBY_COUNT.to_string() && rows.iter().all(|count| *count == expected) {
                 return Ok(expected);
             }
             if Instant::now() >= deadline {
-                let rows = format!(
-                    "{expected} on the primary, {} on the standbys",
-                    rows.join(", ")
-                );
+                let rows = format!("{expected} on the primary, {} on the standbys", rows.join(", "));
                 return Err(DemoError::StandbysBehind { streaming, rows });
             }
             tokio::time::sleep(CATCH_UP_INTERVAL).await;
@@ -277,19 +243,8 @@ impl Demo<'_> {
 
     async fn psql(&self, database: &str, statement: &str) -> Result<String, DemoError> {
         let mut command = self.client("psql");
-        command.args([
-            "-X",
-            "--no-align",
-            "--tuples-only",
-            "-c",
-            statement,
-            database,
-        ]);
-        Ok(super::process::output(command)
-            .await?
-            .stdout
-            .trim()
-            .to_owned())
+        command.args(["-X", "--no-align", "--tuples-only", "-c", statement, database]);
+        Ok(super::process::output(command).await?.stdout.trim().to_owned())
     }
 
     /// Runs pgbench to its end and returns its report. A complaint is an error, whatever its exit
@@ -302,23 +257,13 @@ impl Demo<'_> {
         if complaints.is_empty() {
             return Ok(output.stdout);
         }
-        Err(DemoError::Complaints {
-            options: options.join(" "),
-            text: complaints.join("\n"),
-        })
+        Err(DemoError::Complaints { options: options.join(" "), text: complaints.join("\n") })
     }
 
     /// A client program that connects to pgweir.
     fn client(&self, program: &str) -> std::process::Command {
         let mut command = self.programs.command(self.sandbox, program);
-        command.args([
-            "-h",
-            "127.0.0.1",
-            "-U",
-            USER,
-            "-p",
-            &self.pooler.port.to_string(),
-        ]);
+        command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.pooler.port.to_string()]);
         command
     }
 
@@ -347,10 +292,7 @@ const COUNT_STREAMING: &str = "SELECT count(*) FROM pg_stat_replication WHERE st
 fn settings(cluster: &Cluster, port: u16) -> String {
     let mut text = "[databases]\n".to_owned();
     let primary = (DATABASE, cluster.primary.port);
-    let standbys = cluster
-        .standbys
-        .iter()
-        .map(|standby| (standby.name.as_str(), standby.port));
+    let standbys = cluster.standbys.iter().map(|standby| (standby.name.as_str(), standby.port));
     for (name, server_port) in std::iter::once(primary).chain(standbys) {
         text += &format!("{name} = host=127.0.0.1 port={server_port} dbname={DATABASE}\n");
     }
@@ -375,9 +317,7 @@ fn choose_port(wanted: Option<u16>) -> Result<u16, PostgresError> {
     match wanted {
         Some(0) => free_port().map_err(PostgresError::NoPort),
         Some(port) => Ok(port),
-        None if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_DEFAULT)).is_ok() => {
-            Ok(PORT_DEFAULT)
-        }
+        None if std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_DEFAULT)).is_ok() => Ok(PORT_DEFAULT),
         None => free_port().map_err(PostgresError::NoPort),
     }
 }

@@ -26,10 +26,7 @@ impl Snapshot {
             match cells.first() {
                 Some(&"database") => header = cells,
                 Some(&"pgbouncer") => {}
-                _ => header
-                    .iter()
-                    .zip(cells)
-                    .for_each(|(name, cell)| snapshot.add(name, cell)),
+                _ => header.iter().zip(cells).for_each(|(name, cell)| snapshot.add(name, cell)),
             }
         }
         snapshot
@@ -97,11 +94,7 @@ mod tests {
 
     #[test]
     fn the_line_is_about_the_time_between_two_snapshots() {
-        let before = Snapshot {
-            queries: 200,
-            transactions: 50,
-            ..Snapshot::default()
-        };
+        let before = Snapshot { queries: 200, transactions: 50, ..Snapshot::default() };
         let now = Snapshot::parse(&format!("{POOLS}{STATS}"));
         assert_eq!(
             now.line(&before, Duration::from_secs(2)),
@@ -112,10 +105,7 @@ mod tests {
 
     #[test]
     fn a_restarted_pooler_counts_from_nothing() {
-        let before = Snapshot {
-            queries: 200,
-            ..Snapshot::default()
-        };
+        let before = Snapshot { queries: 200, ..Snapshot::default() };
         let line = Snapshot::default().line(&before, Duration::ZERO);
         assert!(line.contains("| 0 queries/s |"), "{line}");
     }

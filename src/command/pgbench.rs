@@ -31,9 +31,7 @@ impl Report {
 /// The lines in which pgbench complains, from what it wrote to standard error.
 pub(super) fn complaints(text: &str) -> Vec<&str> {
     let words = ["error:", "ERROR:", "FATAL:", "PANIC:", "fatal:", "aborted"];
-    text.lines()
-        .filter(|line| words.iter().any(|word| line.contains(word)))
-        .collect()
+    text.lines().filter(|line| words.iter().any(|word| line.contains(word))).collect()
 }
 
 /// The number that a text begins with: `100/100`, `2.5 ms`, `0 (0.000%)`.
@@ -48,14 +46,12 @@ mod tests {
     #[test]
     fn the_report_is_read_in_both_of_its_forms() {
         fn check(text: &str, expected: Option<(u64, u64, f64, f64)>) {
-            let expected = expected.map(
-                |(transactions, failed, latency_ms, transactions_per_s)| Report {
-                    transactions,
-                    failed,
-                    latency_ms,
-                    transactions_per_s,
-                },
-            );
+            let expected = expected.map(|(transactions, failed, latency_ms, transactions_per_s)| Report {
+                transactions,
+                failed,
+                latency_ms,
+                transactions_per_s,
+            });
             assert_eq!(Report::parse(text), expected, "{text:?}");
         }
         let end = "latency average = 0.162 ms\ninitial connection time = 4.1 ms\n\
@@ -81,10 +77,7 @@ mod tests {
         fn check(text: &str, expected: &[&str]) {
             assert_eq!(complaints(text), expected);
         }
-        check(
-            "dropping old tables...\ncreating tables...\nvacuuming...\ndone in 0.2 s\n",
-            &[],
-        );
+        check("dropping old tables...\ncreating tables...\nvacuuming...\ndone in 0.2 s\n", &[]);
         check(
             "progress\npgbench: error: client 3 script 0 aborted in command 1 query 0: ERROR:  x\n",
             &["pgbench: error: client 3 script 0 aborted in command 1 query 0: ERROR:  x"],

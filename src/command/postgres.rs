@@ -54,11 +54,7 @@ impl Programs {
         std::env::split_paths(&path)
             .chain(pg_config_bindir())
             .chain(debian_bindirs(Path::new(DEBIAN_ROOT)))
-            .find(|folder| {
-                PROGRAMS
-                    .iter()
-                    .all(|program| folder.join(program).is_file())
-            })
+            .find(|folder| PROGRAMS.iter().all(|program| folder.join(program).is_file()))
             .map(|folder| Programs { folder })
             .ok_or(PostgresError::NotInstalled)
     }
@@ -109,18 +105,7 @@ impl Cluster {
         let primary = create_primary(sandbox, programs).await?;
         let port = primary.port.to_string();
         let statement = format!("CREATE DATABASE {DATABASE}");
-        let create = [
-            "-X",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            &port,
-            "-U",
-            USER,
-            "-c",
-            &statement,
-            "postgres",
-        ];
+        let create = ["-X", "-h", "127.0.0.1", "-p", &port, "-U", USER, "-c", &statement, "postgres"];
         programs.run(sandbox, "psql", &create).await?;
         let mut standbys = Vec::new();
         for number in 1..=standby_count {
@@ -151,8 +136,7 @@ async fn create_standby(
     name: &str,
     primary_port: &str,
 ) -> Result<Server, PostgresError> {
-    let connection =
-        format!("host=127.0.0.1 port={primary_port} user={USER} application_name={name}");
+    let connection = format!("host=127.0.0.1 port={primary_port} user={USER} application_name={name}");
     let arguments = [
         "--pgdata",
         name,
@@ -169,11 +153,7 @@ async fn create_standby(
     start_server(sandbox, programs, name).await
 }
 
-async fn start_server(
-    sandbox: &Sandbox,
-    programs: &Programs,
-    name: &str,
-) -> Result<Server, PostgresError> {
+async fn start_server(sandbox: &Sandbox, programs: &Programs, name: &str) -> Result<Server, PostgresError> {
     let port = free_port().map_err(PostgresError::NoPort)?;
     let mut command = programs.command(sandbox, "postgres");
     command.args(["-D", name]);
@@ -183,14 +163,8 @@ async fn start_server(
     // Immediate shutdown: nothing of it is kept, so nothing needs a checkpoint.
     let mut process = sandbox.start(name, command, Signal::QUIT)?;
     let status_file = sandbox.path().join(name).join("postmaster.pid");
-    process
-        .wait_until(START_MAX, || accepts_connections(&status_file))
-        .await?;
-    Ok(Server {
-        name: name.to_owned(),
-        port,
-        _process: process,
-    })
+    process.wait_until(START_MAX, || accepts_connections(&status_file)).await?;
+    Ok(Server { name: name.to_owned(), port, _process: process })
 }
 
 fn server_settings(port: u16) -> Vec<String> {
@@ -210,18 +184,13 @@ fn server_settings(port: u16) -> Vec<String> {
 
 /// The eighth line of postmaster.pid is the server's state: this is how `pg_ctl -w` waits.
 fn accepts_connections(status_file: &Path) -> bool {
-    std::fs::read_to_string(status_file).is_ok_and(|text| {
-        text.lines()
-            .nth(7)
-            .is_some_and(|state| state.trim() == "ready")
-    })
+    std::fs::read_to_string(status_file)
+        .is_ok_and(|text| text.lines().nth(7).is_some_and(|state| state.trim() == "ready"))
 }
 
 /// A TCP port on 127.0.0.1 that nobody listens on now.
 pub(super) fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 fn pg_config_bindir() -> Option<PathBuf> {
@@ -233,17 +202,12 @@ fn pg_config_bindir() -> Option<PathBuf> {
 fn debian_bindirs(root: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     let names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
-    newest_first(&names)
-        .iter()
-        .map(|version| root.join(version.to_string()).join("bin"))
-        .collect()
+    newest_first(&names).iter().map(|version| root.join(version.to_string()).join("bin")).collect()
 }
 
 fn newest_first(names: &[impl AsRef<OsStr>]) -> Vec<u32> {
-    let mut versions: Vec<u32> = names
-        .iter()
-        .filter_map(|name| name.as_ref().to_str()?.parse().ok())
-        .collect();
+    let mut versions: Vec<u32> =
+        names.iter().filter_map(|name| name.as_ref().to_str()?.parse().ok()).collect();
     versions.sort_unstable_by(|a, b| b.cmp(a));
     versions
 }

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process_group,
-};
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process_group};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -122,16 +120,9 @@ impl Sandbox {
         let folder = tempfile::Builder::new()
             .prefix(prefix)
             .tempdir()
-            .map_err(|source| ProcessError::Folder {
-                path: std::env::temp_dir(),
-                source,
-            })?;
+            .map_err(|source| ProcessError::Folder { path: std::env::temp_dir(), source })?;
         let guard = Guard::start(folder.path())?;
-        let sandbox = Sandbox {
-            folder,
-            account,
-            guard,
-        };
+        let sandbox = Sandbox { folder, account, guard };
         sandbox.give_away(sandbox.folder.path())?;
         Ok(sandbox)
     }
@@ -164,10 +155,7 @@ impl Sandbox {
     /// Ctrl-C in the terminal reaches us alone and we end the children in order.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command
-            .current_dir(self.path())
-            .stdin(Stdio::null())
-            .process_group(0);
+        command.current_dir(self.path()).stdin(Stdio::null()).process_group(0);
         if let Some(Account { uid, gid }) = self.account {
             // The standard library also drops root's supplementary groups here.
             command.uid(uid).gid(gid);
@@ -184,24 +172,14 @@ impl Sandbox {
     ) -> Result<Running, ProcessError> {
         let log = self.path().join(format!("{name}.log"));
         let output = File::create(&log).map_err(|source| folder_error(&log, source))?;
-        let errors = output
-            .try_clone()
-            .map_err(|source| folder_error(&log, source))?;
+        let errors = output.try_clone().map_err(|source| folder_error(&log, source))?;
         let child = command
             .stdout(output)
             .stderr(errors)
             .spawn()
-            .map_err(|source| ProcessError::Start {
-                program: name.to_owned(),
-                source,
-            })?;
+            .map_err(|source| ProcessError::Start { program: name.to_owned(), source })?;
         self.guard.watch(child.id());
-        Ok(Running {
-            name: name.to_owned(),
-            child,
-            end_by,
-            log,
-        })
+        Ok(Running { name: name.to_owned(), child, end_by, log })
     }
 
     fn give_away(&self, path: &Path) -> Result<(), ProcessError> {
@@ -249,11 +227,7 @@ impl Running {
 
     /// The error to report when the child ended by itself.
     pub(super) fn failure(&self, status: ExitStatus) -> ProcessError {
-        ProcessError::Failed {
-            program: self.name.clone(),
-            status,
-            output: self.log_tail(),
-        }
+        ProcessError::Failed { program: self.name.clone(), status, output: self.log_tail() }
     }
 
     /// Waits until `ready` says so. Ends early when the child does.
@@ -312,27 +286,17 @@ impl Drop for Running {
 /// Runs a command to its end and returns what it wrote. When the future is dropped, the command ends,
 /// and so does whatever it had started.
 pub(super) async fn output(command: Command) -> Result<Output, ProcessError> {
-    let program = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let program =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (status, text) = match CommandGroup::start(command) {
         Ok(mut group) => group.output().await,
         Err(error) => Err(error),
     }
-    .map_err(|source| ProcessError::Start {
-        program: program.clone(),
-        source,
-    })?;
+    .map_err(|source| ProcessError::Start { program: program.clone(), source })?;
     if status.success() {
         return Ok(text);
     }
-    Err(ProcessError::Failed {
-        program,
-        status,
-        output: tail(&text.stderr),
-    })
+    Err(ProcessError::Failed { program, status, output: tail(&text.stderr) })
 }
 
 /// A command of [`Sandbox::command`] with all its children: initdb starts servers of its own.
@@ -344,10 +308,8 @@ struct CommandGroup {
 
 impl CommandGroup {
     fn start(command: Command) -> io::Result<Self> {
-        let leader = tokio::process::Command::from(command)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let leader =
+            tokio::process::Command::from(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let running = leader.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(CommandGroup { leader, running })
     }
@@ -397,11 +359,7 @@ struct Guard {
 impl Guard {
     fn start(folder: &Path) -> Result<Self, ProcessError> {
         let shell = Command::new("sh")
-            .args([
-                OsStr::new("-c"),
-                OsStr::new(GUARD_SCRIPT),
-                OsStr::new("guard"),
-            ])
+            .args([OsStr::new("-c"), OsStr::new(GUARD_SCRIPT), OsStr::new("guard")])
             .arg(folder)
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -409,10 +367,7 @@ impl Guard {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()
-            .map_err(|source| ProcessError::Start {
-                program: "sh".to_owned(),
-                source,
-            })?;
+            .map_err(|source| ProcessError::Start { program: "sh".to_owned(), source })?;
         Ok(Guard { shell })
     }
 
@@ -448,9 +403,7 @@ fn unprivileged_account() -> Result<Option<Account>, ProcessError> {
 }
 
 fn find_account(passwd: &str, user: &str) -> Option<Account> {
-    let line = passwd
-        .lines()
-        .find(|line| line.split(':').next() == Some(user))?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
     let mut numbers = line.split(':').skip(2);
     let uid = numbers.next()?.parse().ok()?;
     let gid = numbers.next()?.parse().ok()?;
@@ -458,10 +411,7 @@ fn find_account(passwd: &str, user: &str) -> Option<Account> {
 }
 
 fn folder_error(path: &Path, source: io::Error) -> ProcessError {
-    ProcessError::Folder {
-        path: path.to_owned(),
-        source,
-    }
+    ProcessError::Folder { path: path.to_owned(), source }
 }
 
 fn tail(text: &str) -> String {
@@ -479,10 +429,7 @@ mod tests {
             let expected = expected.map(|(uid, gid)| Account { uid, gid });
             assert_eq!(find_account(passwd, "postgres"), expected, "{passwd:?}");
         }
-        check(
-            "root:x:0:0::/root:/bin/sh\npostgres:x:102:105:,,,:/var:/bin/sh\n",
-            Some((102, 105)),
-        );
+        check("root:x:0:0::/root:/bin/sh\npostgres:x:102:105:,,,:/var:/bin/sh\n", Some((102, 105)));
         check("postgresql:x:1:2:::\n", None);
         check("postgres:x:many:2:::\n", None);
         check("postgres:x:7\n", None);
