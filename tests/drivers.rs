@@ -349,3 +349,24 @@ async fn tokio_postgres_cancels_its_own_query_and_no_other() {
     assert_eq!(cancelled.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
     pooler.is_clean().await;
 }
+
+#[tokio::test]
+async fn a_cancel_reaches_a_statement_that_had_to_be_prepared_again() {
+    let pooler = few_servers().await;
+    let (client, mut other) = (connect(&pooler).await, connect(&pooler).await);
+    let mut gate = support::Gate::close(&pooler).await;
+    let statement = client.prepare(&gate.sql("done")).await.unwrap();
+    // Takes the only server, so that the statement's turn comes on a new one. There the pooler's own
+    // Parse goes first, and PostgreSQL holds its answer back until the query has ended.
+    let transaction = other.transaction().await.unwrap();
+    transaction.batch_execute("SELECT 1").await.unwrap();
+    let token = client.cancel_token();
+    let query = tokio::spawn(async move { client.query_one(&statement, &[]).await });
+    gate.is_reached_by(1).await;
+    token.cancel_query(NoTls).await.unwrap();
+    let result = tokio::time::timeout(support::PATIENCE, query).await.expect("the cancel arrives");
+    assert_eq!(result.unwrap().unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+    transaction.commit().await.unwrap();
+    gate.open().await;
+    pooler.is_clean().await;
+}

@@ -1,7 +1,6 @@
 """asyncpg through the pooler: its statement cache, prepared statements, cursors, COPY, timeouts."""
 
 import asyncio
-import faulthandler
 import os
 
 import asyncpg
@@ -111,7 +110,6 @@ async def timeouts(connection):
 
 
 async def main():
-    faulthandler.dump_traceback_later(60, exit=True)
     pool = await asyncpg.create_pool(DSN, min_size=6, max_size=6)
     await statement_cache(pool)
     await pool.close()
@@ -127,4 +125,5 @@ async def main():
     print(f"ok {checks} checks")
 
 
-asyncio.run(main())
+# What hangs is cancelled, and the traceback says where.
+asyncio.run(asyncio.wait_for(main(), 60))
