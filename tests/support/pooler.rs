@@ -1,0 +1,288 @@
+//! [`Pooler`]: the program under test, between a test's clients and PostgreSQL.
+//!
+//! It is our own binary, or the one that `PGWEIR_TEST_POOLER` names: PgBouncer takes the same ini file as
+//! its only argument, so every test can be asked what PgBouncer would do.
+
+use super::postgres::Postgres;
+use super::process::{self, private_directory, reap, unprivileged};
+use super::raw::{Address, Login, Raw};
+use super::{PATIENCE, eventually};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The users of the pooler's `auth_file`; `admin` may use the console.
+const USERS: &str = r#""app" "app-secret"
+"plain_user" "plain-secret"
+"md5_user" "md5-secret"
+"scram_user" "scram-secret"
+"admin" "admin-secret"
+"#;
+
+/// What the ini file will say.
+pub struct Config {
+    settings: Vec<(String, String)>,
+    database: String,
+    server: Option<SocketAddr>,
+    postgres: Option<Arc<Postgres>>,
+}
+
+impl Config {
+    /// A setting of the `[pgbouncer]` section; the last one counts.
+    pub fn setting(mut self, name: &str, value: &str) -> Config {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn pool_size(self, size: u32) -> Config {
+        self.setting("default_pool_size", &size.to_string())
+    }
+
+    pub fn mode(self, mode: &str) -> Config {
+        self.setting("pool_mode", mode)
+    }
+
+    /// Further settings of the database's line.
+    pub fn database_option(mut self, option: &str) -> Config {
+        self.database.push(' ');
+        self.database.push_str(option);
+        self
+    }
+
+    /// What the pooler takes for PostgreSQL: a proxy or an impostor. Default: PostgreSQL.
+    pub fn server(mut self, address: SocketAddr) -> Config {
+        self.server = Some(address);
+        self
+    }
+
+    /// A PostgreSQL of one's own. Default: the shared one.
+    pub fn postgres(mut self, postgres: Arc<Postgres>) -> Config {
+        self.postgres = Some(postgres);
+        self
+    }
+
+    /// Starts the pooler and waits until it accepts connections.
+    pub async fn start(self) -> Pooler {
+        let postgres = match self.postgres.clone() {
+            Some(postgres) => postgres,
+            None => Postgres::shared().await,
+        };
+        let database = postgres.new_database().await;
+        for _ in 0..5 {
+            if let Some(pooler) = self.launch(&postgres, &database).await {
+                return pooler;
+            }
+        }
+        panic!("the pooler does not start: see the logs above");
+    }
+
+    async fn launch(&self, postgres: &Arc<Postgres>, database: &str) -> Option<Pooler> {
+        let directory = private_directory("weir-");
+        let port = process::free_port();
+        let ini = directory.path().join("pooler.ini");
+        let users = directory.path().join("users.txt");
+        let log = directory.path().join("log");
+        fs::write(&users, USERS).expect("our directory is writable");
+        let text = self.ini(&directory, port, postgres, database);
+        fs::write(&ini, text).expect("our directory is writable");
+        let output = File::create(&log).expect("our directory is writable");
+        let program = process::reachable(&program(), directory.path());
+        let mut command = unprivileged(&program, "KILL");
+        command.arg(&ini).stdin(Stdio::null());
+        command.stdout(output.try_clone().expect("a file handle can be doubled"));
+        command.stderr(output);
+        let mut pooler = Pooler {
+            port,
+            database: database.to_owned(),
+            postgres: postgres.clone(),
+            child: process::spawn(command),
+            directory,
+            status: None,
+        };
+        if pooler.accepts().await {
+            return Some(pooler);
+        }
+        eprintln!("pooler ended: {}\n{}", pooler.wait(), pooler.log());
+        None
+    }
+
+    fn ini(
+        &self,
+        directory: &tempfile::TempDir,
+        port: u16,
+        postgres: &Postgres,
+        database: &str,
+    ) -> String {
+        let server = SocketAddr::from(([127, 0, 0, 1], postgres.port));
+        let server = self.server.unwrap_or(server);
+        let folder = directory.path().display();
+        let mut text = format!(
+            "[databases]\napp = host={} port={} dbname={database}{}\n\n[pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {folder}\n\
+             auth_type = trust\nauth_file = {folder}/users.txt\nadmin_users = admin\n\
+             pool_mode = transaction\ndefault_pool_size = 1\nmax_client_conn = 1000\n\
+             server_login_retry = 1\nserver_tls_sslmode = disable\n",
+            server.ip(),
+            server.port(),
+            self.database
+        );
+        for (name, value) in &self.settings {
+            writeln!(text, "{name} = {value}").expect("a String takes all text");
+        }
+        text
+    }
+}
+
+fn program() -> PathBuf {
+    std::env::var_os("PGWEIR_TEST_POOLER").map_or_else(
+        || PathBuf::from(env!("CARGO_BIN_EXE_pgweir")),
+        PathBuf::from,
+    )
+}
+
+/// A running pooler. Dropping it stops it, and fails the test if it had ended by itself.
+pub struct Pooler {
+    pub port: u16,
+    pub postgres: Arc<Postgres>,
+    /// The database behind the pooler's database `app`; no other pooler uses it.
+    pub database: String,
+    directory: tempfile::TempDir,
+    child: Child,
+    status: Option<ExitStatus>,
+}
+
+impl Pooler {
+    /// The standard set-up: transaction mode and one server connection.
+    pub fn config() -> Config {
+        Config {
+            settings: Vec::new(),
+            database: String::new(),
+            server: None,
+            postgres: None,
+        }
+    }
+
+    pub fn tcp(&self) -> Address {
+        Address::Tcp(SocketAddr::from(([127, 0, 0, 1], self.port)))
+    }
+
+    pub fn unix(&self) -> Address {
+        let socket = format!(".s.PGSQL.{}", self.port);
+        Address::Unix(self.directory.path().join(socket))
+    }
+
+    /// A client of the database `app` as user `app`.
+    pub async fn client(&self) -> Raw {
+        Raw::login(&self.tcp(), &Login::new("app", "app")).await
+    }
+
+    /// The same client connected to PostgreSQL itself.
+    pub async fn direct(&self) -> Raw {
+        Raw::login(&self.postgres.tcp(), &Login::new("app", &self.database)).await
+    }
+
+    /// Runs SQL in the pooler's database as superuser, around the pooler.
+    pub async fn sql(&self, sql: &str) -> Vec<Vec<String>> {
+        self.postgres.sql(&self.database, sql).await
+    }
+
+    /// The number that such a query returns.
+    pub async fn number(&self, sql: &str) -> i64 {
+        self.postgres.number(&self.database, sql).await
+    }
+
+    /// Runs a console command. Each row maps the column's name to its value.
+    pub async fn admin(&self, command: &str) -> Vec<HashMap<String, String>> {
+        let login = Login::new("admin", "pgbouncer");
+        let mut console = Raw::login(&self.tcp(), &login).await;
+        let reply = console.query(command).await;
+        reply.succeeds(command);
+        let columns: Vec<String> = reply.of(b'T').flat_map(|row| row.columns()).collect();
+        let named = |row: Vec<String>| columns.iter().cloned().zip(row).collect();
+        reply.rows().into_iter().map(named).collect()
+    }
+
+    /// One number of `SHOW POOLS` for the pool of user `app`; 0 when the pool does not exist yet.
+    pub async fn pool(&self, column: &str) -> u32 {
+        let pools = self.admin("SHOW POOLS").await;
+        let ours = pools
+            .iter()
+            .find(|pool| pool["database"] == "app" && pool["user"] == "app");
+        ours.map_or(0, |pool| pool[column].parse().expect("a number"))
+    }
+
+    /// Waits until this many clients wait for a server connection.
+    pub async fn clients_wait(&self, count: u32) {
+        eventually(&format!("{count} clients wait"), async || {
+            self.pool("cl_waiting").await == count
+        })
+        .await;
+    }
+
+    /// What the pooler has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        process::signal(self.child.id(), name);
+    }
+
+    /// Waits for the end of the process. A pooler that does not end within the time is killed.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = reap(&mut self.child, PATIENCE);
+        self.status = Some(status);
+        status
+    }
+
+    /// Resident memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let file = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(file).expect("the pooler runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("Linux reports VmRSS");
+        let number = line.trim().trim_end_matches(" kB");
+        number.parse::<u64>().expect("VmRSS is a number") * 1024
+    }
+
+    async fn accepts(&mut self) -> bool {
+        let address = self.tcp();
+        let mut accepted = false;
+        eventually("the pooler accepts connections or ends", async || {
+            accepted = Raw::connect(&address).await.is_ok();
+            accepted || matches!(self.child.try_wait(), Ok(Some(_)))
+        })
+        .await;
+        accepted && matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let ended_early = self.status.is_none() && !matches!(self.child.try_wait(), Ok(None));
+        if self.status.is_none() {
+            process::signal(self.child.id(), "QUIT");
+            reap(&mut self.child, Duration::from_secs(5));
+        }
+        let log = self.log();
+        let failed = ended_early || log.contains("panicked at");
+        if std::thread::panicking() {
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(40);
+            eprintln!("the pooler's log:\n{}", lines[last..].join("\n"));
+        } else if failed {
+            panic!("the pooler ended by itself or panicked:\n{log}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! [`Postgres`]: a real, private PostgreSQL.
+//!
+//! `initdb` runs once per machine and build: its result, with the roles below, is kept as a template in
+//! cargo's target folder, and each server starts from a copy of it in half a second. A test binary
+//! shares one server among the tests that run at the same time; the last one removes it.
+//!
+//! | role | password | how TCP clients log in |
+//! |---|---|---|
+//! | `postgres` | none | superuser, trust |
+//! | `app` | `app-secret` | trust |
+//! | `plain_user` | `plain-secret` | password |
+//! | `md5_user` | `md5-secret` | md5 |
+//! | `scram_user` | `scram-secret` | scram-sha-256 |
+
+use super::process::{self, private_directory, reap, run, unprivileged};
+use super::raw::{Address, Login, Raw};
+use super::{eventually, raw};
+use std::fs::{self, File};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::Mutex;
+
+/// One statement per line, for the single-user mode.
+const ROLES: &str = "\
+SET password_encryption = 'scram-sha-256'
+CREATE ROLE app LOGIN PASSWORD 'app-secret'
+CREATE ROLE scram_user LOGIN PASSWORD 'scram-secret'
+CREATE ROLE plain_user LOGIN PASSWORD 'plain-secret'
+SET password_encryption = 'md5'
+CREATE ROLE md5_user LOGIN PASSWORD 'md5-secret'
+CREATE DATABASE app OWNER app
+";
+
+const HBA: &str = "\
+local all all trust
+host all plain_user 127.0.0.1/32 password
+host all md5_user 127.0.0.1/32 md5
+host all scram_user 127.0.0.1/32 scram-sha-256
+host all all 127.0.0.1/32 trust
+";
+
+const SETTINGS: [&str; 10] = [
+    "listen_addresses=127.0.0.1",
+    "max_connections=200",
+    "shared_buffers=32MB",
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "autovacuum=off",
+    "jit=off",
+    "log_min_messages=warning",
+    "timezone=UTC",
+];
+
+/// The server that tests running at the same time share.
+static SHARED: Mutex<Weak<Postgres>> = Mutex::const_new(Weak::new());
+
+/// A running server. It is stopped and removed when dropped.
+pub struct Postgres {
+    pub port: u16,
+    directory: tempfile::TempDir,
+    child: Child,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// The server of this test binary.
+    pub async fn shared() -> Arc<Postgres> {
+        let mut shared = SHARED.lock().await;
+        if let Some(running) = shared.upgrade() {
+            return running;
+        }
+        let started = Arc::new(Postgres::start(&[]).await);
+        *shared = Arc::downgrade(&started);
+        started
+    }
+
+    /// A server of one's own, with further settings (`name=value`).
+    pub async fn start(settings: &[&str]) -> Postgres {
+        let directory = private_directory("weir-pg-");
+        process::copy_directory(&template(), &directory.path().join("data"));
+        for _ in 0..5 {
+            if let Some(server) = Postgres::launch(&directory, settings).await {
+                return Postgres {
+                    port: server.0,
+                    child: server.1,
+                    directory,
+                    databases: AtomicU32::new(0),
+                };
+            }
+        }
+        let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+        panic!("PostgreSQL does not start:\n{log}");
+    }
+
+    async fn launch(directory: &tempfile::TempDir, settings: &[&str]) -> Option<(u16, Child)> {
+        let port = process::free_port();
+        let log = File::create(directory.path().join("log")).expect("our directory is writable");
+        let mut command = unprivileged(&binaries().join("postgres"), "QUIT");
+        command.arg("-D").arg(directory.path().join("data"));
+        command.args(["-p", &port.to_string()]);
+        command.arg("-k").arg(directory.path());
+        for setting in SETTINGS.iter().chain(settings) {
+            command.args(["-c", setting]);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let mut child = process::spawn(command);
+        let socket = Address::Unix(directory.path().join(format!(".s.PGSQL.{port}")));
+        let login = Login::new("postgres", "postgres");
+        let mut answered = false;
+        eventually("PostgreSQL answers or ends", async || {
+            answered = Raw::try_login(&socket, &login).await.is_ok();
+            answered || matches!(child.try_wait(), Ok(Some(_)))
+        })
+        .await;
+        answered.then_some((port, child))
+    }
+
+    /// Where clients and poolers connect to.
+    pub fn tcp(&self) -> Address {
+        Address::Tcp(SocketAddr::from(([127, 0, 0, 1], self.port)))
+    }
+
+    /// The directory of the Unix socket.
+    pub fn socket_directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn unix(&self) -> Address {
+        Address::Unix(
+            self.directory
+                .path()
+                .join(format!(".s.PGSQL.{}", self.port)),
+        )
+    }
+
+    /// A database that no other test uses, owned by `app`.
+    pub async fn new_database(&self) -> String {
+        match self.databases.fetch_add(1, Ordering::Relaxed) {
+            0 => "app".to_owned(),
+            number => {
+                let name = format!("app_{number}");
+                self.sql("postgres", &format!("CREATE DATABASE {name} OWNER app"))
+                    .await;
+                name
+            }
+        }
+    }
+
+    /// A superuser's connection, around the pooler.
+    pub async fn control(&self, database: &str) -> Raw {
+        Raw::login(&self.unix(), &Login::new("postgres", database)).await
+    }
+
+    /// Runs SQL as superuser, around the pooler, and returns the rows. Panics on an error.
+    pub async fn sql(&self, database: &str, sql: &str) -> Vec<Vec<String>> {
+        let reply = self.control(database).await.query(sql).await;
+        reply.succeeds(sql);
+        reply.rows()
+    }
+
+    /// The number that such a query returns.
+    pub async fn number(&self, database: &str, sql: &str) -> i64 {
+        let rows = self.sql(database, sql).await;
+        rows[0][0].parse().expect("the query returns a number")
+    }
+
+    /// The server's own log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        process::signal(self.child.id(), "QUIT");
+        reap(&mut self.child, raw::PATIENCE);
+    }
+}
+
+/// Where the server's programs are: `PGWEIR_TEST_PG_BIN`, else `pg_config`'s answer, else Debian's place.
+fn binaries() -> PathBuf {
+    let asked = std::env::var_os("PGWEIR_TEST_PG_BIN").map(PathBuf::from);
+    let told = Command::new("pg_config").arg("--bindir").output().ok();
+    let told = told.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let debian = debian.flatten().map(|version| version.path().join("bin"));
+    asked
+        .into_iter()
+        .chain(told)
+        .chain(debian)
+        .find(|directory| directory.join("initdb").exists())
+        .expect("PostgreSQL is installed (postgresql), or PGWEIR_TEST_PG_BIN names its programs")
+}
+
+/// A data directory with our roles, made once and kept in cargo's target folder.
+fn template() -> PathBuf {
+    let binaries = binaries();
+    let recipe = (&binaries, ROLES, HBA);
+    let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(recipe);
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let template = home.join(format!("postgres-{hash:016x}"));
+    let guard = File::create(home.join("postgres.lock")).expect("cargo's target is writable");
+    // Tests run in several processes; only one makes the template.
+    guard.lock().expect("a local file can be locked");
+    if !template.exists() {
+        make_template(&binaries, &template);
+    }
+    template
+}
+
+fn make_template(binaries: &Path, template: &Path) {
+    let workshop = private_directory("weir-initdb-");
+    let data = workshop.path().join("data");
+    let mut initdb = unprivileged(&binaries.join("initdb"), "KILL");
+    initdb.arg("-D").arg(&data).args([
+        "--no-sync",
+        "--auth=trust",
+        "--username=postgres",
+        "--encoding=UTF8",
+        "--locale=C",
+        "--wal-segsize=1",
+    ]);
+    run(initdb);
+    fs::write(workshop.path().join("roles.sql"), ROLES).expect("our directory is writable");
+    fs::write(data.join("pg_hba.conf"), HBA).expect("our directory is writable");
+    let roles = File::open(workshop.path().join("roles.sql")).expect("just written");
+    let mut single = unprivileged(&binaries.join("postgres"), "KILL");
+    single.arg("--single").arg("-F").arg("-D").arg(&data);
+    single.arg("postgres").stdin(roles);
+    run(single);
+    let unfinished = template.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(&data).arg(&unfinished);
+    run(copy);
+    fs::rename(&unfinished, template).expect("both names are in cargo's target");
+}
