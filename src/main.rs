@@ -1,9 +1,10 @@
 //! The `pgweir` command: reads the command line and runs the pooler, or one of the commands that an
 //! operator runs by hand.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use pgweir::command::demo::{self, DemoArguments};
 use pgweir::process::{self, Options};
@@ -12,9 +13,11 @@ use pgweir::process::{self, Options};
 #[derive(Debug, Parser)]
 #[command(name = "pgweir", version, disable_version_flag = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Settings: pgbouncer.ini, or a file that ends in .toml
     #[arg(value_name = "CONFIG_FILE")]
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
     /// Do not log to stderr
     #[arg(short, long)]
     quiet: bool,
@@ -24,31 +27,27 @@ struct Arguments {
     /// Print the version and exit
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-    #[command(subcommand)]
-    command: Option<Command>,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    /// Try pgweir: a private PostgreSQL with two standbys, and pgweir in front
+    /// A private PostgreSQL with two standbys, and pgweir in front, to play with
     Demo(DemoArguments),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Demo(arguments)) = &arguments.command {
-        return exit_code(demo::run(arguments));
-    }
-    let Some(config) = arguments.config else {
-        eprintln!("pgweir: no settings file was given\nTry \"pgweir --help\" for more information.");
-        return ExitCode::FAILURE;
+    let outcome = match (arguments.command, arguments.config) {
+        (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
+        (None, Some(config)) => {
+            let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };
+            process::run(&options).map_err(|error| error.to_string())
+        }
+        (None, None) => {
+            Err("no settings file was given\nTry \"pgweir --help\" for more information.".to_owned())
+        }
     };
-    let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };
-    exit_code(process::run(&options))
-}
-
-fn exit_code(result: Result<(), impl std::fmt::Display>) -> ExitCode {
-    match result {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pgweir: {error}");

@@ -185,11 +185,8 @@ impl Session {
             return Ok(());
         }
         scratch.out.clear();
-        loop {
-            match self.lease().pipeline.receive(&[])?.stop {
-                Stop::Synthesized(bytes) => scratch.out.extend_from_slice(bytes),
-                _ => break,
-            }
+        while let Stop::Synthesized(bytes) = self.lease().pipeline.receive(&[])?.stop {
+            scratch.out.extend_from_slice(bytes);
         }
         let out = std::mem::take(&mut scratch.out);
         let sent = self.send(&out);

@@ -31,11 +31,7 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits until the condition holds; panics with the text when it does not within the time.
-pub async fn eventually_within(
-    patience: Duration,
-    what: &str,
-    mut condition: impl AsyncFnMut() -> bool,
-) {
+pub async fn eventually_within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
@@ -81,11 +77,7 @@ impl Pooler {
         let expected = told(expected);
         let mut got = Vec::new();
         while got.len() < expected.len() {
-            match client
-                .reader
-                .message_before(Instant::now() + PATIENCE)
-                .await
-            {
+            match client.reader.message_before(Instant::now() + PATIENCE).await {
                 Some(Some(message)) if message.tag == b'S' => {}
                 Some(Some(message)) => got.push(message.masked()),
                 Some(None) => got.push("EOF".to_owned()),
@@ -123,19 +115,13 @@ impl Gate {
     pub async fn close(pooler: &Pooler) -> Gate {
         let mut holder = pooler.postgres.control(&pooler.database).await;
         let number = 4711;
-        holder
-            .query(&format!("SELECT pg_advisory_lock({number})"))
-            .await
-            .is("T D C Z(I)");
+        holder.query(&format!("SELECT pg_advisory_lock({number})")).await.is("T D C Z(I)");
         Gate { holder, number }
     }
 
     /// A query that lasts until the gate opens; it returns one row with the text.
     pub fn sql(&self, text: &str) -> String {
-        format!(
-            "SELECT '{text}' FROM (SELECT pg_advisory_xact_lock({})) AS gate",
-            self.number
-        )
+        format!("SELECT '{text}' FROM (SELECT pg_advisory_xact_lock({})) AS gate", self.number)
     }
 
     /// Waits until this many servers stand before the gate.
