@@ -371,7 +371,7 @@ async fn p16_a_server_killed_in_a_pipeline_is_told_exactly_once() {
         .await;
     a.rest()
         .await
-        .is("T D(first) C(SELECT 1) Z(I) E(57P01) EOF");
+        .is("T D(first) C(SELECT 1) Z(I) T* E(57P01) EOF");
     pooler.is_clean().await;
 }
 

@@ -216,6 +216,14 @@ impl Pooler {
         ours.map_or(0, |pool| pool[column].parse().expect("a number"))
     }
 
+    /// One count of `SHOW LISTS`.
+    pub async fn list(&self, name: &str) -> u32 {
+        let lists = self.admin("SHOW LISTS").await;
+        let ours = lists.iter().find(|list| list["list"] == name);
+        let ours = ours.unwrap_or_else(|| panic!("SHOW LISTS has no {name}"));
+        ours["items"].parse().expect("a number")
+    }
+
     /// Waits until this many clients wait for a server connection.
     pub async fn clients_wait(&self, count: u32) {
         eventually(&format!("{count} clients wait"), async || {
