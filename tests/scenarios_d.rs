@@ -142,12 +142,7 @@ async fn d5_a_client_that_never_reads_is_closed_and_hinders_nobody_for_long() {
             "SELECT repeat('x', 100000) FROM generate_series(1, 1000)",
         ))
         .await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity \
-         WHERE datname = current_database() AND wait_event = 'ClientWrite'";
-    eventually("the server waits for the zombie", async || {
-        pooler.number(waiting).await == 1
-    })
-    .await;
+    pooler.server_waits_for_its_client().await;
     let mut b = retried_login(&pooler).await;
     b.query("SELECT 'b'").await.is("T D(b) C(SELECT 1) Z(I)");
     pooler.is_clean().await;

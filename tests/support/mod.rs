@@ -63,6 +63,16 @@ impl Pooler {
         assert_eq!(hanging, 0, "servers idle in transaction");
     }
 
+    /// Waits until PostgreSQL cannot send any more: the client does not read, so nobody does.
+    pub async fn server_waits_for_its_client(&self) {
+        let sql = "SELECT count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event = 'ClientWrite'";
+        eventually("the server waits for its client", async || {
+            self.number(sql).await == 1
+        })
+        .await;
+    }
+
     /// Sends the same bytes to PostgreSQL itself and through the pooler, on fresh connections, and
     /// requires the same answers; then the connection must be in step. Returns PostgreSQL's answer.
     pub async fn same_as_direct(&self, bytes: impl AsRef<[u8]>) -> Reply {

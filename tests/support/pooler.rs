@@ -254,14 +254,23 @@ impl Pooler {
 
     /// Resident memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that the pooler ever had, in bytes.
+    pub fn memory_peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &str) -> u64 {
         let file = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(file).expect("the pooler runs");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .expect("Linux reports VmRSS");
+            .find_map(|line| line.strip_prefix(which))
+            .expect("Linux reports the memory of a process");
         let number = line.trim().trim_end_matches(" kB");
-        number.parse::<u64>().expect("VmRSS is a number") * 1024
+        number.parse::<u64>().expect("it is a number of kB") * 1024
     }
 
     async fn accepts(&mut self) -> bool {
