@@ -156,7 +156,7 @@ impl Raw {
         match self.reader.message().await {
             Some(message) if message.tag == b'E' => Err(format!(
                 "{message:?} {} {}",
-                message.field(b'V'),
+                message.field(b'S'),
                 message.field(b'M')
             )),
             Some(message) => Ok(message),
