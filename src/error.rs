@@ -94,13 +94,7 @@ impl SqlError {
     }
 
     fn new(severity: Severity, code: SqlState, message: impl Into<Cow<'static, str>>) -> Self {
-        SqlError {
-            severity,
-            code: Cow::Borrowed(code),
-            message: message.into(),
-            detail: None,
-            hint: None,
-        }
+        SqlError { severity, code: Cow::Borrowed(code), message: message.into(), detail: None, hint: None }
     }
 
     /// Adds the facts and numbers.

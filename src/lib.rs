@@ -7,7 +7,29 @@
 //!
 //! | floor | modules | what lives there |
 //! |---|---|---|
-//! | 0 | [`wire`], [`error`], [`config`] | bytes, the errors a client sees, the settings |
+//! | 0 | [`wire`], [`error`], [`config`], [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
+//! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
+//! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
+//! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
+//! | 2 | [`net`] | sockets |
+//! | 2 | [`server`] | one logged-in connection to PostgreSQL |
+//! | 3 | [`admin`] | the console: command to table; the metrics page |
+//! | 3 | [`session`] | who asks: one client, from accept to goodbye |
+//! | 3 | [`worker`], [`listener`] | the data plane's threads; accept and hand over |
+//! | 4 | [`process`] | start, signals, reload, drain, exit |
 
+pub mod admin;
+pub mod auth;
+pub mod config;
 pub mod error;
+pub mod listener;
+pub mod log;
+pub mod metrics;
+pub mod net;
+pub mod pool;
+pub mod process;
+pub mod protocol;
+pub mod server;
+pub mod session;
 pub mod wire;
+pub mod worker;

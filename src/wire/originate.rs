@@ -40,9 +40,7 @@ impl ColumnType {
 }
 
 fn encode(message: &impl Message, out: &mut BytesMut) {
-    message
-        .encode(out)
-        .expect("a message of ours always encodes: its strings are short and hold no NUL");
+    message.encode(out).expect("a message of ours always encodes: its strings are short and hold no NUL");
 }
 
 fn without_nul(text: &str) -> String {

@@ -1,0 +1,53 @@
+# What one can do with this project: `make help`. Each target installs what it needs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export RUSTDOCFLAGS := -Dwarnings
+
+CARGO := cargo
+# cargo-nextest runs the tests of all files at once; plain cargo runs one file after the other.
+TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
+	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
+# Passed on to the target's program: make bench ARGS="--only simple-16 --runs 1"
+ARGS ?=
+# How many random cases each property is tried with by `make fuzz`.
+CASES ?= 20000
+
+.PHONY: help demo test lint unit integration bench fuzz
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play with
+	@scripts/setup build postgres
+	$(CARGO) run --release -- demo $(ARGS)
+
+test: lint unit integration ## all that must pass before a change is merged, cheapest first
+	@echo "make test: format, clippy, docs, unit tests and integration tests passed"
+
+lint: ## format, clippy and docs; every warning is an error
+	@scripts/setup build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) doc --no-deps --document-private-items --quiet
+
+unit: ## the unit tests alone: no network, no PostgreSQL, seconds
+	@scripts/setup build
+	$(TEST) --lib --bins
+
+integration: ## the tests against real PostgreSQL and real drivers
+	@scripts/setup build postgres drivers
+	$(TEST) --test '*'
+
+bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
+	@scripts/setup build bench
+	$(CARGO) build --release --quiet
+	scripts/bench $(ARGS)
+
+fuzz: ## the properties with many more random cases: make fuzz CASES=1000000
+	@scripts/setup fuzz
+	PROPTEST_CASES=$(CASES) $(CARGO) test --release --lib

@@ -1,0 +1,202 @@
+//! The settings: [`Config`], parsed once into values that cannot be wrong.
+//!
+//! `pgbouncer.ini` and `pgweir.toml` give the same `Config`. The global settings are one table in
+//! `settings.rs`; what databases, users and peers have of their own is in `entry.rs`. Files are
+//! read here, nothing else is touched: no socket, no clock.
+
+/// The first of several expressions: how the tables say "this one if given, else that".
+macro_rules! first {
+    ($first:expr $(, $rest:expr)*) => {
+        $first
+    };
+}
+
+mod cores;
+mod entry;
+mod error;
+mod ini;
+mod loader;
+mod policy;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod toml;
+mod value;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use loader::Loader;
+use settings::{Change, Origin, SETTINGS};
+
+pub use entry::{Database, Peer, User};
+pub use error::{ConfigError, Problem};
+pub use policy::PoolPolicy;
+pub use settings::{RESERVED_DATABASE, Settings};
+pub use value::{
+    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Secret, SslMode,
+    SyslogFacility, TlsProtocol,
+};
+
+/// How the environment is asked for a variable.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// All that is configured. Its `Debug` shows no password.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The global settings.
+    pub settings: Settings,
+    /// `[databases]` by name, without `*`.
+    pub databases: BTreeMap<String, Database>,
+    /// The database `*`, from which one is made for every other name.
+    pub any_database: Option<Database>,
+    /// `[users]` by name.
+    pub users: BTreeMap<String, User>,
+    /// `[peers]` by their peer_id.
+    pub peers: BTreeMap<u32, Peer>,
+    /// `auth_file`: the secret of each user as its file has it: plain, `md5...` or
+    /// `SCRAM-SHA-256$...`.
+    pub auth_users: BTreeMap<String, String>,
+    /// What is wrong with `auth_file`, for the log. As in PgBouncer, it does not stop the load: the
+    /// users before the broken line count, and those of an unreadable file stay as they were.
+    pub warnings: Vec<ConfigError>,
+}
+
+/// One row of `SHOW CONFIG`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigRow {
+    /// The setting's name.
+    pub key: &'static str,
+    /// Its value; `None` (NULL) when it has no default and is not set.
+    pub value: Option<String>,
+    /// Its default; `None` (NULL) when it has none.
+    pub default: Option<Cow<'static, str>>,
+    /// Whether RELOAD and SET can change it.
+    pub changeable: bool,
+}
+
+impl Config {
+    /// Reads the file, those it includes, and its `auth_file`. A name that ends in `.toml` is read
+    /// as TOML, any other as PgBouncer's ini.
+    ///
+    /// Fails at the first thing that is wrong.
+    pub fn load(path: &Path, environment: Environment<'_>) -> Result<Config, ConfigError> {
+        read(Loader::new(), path, &ini::read_file(path)?, environment)
+    }
+
+    /// As [`Config::load`], with the file's text given; `path` tells the format and names it in errors.
+    pub fn from_text(path: &Path, text: &str, environment: Environment<'_>) -> Result<Config, ConfigError> {
+        read(Loader::new(), path, text, environment)
+    }
+
+    /// What is configured after RELOAD: the file of the setting `conffile` is read again.
+    ///
+    /// Settings that a running process cannot change keep their value, and so does what was SET
+    /// for a setting without a default. When it fails, nothing has changed.
+    pub fn reload(&self, environment: Environment<'_>) -> Result<Config, ConfigError> {
+        let Some(path) = &self.settings.conffile else {
+            return Err(Problem::NotAllowed("no file to read: conffile is not set".into()).without_file());
+        };
+        read(Loader::again(self), path, &ini::read_file(path)?, environment)
+    }
+
+    /// The console's `SET key = value`. What a running process cannot change is silently ignored.
+    ///
+    /// Fails when there is no such setting, or the value is wrong for it.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), ConfigError> {
+        let set = settings::find(key).and_then(|setting| match setting.change {
+            Change::Live => setting.set(&mut self.settings, value, key),
+            Change::Fixed => Ok(()),
+        });
+        set.map_err(Problem::without_file)
+    }
+
+    /// `SHOW CONFIG`: PgBouncer's settings in its order, then ours.
+    pub fn show(&self) -> Vec<ConfigRow> {
+        let shown = SETTINGS.iter().filter(|setting| setting.origin != Origin::NotShown);
+        let row = |setting: &settings::Setting| ConfigRow {
+            key: setting.name,
+            value: setting.print(&self.settings),
+            default: (setting.default)(),
+            changeable: setting.change == Change::Live,
+        };
+        shown.map(row).collect()
+    }
+
+    /// The database of this name: its own entry, else one made from `*`. The console's is none.
+    pub fn database(&self, name: &str) -> Option<Cow<'_, Database>> {
+        if let Some(database) = self.databases.get(name) {
+            return Some(Cow::Borrowed(database));
+        }
+        let any = self.any_database.as_ref().filter(|_| name != RESERVED_DATABASE)?;
+        Some(Cow::Owned(any.for_name(name)))
+    }
+
+    /// Where the database's servers are: its hosts, else `unix_socket_dir`; empty without either.
+    pub fn hosts(&self, database: &Database) -> Vec<Host> {
+        match database.hosts.is_empty() {
+            true => self.settings.default_host().into_iter().collect(),
+            false => database.hosts.clone(),
+        }
+    }
+
+    /// Reads `auth_file`.
+    fn read_auth_users(&mut self) {
+        let Some(path) = &self.settings.auth_file else {
+            self.auth_users.clear();
+            return;
+        };
+        match ini::read_file(path) {
+            Err(error) => self.warnings.push(error),
+            Ok(text) => {
+                let (users, warning) = ini::read_users(path, &text);
+                self.auth_users = users;
+                self.warnings.extend(warning);
+            }
+        }
+    }
+
+    /// What no single setting can be blamed for.
+    fn check(&self) -> Result<(), Problem> {
+        let settings = &self.settings;
+        if settings.auth_type == AuthType::Cert && settings.client_tls_sslmode != SslMode::VerifyFull {
+            return Err(Problem::NotAllowed(
+                "auth_type is cert: client_tls_sslmode must be verify-full then".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn read(
+    mut loader: Loader,
+    path: &Path,
+    text: &str,
+    environment: Environment<'_>,
+) -> Result<Config, ConfigError> {
+    match path.extension().is_some_and(|extension| extension == "toml") {
+        true => toml::read(&mut loader, path, text)?,
+        false => ini::read(&mut loader, path, text)?,
+    }
+    let mut config = loader.finish(path, environment)?;
+    config.check().map_err(|problem| problem.in_file(path))?;
+    config.settings.conffile.get_or_insert_with(|| path.to_owned());
+    config.read_auth_users();
+    Ok(config)
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("settings", &self.settings)
+            .field("databases", &self.databases)
+            .field("any_database", &self.any_database)
+            .field("users", &self.users)
+            .field("peers", &self.peers)
+            .field("auth_users", &self.auth_users.keys())
+            .field("warnings", &self.warnings)
+            .finish()
+    }
+}

@@ -1,0 +1,195 @@
+//! Accept: listen on TCP and Unix sockets, and hand each connection to the least loaded worker.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinHandle;
+
+use crate::config::Settings;
+use crate::log::Peer;
+use crate::net::DetachedSocket;
+use crate::net::endpoint::TcpOptions;
+use crate::session::plane::{Message, Shared};
+
+/// After an accept that failed for want of descriptors or memory, others get time to give some back.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Everything that we listen on. Dropping it closes the listeners and removes the Unix socket.
+pub struct Listeners {
+    tcp: Vec<TcpListener>,
+    unix: Vec<(UnixListener, PathBuf)>,
+}
+
+/// What accepts, while it does.
+pub struct Accepting {
+    tcp: Vec<JoinHandle<()>>,
+    unix: Vec<JoinHandle<()>>,
+    paths: Vec<PathBuf>,
+}
+
+impl Listeners {
+    /// Opens `listen_addr`:`listen_port` and the socket in `unix_socket_dir`.
+    ///
+    /// Fails with the address that cannot be had, and when another pooler answers on the Unix socket.
+    pub async fn open(settings: &Settings) -> io::Result<Self> {
+        let mut listeners = Listeners { tcp: Vec::new(), unix: Vec::new() };
+        if settings.listen_port != 0 {
+            for address in addresses(settings).await? {
+                let listener = listen_tcp(address, settings);
+                let named = |error| named(error, &format!("cannot listen on {address}"));
+                listeners.tcp.push(listener.map_err(named)?);
+                tracing::info!("listening on {address}");
+            }
+        }
+        if let Some(directory) = &settings.unix_socket_dir {
+            let path = directory.join(format!(".s.PGSQL.{}", settings.listen_port));
+            let listener = listen_unix(&path, settings).await;
+            let named = |error| named(error, &format!("cannot listen on unix:{}", path.display()));
+            listeners.unix.push((listener.map_err(named)?, path.clone()));
+            tracing::info!("listening on unix:{}", path.display());
+        }
+        if listeners.tcp.is_empty() && listeners.unix.is_empty() {
+            return Err(io::Error::other("nowhere to listen on: listen_addr and unix_socket_dir are empty"));
+        }
+        Ok(listeners)
+    }
+
+    /// Begins to accept, on the current runtime.
+    pub fn accept(self, shared: &Arc<Shared>) -> Accepting {
+        let port = shared.config.load().settings.listen_port;
+        let paths = self.unix.iter().map(|(_, path)| path.clone()).collect();
+        let tcp = |listener| tokio::spawn(accept_tcp(listener, Arc::clone(shared)));
+        let unix = |(listener, _)| tokio::spawn(accept_unix(listener, port, Arc::clone(shared)));
+        Accepting {
+            tcp: self.tcp.into_iter().map(tcp).collect(),
+            unix: self.unix.into_iter().map(unix).collect(),
+            paths,
+        }
+    }
+}
+
+impl Accepting {
+    /// No more clients over TCP. The Unix socket stays, for the console.
+    pub fn close_tcp(&mut self) {
+        for task in self.tcp.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Accepting {
+    fn drop(&mut self) {
+        self.tcp.iter().chain(&self.unix).for_each(JoinHandle::abort);
+        for path in &self.paths {
+            // It may have been removed by hand; then there is nothing left to do.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn named(error: io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {
+    let port = settings.listen_port;
+    let mut addresses = Vec::new();
+    for name in &settings.listen_addr {
+        if name == "*" {
+            addresses.push(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port));
+            if Path::new("/proc/net/if_inet6").exists() {
+                addresses.push(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+            }
+            continue;
+        }
+        let found = tokio::net::lookup_host((name.as_str(), port)).await;
+        addresses.extend(found.map_err(|error| named(error, &format!("listen_addr {name}")))?);
+    }
+    Ok(addresses)
+}
+
+fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
+    let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if settings.so_reuseport {
+        socket.set_reuse_port(true)?;
+    }
+    if address.is_ipv6() {
+        // The IPv4 wildcard is a listener of its own.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
+}
+
+async fn listen_unix(path: &Path, settings: &Settings) -> io::Result<UnixListener> {
+    if tokio::net::UnixStream::connect(path).await.is_ok() {
+        return Err(io::Error::other("unix socket is in use, cannot continue"));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
+    socket.set_nonblocking(true)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(settings.unix_socket_mode))?;
+    UnixListener::from_std(socket.into())
+}
+
+async fn accept_tcp(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let options = TcpOptions::new(&shared.config.load().settings);
+                // A client that is gone already fails here, and is found at its first read.
+                let _ = options.apply(&stream);
+                if let Ok(stream) = stream.into_std() {
+                    hand_over(&shared, DetachedSocket::Tcp(stream), Peer::Tcp(address));
+                }
+            }
+            Err(error) => after_error(&error).await,
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, port: u16, shared: Arc<Shared>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+                let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+                if let Ok(stream) = stream.into_std() {
+                    hand_over(&shared, DetachedSocket::Unix(stream), Peer::Unix { pid, port });
+                }
+            }
+            Err(error) => after_error(&error).await,
+        }
+    }
+}
+
+async fn after_error(error: &io::Error) {
+    tracing::error!("cannot accept a client: {error}");
+    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+}
+
+fn hand_over(shared: &Shared, socket: DetachedSocket, peer: Peer) {
+    let loads = &shared.loads;
+    let least = (0..loads.len()).min_by_key(|worker| loads[*worker].load(Ordering::Relaxed));
+    let worker = least.expect("there is at least one worker");
+    loads[worker].fetch_add(1, Ordering::Relaxed);
+    if shared.workers[worker].send(Message::Client(socket, peer)).is_err() {
+        tracing::error!("worker {worker} has stopped");
+    }
+}

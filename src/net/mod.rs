@@ -1,0 +1,164 @@
+//! Sockets, TCP and Unix, behind one type. Start with [`Socket`].
+//!
+//! Reading goes through tokio's readiness: a `poll_read` that fills less than its buffer clears it, so
+//! the next one costs no system call. Writing tries the kernel first and asks the reactor only when
+//! the kernel's buffer is full.
+
+pub mod endpoint;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket, toward a client or a server.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP over IPv4 or IPv6.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+}
+
+/// A socket that no runtime knows: what crosses from one thread to another.
+#[derive(Debug)]
+pub enum DetachedSocket {
+    /// TCP.
+    Tcp(std::net::TcpStream),
+    /// Unix.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl DetachedSocket {
+    /// Registers the socket with the current thread's runtime.
+    pub fn attach(self) -> io::Result<Socket> {
+        Ok(match self {
+            DetachedSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            DetachedSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
+impl Socket {
+    /// Reads what is there. `Ok(0)` is the end of the stream.
+    #[inline]
+    pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::new(buffer);
+        match self {
+            Socket::Tcp(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
+            Socket::Unix(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    /// Writes what the kernel takes now, 0 when its buffer is full. Asks no reactor.
+    #[inline]
+    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let socket = SockRef::from(self);
+        loop {
+            match socket.send(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes, and is woken when the kernel's buffer has room again.
+    pub fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    /// Whether the other side has closed the connection or sent something, asked of the kernel itself:
+    /// for a socket that no reactor has watched for a while.
+    pub fn is_silent_and_open(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let peeked = SockRef::from(self).peek(&mut byte);
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Whether the other side has closed the connection, as far as that shows with nothing unread.
+    pub fn is_closed(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        match SockRef::from(self).peek(&mut byte) {
+            Ok(count) => count == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Takes the socket away from the runtime that it is registered with.
+    pub fn detach(self) -> io::Result<DetachedSocket> {
+        Ok(match self {
+            Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
+            Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
+        })
+    }
+
+    /// The file descriptor's number, for logs and the console.
+    pub fn fd(&self) -> i32 {
+        self.as_fd().as_raw_fd()
+    }
+
+    /// Our own side's address; `None` on a Unix socket.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Socket::Tcp(stream) => stream.local_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// The other side's address; `None` on a Unix socket.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Socket::Tcp(stream) => stream.peer_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

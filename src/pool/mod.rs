@@ -1,0 +1,551 @@
+//! WHO WAITS. Server connections shared among clients.
+//!
+//! [`state`] is the ledger; [`Pool`] is its asynchronous face: it opens servers, lends them as a
+//! [`Lease`], and lets clients wait in a queue that is first come, first served across all workers.
+//! Dropping a lease closes the server; only [`Lease::release`] returns it.
+
+pub mod quota;
+pub mod state;
+mod upkeep;
+mod wait;
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::auth::ServerSecret;
+use crate::config::PoolPolicy;
+use crate::error::{SqlError, sqlstate};
+use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::server::login::{OpenError, Recipe, Welcome};
+use crate::server::{ServerConnection, Session};
+use quota::{Permit, Quota};
+use state::{Lent, Limits, PoolState, Ticket};
+use wait::Slot;
+pub use wait::Waiting;
+
+/// What a client asks for: the pool's key, never an address, so that waiters stay where they are
+/// when the server moves.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The database's name as clients know it.
+    pub database: Arc<str>,
+    /// The user at the server.
+    pub user: Arc<str>,
+}
+
+/// All that a RELOAD may change about a pool.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// Mode, sizes and time limits.
+    pub policy: PoolPolicy,
+    /// Where the servers are; used in turn.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Name of the database at the server.
+    pub database: String,
+    /// Startup parameters toward the server.
+    pub parameters: Vec<(String, String)>,
+    /// `connect_query`
+    pub connect_query: Option<String>,
+    /// The `tcp_*` settings.
+    pub tcp: TcpOptions,
+    /// `server_connect_timeout`
+    pub connect_timeout: Option<Duration>,
+    /// `server_login_retry`
+    pub login_retry: Duration,
+    /// `server_idle_timeout`
+    pub idle_timeout: Option<Duration>,
+    /// `server_check_query`; `None` is off.
+    pub check_query: Option<String>,
+    /// `server_check_delay`
+    pub check_delay: Duration,
+    /// `server_reset_query`, empty for none.
+    pub reset_query: String,
+    /// `server_reset_query_always`
+    pub reset_always: bool,
+    /// `reserve_pool_timeout`
+    pub reserve_after: Option<Duration>,
+    /// `server_round_robin`
+    pub round_robin: bool,
+    /// `max_prepared_statements`, 0 in session mode.
+    pub statements_max: usize,
+}
+
+impl PoolSettings {
+    fn limits(&self) -> Limits {
+        Limits {
+            size: match self.policy.pool_size {
+                0 => u32::MAX,
+                size => size,
+            },
+            reserve: self.policy.reserve_pool_size,
+            reserve_after: self.reserve_after,
+            round_robin: self.round_robin,
+        }
+    }
+
+    /// Whether servers opened with the other settings are of no more use.
+    fn leads_elsewhere(&self, other: &PoolSettings) -> bool {
+        self.endpoints != other.endpoints
+            || self.database != other.database
+            || self.parameters != other.parameters
+            || self.connect_query != other.connect_query
+    }
+}
+
+/// A server with the permits that it holds for as long as it is open.
+#[derive(Debug)]
+struct Pooled {
+    server: Box<ServerConnection>,
+    _permits: [Permit; 2],
+}
+
+/// The last attempt to open a server failed.
+#[derive(Clone, Debug)]
+struct Failure {
+    at: Instant,
+    /// The server's own refusal; `None` when there was none, but no connection either.
+    refusal: Option<SqlError>,
+}
+
+/// A request to a worker: open a server for this pool.
+pub type OpenRequest = Arc<Pool>;
+
+/// Counters of rare events.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Logins to servers that worked.
+    pub connects: AtomicU64,
+    /// Attempts that did not reach a server.
+    pub connect_failures: AtomicU64,
+    /// Logins that the server refused.
+    pub login_failures: AtomicU64,
+}
+
+/// The servers of one [`Target`], and the clients that wait for them.
+pub struct Pool {
+    /// Its key.
+    pub target: Target,
+    /// Rare events.
+    pub counters: Counters,
+    settings: ArcSwap<PoolSettings>,
+    session: Arc<Session>,
+    state: Mutex<PoolState<Pooled, Arc<Slot>>>,
+    /// What the first server said of itself.
+    welcome: ArcSwapOption<Welcome>,
+    secret: Mutex<Arc<ServerSecret>>,
+    failure: Mutex<Option<Failure>>,
+    /// Servers of an earlier epoch are closed as soon as nobody uses them.
+    epoch: AtomicU64,
+    next_endpoint: AtomicUsize,
+    /// Leased servers that run a check or a reset of ours.
+    tested: AtomicU32,
+    last_retired: Mutex<Option<Instant>>,
+    /// Servers that were lent at the last RECONNECT and have not come back.
+    old_leased: AtomicU32,
+    quotas: [Arc<Quota>; 2],
+    /// One for each worker.
+    openers: Arc<[UnboundedSender<OpenRequest>]>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({}/{})", self.target.database, self.target.user)
+    }
+}
+
+/// What [`Pool::acquire`] gives.
+#[derive(Debug)]
+pub enum Acquired {
+    /// A server, now.
+    Lease(Lease),
+    /// A place in the queue.
+    Wait(Waiting),
+}
+
+/// How many servers there are, by what they do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Lent to clients.
+    pub active: u32,
+    /// Ready to be lent.
+    pub idle: u32,
+    /// Idle for so long that they are checked before they are lent.
+    pub used: u32,
+    /// Running our check or reset.
+    pub tested: u32,
+    /// Logging in.
+    pub login: u32,
+    /// Clients in the queue.
+    pub waiting: usize,
+    /// How long the first of them has waited.
+    pub longest_wait: Duration,
+}
+
+impl Pool {
+    /// A pool without servers; the first client opens the first one.
+    pub fn new(
+        target: Target,
+        settings: PoolSettings,
+        session: Arc<Session>,
+        secret: Arc<ServerSecret>,
+        quotas: [Arc<Quota>; 2],
+        openers: Arc<[UnboundedSender<OpenRequest>]>,
+    ) -> Arc<Self> {
+        Arc::new(Pool {
+            target,
+            counters: Counters::default(),
+            state: Mutex::new(PoolState::new(settings.limits(), openers.len())),
+            settings: ArcSwap::from_pointee(settings),
+            session,
+            welcome: ArcSwapOption::empty(),
+            secret: Mutex::new(secret),
+            failure: Mutex::new(None),
+            epoch: AtomicU64::new(0),
+            next_endpoint: AtomicUsize::new(0),
+            tested: AtomicU32::new(0),
+            last_retired: Mutex::new(None),
+            old_leased: AtomicU32::new(0),
+            quotas,
+            openers,
+        })
+    }
+
+    /// A server for a client of `worker`, or a place in the queue. Must run on that worker's thread.
+    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
+        loop {
+            let mut state = self.state.lock();
+            let Some(lent) = state.acquire(worker, now) else {
+                let slot = Slot::new(worker);
+                let ticket = state.enqueue(Arc::clone(&slot), now);
+                drop(state);
+                self.open_more(worker, now);
+                return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
+            };
+            drop(state);
+            if let Some(lease) = self.make_ready(lent, worker) {
+                return Acquired::Lease(lease);
+            }
+        }
+    }
+
+    /// The lease of a server that was idle; `None` when it is checked first, or is gone.
+    fn make_ready(self: &Arc<Self>, lent: Lent<Pooled>, worker: usize) -> Option<Lease> {
+        let lease = self.adopt(lent.server, worker)?;
+        let settings = self.settings.load();
+        if lent.idle_for > settings.check_delay
+            && let Some(query) = &settings.check_query
+        {
+            lease.run_and_release(query.clone(), "server_check_query");
+            return None;
+        }
+        Some(lease)
+    }
+
+    /// Makes a leased server one of this worker's. `None` when it turned out to be dead.
+    fn adopt(self: &Arc<Self>, pooled: Pooled, worker: usize) -> Option<Lease> {
+        if pooled.server.worker == worker {
+            return Some(Lease::new(pooled, self));
+        }
+        match pooled.server.move_to(worker) {
+            Ok(server) => {
+                let pooled = Pooled { server, ..pooled };
+                Some(Lease::new(pooled, self))
+            }
+            Err(_) => {
+                self.state.lock().forget_leased();
+                self.open_more(worker, Instant::now());
+                None
+            }
+        }
+    }
+
+    fn queue_again(self: &Arc<Self>, worker: usize) -> (Arc<Slot>, Ticket) {
+        let slot = Slot::new(worker);
+        let now = Instant::now();
+        let ticket = self.state.lock().enqueue(Arc::clone(&slot), now);
+        self.open_more(worker, now);
+        (slot, ticket)
+    }
+
+    /// Returns whether the waiter was still in the queue.
+    fn leave_queue(&self, ticket: Ticket) -> bool {
+        self.state.lock().abandon(ticket).is_some()
+    }
+
+    /// A leased server comes back, to the next waiter or to the idle ones.
+    fn put_back(&self, mut pooled: Pooled) {
+        let worker = pooled.server.worker;
+        loop {
+            let placed = self.state.lock().release(pooled, worker, Instant::now());
+            match placed {
+                Ok(None) => return,
+                Ok(Some((slot, server))) => match slot.grant(server) {
+                    Ok(()) => return,
+                    // That waiter left between our looking and our giving: the next one, then.
+                    Err(server) => pooled = server,
+                },
+                Err(surplus) => return close(surplus, "pool is too large"),
+            }
+        }
+    }
+
+    /// Asks for as many new servers as the queue and the limits call for.
+    pub fn open_more(self: &Arc<Self>, worker: usize, now: Instant) {
+        if self.is_failing(now) {
+            return;
+        }
+        let wanted = self.state.lock().openings_wanted(now, u32::MAX);
+        for _ in 0..wanted {
+            self.request_open(worker);
+        }
+    }
+
+    fn request_open(self: &Arc<Self>, worker: usize) {
+        self.state.lock().begin_opening();
+        if self.openers[worker].send(Arc::clone(self)).is_err() {
+            // The worker has stopped: the process is on its way out.
+            self.state.lock().end_opening();
+        }
+    }
+
+    /// Whether the last attempt failed less than `server_login_retry` ago.
+    fn is_failing(&self, now: Instant) -> bool {
+        let retry = self.settings.load().login_retry;
+        let failure = self.failure.lock();
+        failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
+    }
+
+    /// Opens one server; `begin_opening` was said. Runs on the thread of `worker`.
+    pub async fn open(self: Arc<Self>, worker: usize) {
+        let Some(permits) = self.permits() else {
+            self.state.lock().end_opening();
+            return;
+        };
+        let recipe = self.recipe();
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let opened = recipe.open(&self.session, worker, epoch).await;
+        let now = Instant::now();
+        match opened {
+            Ok((server, welcome)) => {
+                tracing::info!(
+                    "S-{:#x}: {}/{}@{} new connection to server",
+                    server.id,
+                    self.target.database,
+                    self.target.user,
+                    recipe.endpoint
+                );
+                self.counters.connects.fetch_add(1, Ordering::Relaxed);
+                *self.failure.lock() = None;
+                self.welcome.store(Some(Arc::new(welcome)));
+                self.place_opened(Pooled { server, _permits: permits }, worker, now);
+            }
+            Err(error) => self.note_failure(&error, &recipe.endpoint, now),
+        }
+        self.open_more(worker, now);
+    }
+
+    fn place_opened(&self, pooled: Pooled, worker: usize, now: Instant) {
+        let placed = self.state.lock().opened(pooled, worker, now);
+        match placed {
+            Ok(None) => {}
+            Ok(Some((slot, server))) => {
+                if let Err(server) = slot.grant(server) {
+                    self.put_back(server);
+                }
+            }
+            Err(surplus) => close(surplus, "pool is too large"),
+        }
+    }
+
+    fn permits(&self) -> Option<[Permit; 2]> {
+        let [database, user] = &self.quotas;
+        Some([database.take()?, user.take()?])
+    }
+
+    fn recipe(&self) -> Recipe {
+        let settings = self.settings.load();
+        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed) % settings.endpoints.len();
+        Recipe {
+            endpoint: Arc::clone(&settings.endpoints[turn]),
+            options: settings.tcp,
+            user: self.target.user.to_string(),
+            database: settings.database.clone(),
+            parameters: settings.parameters.clone(),
+            secret: Arc::clone(&self.secret.lock()),
+            timeout: settings.connect_timeout,
+            connect_query: settings.connect_query.clone(),
+            statements_max: settings.statements_max,
+        }
+    }
+
+    fn note_failure(&self, error: &OpenError, endpoint: &Endpoint, now: Instant) {
+        let Target { database, user } = &self.target;
+        tracing::warn!("S: {database}/{user}@{endpoint} closing because: {error}");
+        self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
+        let refusal = match error {
+            // Not an answer to the login, but to the moment: the next attempt may well succeed.
+            OpenError::Refused(error) if error.code == sqlstate::CANNOT_CONNECT_NOW => None,
+            OpenError::Refused(error) => Some(error.clone()),
+            OpenError::Auth(error) => Some(
+                SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
+                    .detail(error.to_string()),
+            ),
+            OpenError::Io(_) | OpenError::Timeout | OpenError::Protocol(_) => None,
+        };
+        let mut state = self.state.lock();
+        state.end_opening();
+        let turned_away = match &refusal {
+            Some(_) if state.leased() + state.idle_count() == 0 => state.take_waiters(),
+            _ => Vec::new(),
+        };
+        drop(state);
+        *self.failure.lock() = Some(Failure { at: now, refusal: refusal.clone() });
+        if let Some(refusal) = refusal {
+            for slot in turned_away {
+                slot.fail(refusal.clone());
+            }
+        }
+    }
+
+    /// Why a login need not wait: the server refused the last one, and it is too early to try again.
+    pub fn cached_refusal(&self, now: Instant) -> Option<SqlError> {
+        if !self.is_failing(now) {
+            return None;
+        }
+        let failure = self.failure.lock();
+        let refusal = failure.as_ref()?.refusal.as_ref()?;
+        let state = self.state.lock();
+        if state.leased() + state.idle_count() > 0 {
+            return None;
+        }
+        let message =
+            format!("server login has been failing, cached error: {} (server_login_retry)", refusal.message);
+        Some(SqlError { message: message.into(), ..refusal.clone() })
+    }
+
+    /// What the first server said of itself, once there was one.
+    pub fn welcome(&self) -> Option<Arc<Welcome>> {
+        self.welcome.load_full()
+    }
+
+    /// The rules in force.
+    pub fn settings(&self) -> arc_swap::Guard<Arc<PoolSettings>> {
+        self.settings.load()
+    }
+
+    /// What the latest client's login proved, for servers opened from now on.
+    pub fn set_secret(&self, secret: Arc<ServerSecret>) {
+        let mut current = self.secret.lock();
+        // A login by another method may have proved less than an earlier one.
+        let proves_nothing = matches!(*secret, ServerSecret::None | ServerSecret::ScramKeysMissing);
+        if !proves_nothing || matches!(**current, ServerSecret::None) {
+            *current = secret;
+        }
+    }
+}
+
+/// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
+fn close(pooled: Pooled, reason: &str) {
+    let server = &pooled.server;
+    tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
+    if server.pipeline.is_idle() && server.backlog.is_empty() {
+        // Best effort: without it PostgreSQL merely notices the end of the stream.
+        let _ = server.socket.write_now(b"X\0\0\0\x04");
+    }
+}
+
+/// A loan of one server.
+#[derive(Debug)]
+pub struct Lease {
+    /// `None` only while it is being given away.
+    pooled: Option<Pooled>,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    fn new(mut pooled: Pooled, pool: &Arc<Pool>) -> Self {
+        pooled.server.unnamed_present = false;
+        Lease { pooled: Some(pooled), pool: Arc::clone(pool) }
+    }
+
+    /// Gives the server back to the next waiter, or to the idle ones; closes one that is too old.
+    ///
+    /// The server must be idle: nothing owed, no transaction open.
+    pub fn release(mut self, now: Instant) {
+        let Some(pooled) = self.pooled.take() else {
+            return;
+        };
+        assert!(pooled.server.pipeline.is_idle(), "a lease ends when nothing is owed");
+        match self.pool.retirement(&pooled.server, now) {
+            None => self.pool.put_back(pooled),
+            Some(reason) => {
+                self.pooled = Some(pooled);
+                self.close(reason);
+            }
+        }
+    }
+
+    /// Runs a statement of our own and then releases the server; closes it if that fails.
+    pub fn run_and_release(mut self, sql: String, purpose: &'static str) {
+        self.pool.tested.fetch_add(1, Ordering::Relaxed);
+        tokio::task::spawn_local(async move {
+            let session = Arc::clone(&self.pool.session);
+            let result = self.run(&sql, &session).await;
+            self.pool.tested.fetch_sub(1, Ordering::Relaxed);
+            match result {
+                Ok(()) => self.release(Instant::now()),
+                Err(error) => self.close(&format!("{purpose} failed: {error}")),
+            }
+        });
+    }
+
+    /// Closes the server, with the reason in the log.
+    pub fn close(mut self, reason: &str) {
+        if let Some(pooled) = self.pooled.take() {
+            let worker = pooled.server.worker;
+            self.pool.note_closed(&pooled.server);
+            close(pooled, reason);
+            self.pool.state.lock().forget_leased();
+            self.pool.open_more(worker, Instant::now());
+        }
+    }
+
+    /// The pool that it is from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Notes the time of the loan, for the console.
+    pub fn note_use(&mut self) {
+        self.used_time = SystemTime::now();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(pooled) = self.pooled.take() {
+            Lease { pooled: Some(pooled), pool: Arc::clone(&self.pool) }
+                .close("client disconnect while server was not ready");
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = ServerConnection;
+
+    fn deref(&self) -> &ServerConnection {
+        &self.pooled.as_ref().expect("a lease has its server until it is given away").server
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut ServerConnection {
+        &mut self.pooled.as_mut().expect("a lease has its server until it is given away").server
+    }
+}

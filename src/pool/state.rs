@@ -1,0 +1,300 @@
+//! The ledger of one pool: which servers are idle, how many are lent or being opened, and who waits.
+//! Pure bookkeeping: no socket, no clock (`now` is an argument), and generic over what a server and a
+//! waiter are, so that properties can drive it. Start with [`PoolState`].
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How many servers a pool may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `pool_size`; `u32::MAX` is unlimited.
+    pub size: u32,
+    /// `reserve_pool_size`: more servers once someone has waited for `reserve_after`.
+    pub reserve: u32,
+    /// `reserve_pool_timeout`; `None` keeps the reserve shut.
+    pub reserve_after: Option<Duration>,
+    /// `server_round_robin`: the longest idle server goes first, instead of the last used.
+    pub round_robin: bool,
+}
+
+/// Attempts to open a server that may go on at once. PgBouncer makes one at a time; a few more fill a
+/// cold pool sooner without storming a server that just came up.
+pub const OPENING_MAX: u32 = 4;
+
+/// Names a waiter's place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+#[derive(Debug)]
+struct Idle<S> {
+    server: S,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Waiting<W> {
+    ticket: Ticket,
+    waiter: W,
+    since: Instant,
+}
+
+/// An idle server that was just lent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lent<S> {
+    /// The server.
+    pub server: S,
+    /// How long it was idle.
+    pub idle_for: Duration,
+    /// The worker that it is registered with.
+    pub worker: usize,
+}
+
+/// Servers and waiters of one pool. `S` is a server, `W` whoever waits for one.
+///
+/// Always: idle + leased + opening is at most size + reserve (limits that shrink take effect as
+/// servers come back), and nobody waits while a server is idle.
+#[derive(Debug)]
+pub struct PoolState<S, W> {
+    limits: Limits,
+    /// Idle servers by the worker that they are registered with; the last used at the end.
+    idle: Vec<VecDeque<Idle<S>>>,
+    idle_count: u32,
+    leased: u32,
+    opening: u32,
+    waiting: VecDeque<Waiting<W>>,
+    last_ticket: u64,
+    paused: bool,
+}
+
+impl<S, W> PoolState<S, W> {
+    /// An empty pool for servers that are registered with one of `workers` workers.
+    pub fn new(limits: Limits, workers: usize) -> Self {
+        PoolState {
+            limits,
+            idle: (0..workers).map(|_| VecDeque::new()).collect(),
+            idle_count: 0,
+            leased: 0,
+            opening: 0,
+            waiting: VecDeque::new(),
+            last_ticket: 0,
+            paused: false,
+        }
+    }
+
+    /// Lends an idle server: one of `worker`'s own if there is one, else another worker's.
+    /// Nobody overtakes: while others wait there is nothing to lend.
+    pub fn acquire(&mut self, worker: usize, now: Instant) -> Option<Lent<S>> {
+        if self.paused || self.idle_count == 0 || !self.waiting.is_empty() {
+            return None;
+        }
+        let from = if self.idle[worker].is_empty() {
+            let most = (0..self.idle.len()).max_by_key(|index| self.idle[*index].len());
+            most.expect("idle_count > 0 was checked, so there is a worker with an idle server")
+        } else {
+            worker
+        };
+        let stack = &mut self.idle[from];
+        let idle = if self.limits.round_robin { stack.pop_front() } else { stack.pop_back() };
+        let idle = idle.expect("idle_count > 0 was checked, and this worker has the most");
+        self.idle_count -= 1;
+        self.leased += 1;
+        Some(Lent { server: idle.server, idle_for: now.saturating_duration_since(idle.since), worker: from })
+    }
+
+    /// Puts a waiter at the end of the queue.
+    pub fn enqueue(&mut self, waiter: W, now: Instant) -> Ticket {
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        self.waiting.push_back(Waiting { ticket, waiter, since: now });
+        ticket
+    }
+
+    /// Takes a waiter out of the queue; `None` when it was served already.
+    pub fn abandon(&mut self, ticket: Ticket) -> Option<W> {
+        let place = self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
+        self.waiting.remove(place).map(|waiting| waiting.waiter)
+    }
+
+    /// A lent server comes back: it goes to the oldest waiter, else it is idle. `Err` gives it back to
+    /// be closed, because the pool has become too small for it.
+    pub fn release(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+        assert!(self.leased > 0, "a server came back that was not lent");
+        self.leased -= 1;
+        self.place(server, worker, now)
+    }
+
+    /// A lent server was closed.
+    pub fn forget_leased(&mut self) {
+        assert!(self.leased > 0, "a server was closed that was not lent");
+        self.leased -= 1;
+    }
+
+    /// How many servers should be opened now, given that `room` more are allowed by limits that span
+    /// pools. The caller opens them and says [`PoolState::begin_opening`] for each.
+    pub fn openings_wanted(&self, now: Instant, room: u32) -> u32 {
+        if self.paused {
+            return 0;
+        }
+        let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        let parallel = OPENING_MAX.saturating_sub(self.opening);
+        let unserved = waiting.saturating_sub(self.opening);
+        self.room(now).min(room).min(unserved).min(parallel)
+    }
+
+    /// Servers that may still be opened under the pool's own limits.
+    pub fn room(&self, now: Instant) -> u32 {
+        let waited = self.waiting.front().map(|first| now.saturating_duration_since(first.since));
+        let reserve = match (waited, self.limits.reserve_after) {
+            (Some(waited), Some(after)) if waited >= after => self.limits.reserve,
+            _ => 0,
+        };
+        self.limits.size.saturating_add(reserve).saturating_sub(self.total())
+    }
+
+    /// An attempt to open a server has begun.
+    pub fn begin_opening(&mut self) {
+        self.opening += 1;
+    }
+
+    /// The attempt succeeded; the new server is placed as in [`PoolState::release`].
+    pub fn opened(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+        self.end_opening();
+        self.place(server, worker, now)
+    }
+
+    /// The attempt failed.
+    pub fn end_opening(&mut self) {
+        assert!(self.opening > 0, "an attempt ended that was not begun");
+        self.opening -= 1;
+    }
+
+    fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+        if self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
+            return Err(server);
+        }
+        if !self.paused
+            && let Some(first) = self.waiting.pop_front()
+        {
+            self.leased += 1;
+            return Ok(Some((first.waiter, server)));
+        }
+        // A server of the reserve is for those who wait: it goes when nobody does.
+        if self.total() >= self.limits.size {
+            return Err(server);
+        }
+        self.idle[worker].push_back(Idle { server, since: now });
+        self.idle_count += 1;
+        Ok(None)
+    }
+
+    /// Takes out the idle servers of a worker that `unwanted` says so of.
+    pub fn take_idle(&mut self, worker: usize, mut unwanted: impl FnMut(&mut S, Instant) -> bool) -> Vec<S> {
+        let mut taken = Vec::new();
+        let stack = &mut self.idle[worker];
+        for _ in 0..stack.len() {
+            let Some(mut idle) = stack.pop_front() else {
+                break;
+            };
+            if unwanted(&mut idle.server, idle.since) {
+                taken.push(idle.server);
+                self.idle_count -= 1;
+            } else {
+                stack.push_back(idle);
+            }
+        }
+        taken
+    }
+
+    /// Takes out the server that has been idle longest, to make room for another pool.
+    pub fn take_longest_idle(&mut self) -> Option<S> {
+        let oldest = (0..self.idle.len())
+            .filter_map(|worker| self.idle[worker].front().map(|idle| (idle.since, worker)))
+            .min();
+        let (_, worker) = oldest?;
+        let idle = self.idle[worker].pop_front()?;
+        self.idle_count -= 1;
+        Some(idle.server)
+    }
+
+    /// Every idle server, in no order.
+    pub fn idle(&self) -> impl Iterator<Item = (&S, Instant)> {
+        self.idle.iter().flatten().map(|idle| (&idle.server, idle.since))
+    }
+
+    /// Everyone who waits, the first first.
+    pub fn waiters(&self) -> impl Iterator<Item = &W> {
+        self.waiting.iter().map(|waiting| &waiting.waiter)
+    }
+
+    /// Sends everyone away.
+    pub fn take_waiters(&mut self) -> Vec<W> {
+        self.waiting.drain(..).map(|waiting| waiting.waiter).collect()
+    }
+
+    /// PAUSE: nothing is lent and nothing opened; everyone waits.
+    pub fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// After RESUME: waiters that idle servers can be given to, oldest first.
+    pub fn serve_waiters(&mut self) -> Vec<(W, S)> {
+        let mut served = Vec::new();
+        while !self.paused && !self.waiting.is_empty() {
+            let Some(stack) = self.idle.iter_mut().find(|stack| !stack.is_empty()) else {
+                break;
+            };
+            let Some(idle) = stack.pop_back() else { break };
+            let Some(first) = self.waiting.pop_front() else {
+                break;
+            };
+            self.idle_count -= 1;
+            self.leased += 1;
+            served.push((first.waiter, idle.server));
+        }
+        served
+    }
+
+    /// New limits, after a RELOAD.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Idle, leased and opening servers together.
+    pub fn total(&self) -> u32 {
+        self.idle_count + self.leased + self.opening
+    }
+
+    /// Servers that wait for a client.
+    pub fn idle_count(&self) -> u32 {
+        self.idle_count
+    }
+
+    /// Servers that are lent.
+    pub fn leased(&self) -> u32 {
+        self.leased
+    }
+
+    /// Attempts to open a server.
+    pub fn opening(&self) -> u32 {
+        self.opening
+    }
+
+    /// Clients in the queue.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// How long the first in the queue has waited.
+    pub fn longest_wait(&self, now: Instant) -> Duration {
+        self.waiting.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
+    }
+}
+
+#[cfg(test)]
+mod tests;

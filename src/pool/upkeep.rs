@@ -1,0 +1,209 @@
+//! What happens to a pool apart from lending: servers grow old or die idle, the console pauses it,
+//! a RELOAD changes it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
+
+use super::{Counts, Pool, PoolSettings, Pooled, close};
+use crate::error::SqlError;
+use crate::server::ServerConnection;
+
+impl Pool {
+    /// Why a server that comes back is closed instead of kept.
+    pub(super) fn retirement(&self, server: &ServerConnection, now: Instant) -> Option<&'static str> {
+        if server.epoch != self.epoch.load(Ordering::Acquire) {
+            return Some("server connection is no longer wanted");
+        }
+        let lifetime = self.settings.load().policy.server_lifetime;
+        if lifetime.is_zero() {
+            return Some("server_lifetime is 0");
+        }
+        (server.age(now) > lifetime && self.may_retire(lifetime, now)).then_some("server lifetime over")
+    }
+
+    /// Servers that were opened together do not all close together.
+    fn may_retire(&self, lifetime: Duration, now: Instant) -> bool {
+        let gap = lifetime / self.state.lock().total().max(1);
+        let mut last = self.last_retired.lock();
+        let may = last.is_none_or(|last| now.saturating_duration_since(last) >= gap);
+        if may {
+            *last = Some(now);
+        }
+        may
+    }
+
+    /// A look at everything that no event tells of. Each worker does this several times a second for
+    /// the servers that it watches.
+    pub fn tick(self: &Arc<Self>, worker: usize, now: Instant) {
+        self.close_unwanted(worker, now);
+        self.open_more(worker, now);
+        self.fill_up(worker, now);
+    }
+
+    fn close_unwanted(&self, worker: usize, now: Instant) {
+        let mut context = Context::from_waker(Waker::noop());
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let settings = self.settings.load();
+        let mut reasons = Vec::new();
+        let taken = self.state.lock().take_idle(worker, |pooled: &mut Pooled, since| {
+            let server = &mut pooled.server;
+            let idle_for = now.saturating_duration_since(since);
+            let reason = if let Err(reason) = server.poll_idle(&mut context, &self.session) {
+                Some(reason)
+            } else if server.epoch != epoch {
+                Some("server connection is no longer wanted")
+            } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
+                Some("server idle timeout")
+            } else {
+                None
+            };
+            reasons.extend(reason);
+            reason.is_some()
+        });
+        for (pooled, reason) in taken.into_iter().zip(reasons) {
+            close(pooled, reason);
+        }
+        self.retire_one_idle(worker, now);
+    }
+
+    fn retire_one_idle(&self, worker: usize, now: Instant) {
+        let lifetime = self.settings.load().policy.server_lifetime;
+        let is_old = |pooled: &Pooled| pooled.server.age(now) > lifetime;
+        if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled)) || !self.may_retire(lifetime, now) {
+            return;
+        }
+        let mut found = false;
+        let taken = self.state.lock().take_idle(worker, |pooled, _| {
+            let take = !found && is_old(pooled);
+            found |= take;
+            take
+        });
+        for pooled in taken {
+            close(pooled, "server lifetime over");
+        }
+    }
+
+    /// `min_pool_size`, once a client has shown that the pool is used.
+    fn fill_up(self: &Arc<Self>, worker: usize, now: Instant) {
+        let minimum = self.settings.load().policy.min_pool_size;
+        if minimum == 0 || self.is_failing(now) || self.welcome.load().is_none() {
+            return;
+        }
+        let state = self.state.lock();
+        let lacks = minimum > state.total() && state.opening() == 0 && state.room(now) > 0;
+        drop(state);
+        if lacks {
+            self.request_open(worker);
+        }
+    }
+
+    /// Closes the server that has been idle longest, to make room for another pool under a common
+    /// limit. Returns whether there was one.
+    pub fn evict_idle(&self) -> bool {
+        let taken = self.state.lock().take_longest_idle();
+        let found = taken.is_some();
+        if let Some(pooled) = taken {
+            close(pooled, "evicted");
+        }
+        found
+    }
+
+    /// PAUSE and RESUME. A paused pool lends nothing; its idle servers close.
+    pub fn set_paused(self: &Arc<Self>, paused: bool) {
+        let mut state = self.state.lock();
+        state.set_paused(paused);
+        let served = state.serve_waiters();
+        drop(state);
+        for (slot, pooled) in served {
+            if let Err(pooled) = slot.grant(pooled) {
+                self.put_back(pooled);
+            }
+        }
+        if paused {
+            while self.evict_idle() {}
+        }
+    }
+
+    /// RECONNECT: every server of now is closed as soon as nobody uses it.
+    pub fn reconnect(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.old_leased.store(self.state.lock().leased(), Ordering::Release);
+        while self.evict_idle() {}
+    }
+
+    /// New settings after a RELOAD. Servers that lead elsewhere now are closed as after RECONNECT.
+    pub fn configure(&self, settings: PoolSettings) {
+        let elsewhere = settings.leads_elsewhere(&self.settings.load());
+        self.state.lock().set_limits(settings.limits());
+        self.settings.store(Arc::new(settings));
+        if elsewhere {
+            self.reconnect();
+        }
+    }
+
+    /// Turns away everyone who waits, as when the database is removed.
+    pub fn fail_waiters(&self, error: &SqlError) {
+        let slots = self.state.lock().take_waiters();
+        for slot in slots {
+            slot.fail(error.clone());
+        }
+    }
+
+    /// How many servers there are, by what they do.
+    pub fn counts(&self, now: Instant) -> Counts {
+        let check_delay = self.settings.load().check_delay;
+        let state = self.state.lock();
+        let is_used = |since: Instant| now.saturating_duration_since(since) > check_delay;
+        let used = state.idle().filter(|(_, since)| is_used(*since)).count();
+        let used = u32::try_from(used).unwrap_or(u32::MAX);
+        let tested = self.tested.load(Ordering::Relaxed).min(state.leased());
+        Counts {
+            active: state.leased() - tested,
+            idle: state.idle_count() - used,
+            used,
+            tested,
+            login: state.opening(),
+            waiting: state.waiting(),
+            longest_wait: state.longest_wait(now),
+        }
+    }
+
+    /// Whether servers are left that RECONNECT or a RELOAD wants closed. Idle ones close at once, so
+    /// they are lent ones.
+    pub fn has_old_servers(&self) -> bool {
+        self.old_leased.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn note_closed(&self, server: &ServerConnection) {
+        if server.epoch != self.epoch() {
+            let less = |count: u32| Some(count.saturating_sub(1));
+            // The closure never gives None, so this cannot fail.
+            let _ = self.old_leased.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        }
+    }
+
+    /// Whether a client waits.
+    pub fn has_waiters(&self) -> bool {
+        self.state.lock().waiting() > 0
+    }
+
+    /// Whether no server is left.
+    pub fn is_empty(&self) -> bool {
+        self.state.lock().total() == 0
+    }
+
+    /// Looks at each idle server, with whether it is to be checked before its next use.
+    pub fn for_each_idle(&self, now: Instant, mut look: impl FnMut(&ServerConnection, bool)) {
+        let check_delay = self.settings.load().check_delay;
+        for (pooled, since) in self.state.lock().idle() {
+            look(&pooled.server, now.saturating_duration_since(since) > check_delay);
+        }
+    }
+
+    /// The epoch that new servers belong to.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+}

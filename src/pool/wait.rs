@@ -1,0 +1,124 @@
+//! A client's place in the queue: what it looks at until it is served or leaves.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+use super::state::Ticket;
+use super::{Lease, Pool, Pooled};
+use crate::error::SqlError;
+
+/// Where a waiter is served. The pool's queue and the waiter share it, since they may be on two
+/// threads.
+#[derive(Debug)]
+pub(super) struct Slot {
+    worker: usize,
+    state: Mutex<SlotState>,
+}
+
+#[derive(Debug)]
+enum SlotState {
+    Waiting(Option<Waker>),
+    Granted(Pooled),
+    Failed(SqlError),
+    /// The waiter has left, or has taken what it got.
+    Gone,
+}
+
+impl Slot {
+    pub(super) fn new(worker: usize) -> Arc<Self> {
+        Arc::new(Slot { worker, state: Mutex::new(SlotState::Waiting(None)) })
+    }
+
+    /// Hands over a server. `Err` gives it back: the waiter has left meanwhile.
+    pub(super) fn grant(&self, server: Pooled) -> Result<(), Pooled> {
+        self.settle(SlotState::Granted(server)).map_err(|state| match state {
+            SlotState::Granted(server) => server,
+            _ => unreachable!("settle() gives back what it got"),
+        })
+    }
+
+    /// Tells the waiter that it will not be served.
+    pub(super) fn fail(&self, error: SqlError) {
+        // A waiter that has left does not need to know.
+        let _ = self.settle(SlotState::Failed(error));
+    }
+
+    fn settle(&self, outcome: SlotState) -> Result<(), SlotState> {
+        let mut state = self.state.lock();
+        let SlotState::Waiting(waker) = &mut *state else {
+            return Err(outcome);
+        };
+        let waker = waker.take();
+        *state = outcome;
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+/// A client that waits for a server. Dropping it leaves the queue; a server that was already granted
+/// goes to the next in line.
+#[derive(Debug)]
+pub struct Waiting {
+    pool: Arc<Pool>,
+    slot: Arc<Slot>,
+    ticket: Ticket,
+}
+
+impl Waiting {
+    pub(super) fn new(pool: Arc<Pool>, slot: Arc<Slot>, ticket: Ticket) -> Self {
+        Waiting { pool, slot, ticket }
+    }
+
+    /// The server, when it is this client's turn; the error, when there will be none.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
+        let mut state = self.slot.state.lock();
+        match &mut *state {
+            SlotState::Waiting(waker) => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    None => *waker = Some(context.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+            SlotState::Gone => return Poll::Pending,
+            SlotState::Granted(_) | SlotState::Failed(_) => {}
+        }
+        match std::mem::replace(&mut *state, SlotState::Gone) {
+            SlotState::Granted(server) => {
+                drop(state);
+                self.settle_in(server, context)
+            }
+            SlotState::Failed(error) => Poll::Ready(Err(error)),
+            SlotState::Waiting(_) | SlotState::Gone => unreachable!("both were ruled out above"),
+        }
+    }
+
+    /// A server from another worker moves over; if it died on the way, the wait begins anew.
+    fn settle_in(&mut self, server: Pooled, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
+        let worker = self.slot.worker;
+        match self.pool.adopt(server, worker) {
+            Some(lease) => Poll::Ready(Ok(lease)),
+            None => {
+                (self.slot, self.ticket) = self.pool.queue_again(worker);
+                self.poll(context)
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.pool.leave_queue(self.ticket) {
+            return;
+        }
+        let state = std::mem::replace(&mut *self.slot.state.lock(), SlotState::Gone);
+        if let SlotState::Granted(server) = state {
+            self.pool.put_back(server);
+        }
+    }
+}

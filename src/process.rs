@@ -1,0 +1,337 @@
+//! The process: start, signals, reload, drain, exit. [`run`] is all of it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use crate::admin::Shutdown;
+use crate::admin::http::{Health, router};
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::listener::{Accepting, Listeners};
+use crate::log::{self, Log, LogOptions};
+use crate::pool::OpenRequest;
+use crate::protocol::parameters::{Interner, Tracked};
+use crate::server;
+use crate::session::control::{self, ProcessCommand};
+use crate::session::databases::Databases;
+use crate::session::plane::{Message, Shared};
+use crate::session::views;
+use crate::worker;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The settings file.
+    pub config: PathBuf,
+    /// `-q`: nothing to stderr.
+    pub quiet: bool,
+    /// `-v`, as often as it was given.
+    pub verbosity: u8,
+}
+
+/// Why the process does not run.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The settings are wrong.
+    #[error("cannot load config file: {0}")]
+    Config(#[from] ConfigError),
+    /// An address, a file or a thread cannot be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// How often it is looked whether the last client or server has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Runs the pooler until it is told to end.
+///
+/// Fails when it cannot start. A shutdown, also an immediate one, is no failure.
+pub fn run(options: &Options) -> Result<(), StartError> {
+    let config = Config::load(&options.config, &environment)?;
+    let log = log::init(&LogOptions {
+        file: config.settings.logfile.clone(),
+        quiet: options.quiet,
+        verbosity: verbosity(&config, options),
+        json: config.settings.log_format == LogFormat::Json,
+        clock: jiff::Zoned::now,
+    })?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(Process::start(config, options.clone(), log))
+}
+
+fn verbosity(config: &Config, options: &Options) -> u8 {
+    let configured = u8::try_from(config.settings.verbose).unwrap_or(u8::MAX);
+    configured.max(options.verbosity)
+}
+
+/// Ends of the channels that the workers read.
+struct Ends {
+    mailboxes: Vec<UnboundedReceiver<Message>>,
+    openings: Vec<UnboundedReceiver<OpenRequest>>,
+}
+
+fn share(config: Config) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+    let workers = config.settings.workers as usize;
+    let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
+    let (process, commands) = mpsc::unbounded_channel();
+    let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
+    let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
+    let databases = Databases::new(Arc::clone(&session), openers.into());
+    let shared = Shared::new(config, session, databases, senders, process);
+    (shared, Ends { mailboxes, openings }, commands)
+}
+
+struct Process {
+    shared: Arc<Shared>,
+    accepting: Accepting,
+    options: Options,
+    log: Log,
+    /// How it ends, once that is known.
+    ending: Option<Ending>,
+}
+
+/// What is waited for at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// All clients have gone; cut what is left at this time.
+    Clients(Option<Instant>),
+    /// All servers are released.
+    Servers,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    user1: Signal,
+    user2: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+        })
+    }
+}
+
+impl Process {
+    async fn start(config: Config, options: Options, log: Log) -> Result<(), StartError> {
+        let mut signals = Signals::new()?;
+        let listeners = Listeners::open(&config.settings).await?;
+        let metrics = config.settings.metrics_listen_addr;
+        let pidfile = config.settings.pidfile.clone();
+        let (shared, ends, commands) = share(config);
+        for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
+            worker::start(number, Arc::clone(&shared), mailbox, openings)?;
+        }
+        if let Some(address) = metrics {
+            let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot listen on metrics_listen_addr {address}: {error}"),
+                )
+            })?;
+            tracing::info!("metrics on {address}");
+            let page = router(Pages(Arc::clone(&shared)));
+            tokio::spawn(async move { axum::serve(listener, page).await });
+        }
+        let _pidfile = pidfile.map(PidFile::write).transpose()?;
+        let accepting = listeners.accept(&shared);
+        let version = env!("CARGO_PKG_VERSION");
+        let workers = shared.workers.len();
+        tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
+        let mut process = Process { shared, accepting, options, log, ending: None };
+        process.live(&mut signals, commands).await;
+        Ok(())
+    }
+
+    async fn live(&mut self, signals: &mut Signals, mut commands: UnboundedReceiver<ProcessCommand>) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut stats_began = Instant::now();
+        loop {
+            tokio::select! {
+                _ = signals.hangup.recv() => {
+                    tracing::info!("got SIGHUP, re-reading config");
+                    self.reload().await;
+                }
+                _ = signals.terminate.recv() => {
+                    if self.ending.is_some() {
+                        return tracing::info!("got SIGTERM while shutting down, fast exit");
+                    }
+                    tracing::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
+                    self.end_with_clients();
+                }
+                _ = signals.interrupt.recv() => {
+                    if self.ending.is_some() {
+                        return tracing::info!("got SIGINT while shutting down, fast exit");
+                    }
+                    tracing::info!("got SIGINT, shutting down, waiting for all servers connections to be released");
+                    self.end_with_servers();
+                }
+                _ = signals.quit.recv() => return tracing::info!("got SIGQUIT, fast exit"),
+                _ = signals.user1.recv() => self.pause_all(),
+                _ = signals.user2.recv() => self.resume_all(),
+                Some(command) = commands.recv() => match command {
+                    ProcessCommand::Reload(answer) => {
+                        // The console's client may have gone meanwhile.
+                        let _ = answer.send(self.reload().await);
+                    }
+                    ProcessCommand::Shutdown(Shutdown::Immediate) => return,
+                    ProcessCommand::Shutdown(Shutdown::WaitForClients) => self.end_with_clients(),
+                    ProcessCommand::Shutdown(Shutdown::WaitForServers) => self.end_with_servers(),
+                },
+                _ = look.tick() => {
+                    if self.is_over() {
+                        return tracing::info!("shutdown complete");
+                    }
+                    self.log_stats(&mut stats_began).await;
+                }
+            }
+        }
+    }
+
+    async fn log_stats(&self, began: &mut Instant) {
+        let config = self.shared.config.load_full();
+        if began.elapsed() < config.settings.stats_period {
+            return;
+        }
+        *began = Instant::now();
+        let averages = views::end_stats_period(&self.shared).await;
+        if config.settings.log_stats {
+            tracing::info!("{}", averages.log_line());
+        }
+    }
+
+    /// Reads the settings anew; the old ones stay when the new ones are wrong.
+    async fn reload(&self) -> bool {
+        let config = match self.shared.config.load().reload(&environment) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!("cannot load config file: {error}");
+                return false;
+            }
+        };
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        if let Err(error) = self.log.reopen(config.settings.logfile.as_deref()) {
+            tracing::error!("cannot open logfile: {error}");
+        }
+        self.log.set_verbosity(verbosity(&config, &self.options));
+        control::apply(&self.shared, config).await;
+        true
+    }
+
+    fn close(&mut self) {
+        self.shared.lifecycle.closing.store(true, Ordering::Release);
+        self.accepting.close_tcp();
+    }
+
+    /// SHUTDOWN WAIT_FOR_CLIENTS. With `shutdown_drain_timeout` the clients are told to go.
+    fn end_with_clients(&mut self) {
+        self.close();
+        let drain = self.shared.config.load().settings.shutdown_drain_timeout;
+        let until = (!drain.is_zero()).then(|| Instant::now() + drain);
+        if until.is_some() {
+            self.shared.lifecycle.draining.store(true, Ordering::Release);
+        }
+        self.ending = Some(Ending::Clients(until));
+    }
+
+    /// SHUTDOWN WAIT_FOR_SERVERS: as PAUSE, and the end when it is complete.
+    fn end_with_servers(&mut self) {
+        self.close();
+        self.set_paused(true);
+        self.ending = Some(Ending::Servers);
+    }
+
+    fn is_over(&self) -> bool {
+        match self.ending {
+            None => false,
+            Some(Ending::Servers) => self.shared.databases.pools().iter().all(|pool| pool.is_empty()),
+            Some(Ending::Clients(until)) => {
+                let left = self.shared.clients.used();
+                let late = until.is_some_and(|until| Instant::now() >= until);
+                if late && left > 0 {
+                    tracing::warn!("shutdown_drain_timeout is over: cutting clients={left}");
+                }
+                left == 0 || late
+            }
+        }
+    }
+
+    fn pause_all(&self) {
+        tracing::info!("got SIGUSR1, pausing all activity");
+        self.set_paused(true);
+    }
+
+    fn resume_all(&self) {
+        if self.ending.is_some() {
+            return tracing::info!("got SIGUSR2 while shutting down, ignoring");
+        }
+        tracing::info!("got SIGUSR2, continuing from PAUSE/SUSPEND");
+        self.set_paused(false);
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.shared.lifecycle.paused.store(paused, Ordering::Release);
+        for entry in self.shared.databases.known() {
+            entry.set_paused(paused);
+        }
+    }
+}
+
+/// The file that tells our process id, removed at the end.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: PathBuf) -> io::Result<Self> {
+        let named = |error: io::Error| {
+            io::Error::new(error.kind(), format!("cannot write pidfile {}: {error}", path.display()))
+        };
+        std::fs::write(&path, format!("{}\n", std::process::id())).map_err(named)?;
+        Ok(PidFile(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Removed by hand meanwhile: then it is as it should be.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[derive(Clone)]
+struct Pages(Arc<Shared>);
+
+impl Health for Pages {
+    fn is_ready(&self) -> bool {
+        !self.0.lifecycle.closing.load(Ordering::Acquire)
+    }
+
+    async fn metrics(&self) -> Option<String> {
+        let scrape = tokio::time::timeout(Duration::from_secs(5), views::scrape(&self.0)).await;
+        scrape.ok().map(|scrape| scrape.page())
+    }
+}

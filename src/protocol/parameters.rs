@@ -1,0 +1,169 @@
+//! Session parameters that the server reports, and the SETs that carry a client's values to its next
+//! server. Start with [`ParameterSet`]; sets are interned, so that "nothing differs" is one pointer
+//! comparison on the way of a query.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+/// Reported by every server and always tracked, as PgBouncer does. `track_extra_parameters` adds more.
+const ALWAYS_TRACKED: [&str; 5] =
+    ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"];
+
+/// Names of the parameters that follow a client from server to server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracked(Arc<[Box<str>]>);
+
+impl Tracked {
+    /// The five that are always tracked, and `track_extra_parameters`.
+    pub fn new<'a>(extra: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut names: Vec<Box<str>> = ALWAYS_TRACKED.iter().map(|name| (*name).into()).collect();
+        for name in extra {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name.into());
+            }
+        }
+        Tracked(names.into())
+    }
+
+    /// The place of a name; names of settings have no case.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+/// A value for each tracked parameter, or none where the server does not report it.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
+pub struct ParameterSet(Box<[Option<Box<str>>]>);
+
+impl ParameterSet {
+    /// The value at an index of [`Tracked::index`].
+    pub fn get(&self, index: usize) -> Option<&str> {
+        self.0.get(index)?.as_deref()
+    }
+
+    /// The same set with one value changed.
+    pub fn with(&self, index: usize, value: &str) -> ParameterSet {
+        let mut values = self.0.to_vec();
+        if values.len() <= index {
+            values.resize(index + 1, None);
+        }
+        values[index] = Some(value.into());
+        ParameterSet(values.into())
+    }
+
+    /// The SETs that turn a server's values into `wanted`; empty when nothing differs. Values are
+    /// compared without case, as PgBouncer does: `utf8` and `UTF8` are one encoding.
+    pub fn sets_toward(&self, wanted: &ParameterSet, tracked: &Tracked) -> String {
+        let mut sql = String::new();
+        for (index, name) in tracked.0.iter().enumerate() {
+            let (Some(have), Some(want)) = (self.get(index), wanted.get(index)) else {
+                continue;
+            };
+            if !have.eq_ignore_ascii_case(want) {
+                sql.push_str("SET ");
+                sql.push_str(name);
+                sql.push('=');
+                push_literal(&mut sql, want);
+                sql.push(';');
+            }
+        }
+        sql
+    }
+}
+
+/// A string literal that means the same whatever standard_conforming_strings is.
+fn push_literal(sql: &mut String, value: &str) {
+    if value.contains('\\') {
+        sql.push('E');
+    }
+    sql.push('\'');
+    for character in value.chars() {
+        match character {
+            '\'' => sql.push_str("''"),
+            '\\' => sql.push_str("\\\\"),
+            other => sql.push(other),
+        }
+    }
+    sql.push('\'');
+}
+
+/// Every set in use, once.
+#[derive(Default)]
+pub struct Interner {
+    sets: Mutex<HashSet<Arc<ParameterSet>>>,
+}
+
+impl Interner {
+    /// The one pointer for these values.
+    pub fn intern(&self, set: ParameterSet) -> Arc<ParameterSet> {
+        let mut sets = self.sets.lock();
+        if let Some(known) = sets.get(&set) {
+            return Arc::clone(known);
+        }
+        // Cleaning when the table would grow keeps it within a constant factor of what is in use.
+        if sets.len() == sets.capacity() {
+            sets.retain(|set| Arc::strong_count(set) > 1);
+        }
+        let set = Arc::new(set);
+        sets.insert(Arc::clone(&set));
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(tracked: &Tracked, values: &[(&str, &str)]) -> ParameterSet {
+        values
+            .iter()
+            .fold(ParameterSet::default(), |set, (name, value)| set.with(tracked.index(name).unwrap(), value))
+    }
+
+    fn check(server: &[(&str, &str)], client: &[(&str, &str)], expected: &str) {
+        let tracked = Tracked::new(["IntervalStyle", "search_path"]);
+        assert_eq!(set(&tracked, server).sets_toward(&set(&tracked, client), &tracked), expected);
+    }
+
+    #[test]
+    fn only_what_differs_is_set() {
+        check(&[("TimeZone", "UTC")], &[("TimeZone", "UTC")], "");
+        check(&[("client_encoding", "UTF8")], &[("client_encoding", "utf8")], "");
+        check(&[("timezone", "UTC")], &[("TimeZone", "GMT")], "SET TimeZone='GMT';");
+        check(
+            &[("TimeZone", "UTC"), ("application_name", "")],
+            &[("TimeZone", "GMT"), ("application_name", "x")],
+            "SET TimeZone='GMT';SET application_name='x';",
+        );
+    }
+
+    #[test]
+    fn what_one_side_does_not_know_is_left_alone() {
+        check(&[], &[("search_path", "a")], "");
+        check(&[("search_path", "a")], &[], "");
+    }
+
+    #[test]
+    fn a_value_cannot_break_out_of_its_quotes() {
+        check(
+            &[("application_name", "")],
+            &[("application_name", "x'; DROP TABLE t; --")],
+            "SET application_name='x''; DROP TABLE t; --';",
+        );
+        check(&[("application_name", "")], &[("application_name", r"\'")], r"SET application_name=E'\\''';");
+    }
+
+    #[test]
+    fn equal_sets_are_one_pointer_and_unused_ones_go() {
+        let interner = Interner::default();
+        let tracked = Tracked::new([]);
+        let first = interner.intern(set(&tracked, &[("TimeZone", "UTC")]));
+        assert!(Arc::ptr_eq(&first, &interner.intern(set(&tracked, &[("TimeZone", "UTC")]))));
+        for number in 0..5_000 {
+            interner.intern(set(&tracked, &[("application_name", &number.to_string())]));
+        }
+        assert!(interner.sets.lock().len() < 100);
+    }
+}

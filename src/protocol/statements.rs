@@ -1,0 +1,332 @@
+//! Client statement name <-> server statement name.
+//!
+//! A client's `s1` and another client's `s1` are different statements, and a server has neither name:
+//! it knows each distinct definition (query and parameter types) once, as `PGWEIR_<number>`. Start
+//! with [`Statement`].
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use dashmap::DashSet;
+use lru::LruCache;
+
+/// Statements that are forgotten only when no client uses them are looked for at this many, then at
+/// twice as many as were left.
+const CLEAN_FIRST: usize = 1_024;
+
+/// One distinct prepared statement: what a Parse says after the name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Its number, in its name on every server.
+    pub id: u64,
+    /// The query with its NUL, the number of parameter types and their OIDs.
+    pub definition: Box<[u8]>,
+}
+
+impl Statement {
+    /// The name on the server.
+    pub fn server_name(id: u64) -> String {
+        format!("PGWEIR_{id}")
+    }
+}
+
+struct ByDefinition(Arc<Statement>);
+
+impl Borrow<[u8]> for ByDefinition {
+    fn borrow(&self) -> &[u8] {
+        &self.0.definition
+    }
+}
+
+impl Hash for ByDefinition {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.definition[..].hash(state);
+    }
+}
+
+impl PartialEq for ByDefinition {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.definition == other.0.definition
+    }
+}
+
+impl Eq for ByDefinition {}
+
+/// Every statement that some client has prepared, once, across all workers.
+#[derive(Default)]
+pub struct Interner {
+    statements: DashSet<ByDefinition>,
+    last_id: AtomicU64,
+    clean_at: AtomicUsize,
+}
+
+impl Interner {
+    /// The statement of this definition.
+    pub fn intern(&self, definition: &[u8]) -> Arc<Statement> {
+        if let Some(known) = self.statements.get(definition) {
+            return Arc::clone(&known.0);
+        }
+        self.clean();
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let statement = Arc::new(Statement { id, definition: definition.into() });
+        // Two workers may come here with the same text: then it has two numbers, which does no harm.
+        self.statements.insert(ByDefinition(Arc::clone(&statement)));
+        statement
+    }
+
+    /// Forgets what no client uses any more, so that the table stays within twice what is in use.
+    fn clean(&self) {
+        if self.statements.len() < self.clean_at.load(Ordering::Relaxed).max(CLEAN_FIRST) {
+            return;
+        }
+        self.statements.retain(|statement| Arc::strong_count(&statement.0) > 1);
+        self.clean_at.store(self.statements.len() * 2, Ordering::Relaxed);
+    }
+
+    /// Distinct statements known.
+    pub fn len(&self) -> usize {
+        self.statements.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty()
+    }
+}
+
+/// What one client has prepared.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    named: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// The definition of the unnamed statement; empty when there is none. PostgreSQL keeps it across
+    /// transactions, and so must we, although the next transaction may run on another server.
+    unnamed: Vec<u8>,
+}
+
+impl ClientStatements {
+    /// The statement of this name.
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.named.get(name)
+    }
+
+    /// Named statements.
+    pub fn len(&self) -> usize {
+        self.named.len()
+    }
+
+    /// Whether there are no named statements.
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+
+    /// Takes a name away.
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.named.remove(name)
+    }
+
+    /// Gives a name to a statement.
+    pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.named.insert(name.into(), statement);
+    }
+
+    /// The definition of the unnamed statement, if there is one.
+    pub fn unnamed(&self) -> Option<&[u8]> {
+        (!self.unnamed.is_empty()).then_some(&self.unnamed[..])
+    }
+
+    /// Remembers the unnamed statement, in place of the last one.
+    pub fn set_unnamed(&mut self, definition: &[u8]) {
+        self.unnamed.clear();
+        self.unnamed.extend_from_slice(definition);
+    }
+
+    /// A simple Query drops the unnamed statement, as does a failed Parse of it.
+    pub fn drop_unnamed(&mut self) {
+        self.unnamed.clear();
+    }
+
+    /// DISCARD ALL or DEALLOCATE ALL.
+    pub fn drop_all(&mut self) {
+        self.named.clear();
+        self.unnamed = Vec::new();
+    }
+}
+
+/// Which statements one server has, the least recently used first to go.
+#[derive(Debug)]
+pub struct ServerStatements {
+    present: LruCache<u64, ()>,
+    limit: usize,
+}
+
+impl ServerStatements {
+    /// At most `limit` statements (`max_prepared_statements`; 0 means that nothing is tracked).
+    pub fn new(limit: usize) -> Self {
+        ServerStatements { present: LruCache::unbounded(), limit }
+    }
+
+    /// Whether the server has it; if so it is now the most recently used.
+    #[inline]
+    pub fn touch(&mut self, id: u64) -> bool {
+        self.present.get(&id).is_some()
+    }
+
+    /// Notes that it was prepared. Returns a statement that has to be closed to make room.
+    pub fn insert(&mut self, id: u64) -> Option<u64> {
+        let evicted =
+            if self.present.len() >= self.limit { self.present.pop_lru().map(|(id, ())| id) } else { None };
+        self.present.put(id, ());
+        evicted
+    }
+
+    /// Notes that the server does not have it.
+    pub fn remove(&mut self, id: u64) {
+        self.present.pop(&id);
+    }
+
+    /// Notes that the server has it after all, as the next to go.
+    pub fn restore(&mut self, id: u64) {
+        self.present.put(id, ());
+        self.present.demote(&id);
+    }
+
+    /// DISCARD ALL or DEALLOCATE ALL.
+    pub fn clear(&mut self) {
+        self.present.clear();
+    }
+
+    /// Statements that the server has.
+    pub fn len(&self) -> usize {
+        self.present.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.present.is_empty()
+    }
+
+    /// `max_prepared_statements` after a RELOAD; what is too many goes with the next Parse.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        if let Some(room) = NonZeroUsize::new(limit.max(self.present.len()) + 1) {
+            self.present.resize(room);
+        }
+    }
+}
+
+/// What a Parse or a Close that was sent changes. When the server turns out to skip it (an error came
+/// before it) or refuses it, the change is undone: it was noted when it was sent, because messages
+/// behind it already relied on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The client named a statement; `sent` when the server was asked to prepare it.
+    ClientParse {
+        /// The client's name for it.
+        name: Box<[u8]>,
+        /// The statement.
+        id: u64,
+        /// Whether a Parse went to the server.
+        sent: bool,
+    },
+    /// The client's Parse of the unnamed statement.
+    UnnamedParse,
+    /// The client closed a name.
+    ClientClose {
+        /// The client's name.
+        name: Box<[u8]>,
+        /// What it named.
+        statement: Arc<Statement>,
+    },
+    /// We prepared a statement that this server lacked.
+    ServerParse(u64),
+    /// We closed a statement to make room.
+    ServerClose(u64),
+    /// The client's Parse of a name that it has already: it must fail.
+    Duplicate {
+        /// The client's name.
+        name: Box<[u8]>,
+    },
+}
+
+/// Takes back what did not happen, the newest first.
+pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server: &mut ServerStatements) {
+    let mut client = client;
+    for change in changes.into_iter().rev() {
+        match change {
+            Change::ClientParse { name, id, sent } => {
+                if let Some(client) = client.as_deref_mut() {
+                    client.remove(&name);
+                }
+                if sent {
+                    server.remove(id);
+                }
+            }
+            Change::UnnamedParse => {
+                if let Some(client) = client.as_deref_mut() {
+                    client.drop_unnamed();
+                }
+            }
+            Change::ClientClose { name, statement } => {
+                if let Some(client) = client.as_deref_mut() {
+                    client.insert(&name, statement);
+                }
+            }
+            Change::ServerParse(id) => server.remove(id),
+            Change::ServerClose(id) => server.restore(id),
+            Change::Duplicate { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_definition_is_the_same_statement_and_other_types_are_another() {
+        let interner = Interner::default();
+        let first = interner.intern(b"select $1\0\0\0");
+        assert_eq!(first.id, interner.intern(b"select $1\0\0\0").id);
+        assert_ne!(first.id, interner.intern(b"select $1\0\0\x01\0\0\0\x17").id);
+    }
+
+    #[test]
+    fn the_interner_forgets_what_nobody_uses() {
+        let interner = Interner::default();
+        let kept = interner.intern(b"kept");
+        for number in 0..10_000 {
+            interner.intern(format!("select {number}").as_bytes());
+        }
+        assert!(interner.len() <= CLEAN_FIRST + 1, "{}", interner.len());
+        assert_eq!(interner.intern(b"kept").id, kept.id);
+    }
+
+    #[test]
+    fn the_least_recently_used_statement_makes_room() {
+        let mut server = ServerStatements::new(2);
+        assert_eq!((server.insert(1), server.insert(2)), (None, None));
+        assert!(server.touch(1));
+        assert_eq!(server.insert(3), Some(2));
+        assert!(server.touch(1) && server.touch(3) && !server.touch(2));
+    }
+
+    #[test]
+    fn undoing_goes_backwards() {
+        let interner = Interner::default();
+        let (old, new) = (interner.intern(b"old"), interner.intern(b"new"));
+        let (mut client, mut server) = (ClientStatements::default(), ServerStatements::new(9));
+        server.insert(new.id);
+        client.insert(b"s", new.clone());
+        let changes = vec![
+            Change::ClientClose { name: (*b"s").into(), statement: old.clone() },
+            Change::ClientParse { name: (*b"s").into(), id: new.id, sent: true },
+        ];
+        undo(changes, Some(&mut client), &mut server);
+        assert_eq!(client.get(b"s").map(|s| s.id), Some(old.id));
+        assert!(!server.touch(new.id));
+    }
+}

@@ -1,0 +1,432 @@
+//! Client bytes on their way to the server: which go as they are, and what is changed in the others.
+//! Only the statement *names* in Parse, Bind, Describe and Close change; nothing is re-encoded.
+//! Start with [`Upstream::take`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement};
+use super::{Answer, Pipeline, RequestKind};
+use crate::wire::frontend::{self, Object};
+use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed};
+
+/// Largest named Parse: it is held whole, since it may have to be sent to another server again.
+/// Also the largest unnamed one that outlives its transaction.
+pub const PARSE_MAX: usize = 16 * 1024 * 1024;
+
+/// Largest sum of a portal's and a statement's name.
+const NAMES_MAX: usize = 64 * 1024;
+
+/// An unnamed statement is remembered for the client's next transaction up to this size.
+const UNNAMED_MAX: usize = 64 * 1024;
+
+/// The client message whose header was read, while its body still comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Body {
+    /// Bytes still to come.
+    pub left: usize,
+    /// They are dropped, because the server would ignore the message.
+    pub dropped: bool,
+}
+
+/// What [`Upstream::take`] made of some bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes that were dealt with.
+    pub consumed: usize,
+    /// The last of them that go to the server as they are, after what was put into `out`.
+    pub forward: Range<usize>,
+    /// Why it stopped there.
+    pub stop: Stop,
+}
+
+/// Why [`Upstream::take`] stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Everything whole was dealt with.
+    NeedMore,
+    /// Answers must come before more is sent.
+    Full,
+    /// The client said goodbye.
+    Terminate,
+}
+
+/// Counters of prepared statements, for the console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatementCounts {
+    /// Named statements that clients prepared.
+    pub client_parses: u64,
+    /// Of those, the ones that a server had to prepare; again on each further server.
+    pub server_parses: u64,
+    /// Binds of named statements.
+    pub binds: u64,
+}
+
+/// Everything that the fate of a client's message depends on.
+pub struct Upstream<'a> {
+    /// The server's queue.
+    pub pipeline: &'a mut Pipeline,
+    /// What the server has prepared.
+    pub server: &'a mut ServerStatements,
+    /// What the client has prepared; made at its first Parse.
+    pub client: &'a mut Option<Box<ClientStatements>>,
+    /// Whether the server's unnamed statement is this client's.
+    pub unnamed_present: &'a mut bool,
+    /// All statements.
+    pub interner: &'a Interner,
+    /// Whether names are rewritten: `max_prepared_statements` is not 0, and the mode is not session.
+    pub tracking: bool,
+    /// What was prepared and bound.
+    pub counts: &'a mut StatementCounts,
+}
+
+/// How a message was dealt with.
+enum Fate {
+    /// As it is.
+    Verbatim,
+    /// Written into `out` up to this many bytes of the message; the rest follows as it is.
+    Rewritten(usize),
+    /// Nothing of it is sent.
+    Dropped,
+    /// Its end has to come first.
+    Incomplete,
+    /// Earlier answers have to come first.
+    Wait,
+    Terminate,
+}
+
+/// Bytes to a server: the run of input not yet copied, and where edited bytes go.
+struct Output<'a> {
+    input: &'a [u8],
+    out: &'a mut Vec<u8>,
+    run: usize,
+}
+
+impl Output<'_> {
+    /// Makes `out` hold everything before `at`.
+    fn flush(&mut self, at: usize) {
+        self.out.extend_from_slice(&self.input[self.run..at]);
+        self.run = at;
+    }
+}
+
+impl Upstream<'_> {
+    /// Looks at the client's bytes. `body` is the state of a message begun earlier. What precedes
+    /// `forward` is appended to `out`.
+    pub fn take(&mut self, input: &[u8], body: &mut Body, out: &mut Vec<u8>) -> Result<Taken, Malformed> {
+        let mut at = body.left.min(input.len());
+        body.left -= at;
+        let run = if body.dropped { at } else { 0 };
+        let mut output = Output { input, out, run };
+        let stop = loop {
+            if self.pipeline.is_full() {
+                break Stop::Full;
+            }
+            let Some(header) = Header::read(&input[at..])? else {
+                break Stop::NeedMore;
+            };
+            let end = input.len().min(at + header.length);
+            match self.message(header, &input[at + HEADER_LENGTH..end], at, &mut output)? {
+                Fate::Verbatim => body.dropped = false,
+                Fate::Rewritten(done) => {
+                    output.run = at + done;
+                    body.dropped = false;
+                }
+                Fate::Dropped => {
+                    output.flush(at);
+                    output.run = end;
+                    body.dropped = true;
+                }
+                Fate::Incomplete => break Stop::NeedMore,
+                Fate::Wait => break Stop::Full,
+                Fate::Terminate => break Stop::Terminate,
+            }
+            body.left = header.length - (end - at);
+            at = end;
+        };
+        let run = output.run;
+        Ok(Taken { consumed: at, forward: run..at, stop })
+    }
+
+    #[inline]
+    fn message(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        at: usize,
+        output: &mut Output<'_>,
+    ) -> Result<Fate, Malformed> {
+        let tag = FrontendTag::from_byte(header.tag)?;
+        if self.pipeline.is_skipping() && !matches!(tag, FrontendTag::Sync | FrontendTag::Terminate) {
+            // The server would read it only to throw it away.
+            return Ok(Fate::Dropped);
+        }
+        let whole = body.len() + HEADER_LENGTH == header.length;
+        let kind = match tag {
+            FrontendTag::Query => {
+                // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
+                self.forget_unnamed();
+                *self.unnamed_present = true;
+                RequestKind::Query
+            }
+            FrontendTag::Sync => RequestKind::Sync,
+            FrontendTag::Execute => RequestKind::Execute,
+            FrontendTag::FunctionCall => RequestKind::FunctionCall,
+            FrontendTag::CopyDone | FrontendTag::CopyFail => RequestKind::CopyEnd,
+            FrontendTag::CopyData | FrontendTag::Flush => return Ok(Fate::Verbatim),
+            FrontendTag::Parse => return self.parse(header, body, whole, at, output),
+            FrontendTag::Bind => return self.bind(header, body, whole, at, output),
+            FrontendTag::Describe | FrontendTag::Close => {
+                return self.object(tag, header, body, whole, at, output);
+            }
+            FrontendTag::Terminate => return Ok(Fate::Terminate),
+            FrontendTag::Password => return Err(Malformed::Tag { tag: 'p' }),
+        };
+        self.pipeline.push(kind, Answer::Forward);
+        Ok(Fate::Verbatim)
+    }
+
+    fn forget_unnamed(&mut self) {
+        if let Some(client) = self.client {
+            client.drop_unnamed();
+        }
+    }
+
+    fn parse(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        whole: bool,
+        at: usize,
+        output: &mut Output<'_>,
+    ) -> Result<Fate, Malformed> {
+        let streams = !self.tracking || (body.first() == Some(&0) && header.length > UNNAMED_MAX);
+        if streams {
+            self.pipeline.push(RequestKind::Parse, Answer::Forward);
+            self.forget_unnamed();
+            *self.unnamed_present = true;
+            return Ok(Fate::Verbatim);
+        }
+        if !whole {
+            return incomplete(header, PARSE_MAX);
+        }
+        let parse = frontend::parse(body)?;
+        let client = self.client.get_or_insert_default();
+        if parse.name.is_empty() {
+            client.set_unnamed(parse.definition);
+            *self.unnamed_present = true;
+            self.pipeline.push(RequestKind::Parse, Answer::Forward);
+            return Ok(Fate::Verbatim);
+        }
+        if let Some(statement) = client.get(parse.name).cloned() {
+            output.flush(at);
+            self.duplicate(parse.name, &statement, output.out);
+            return Ok(Fate::Rewritten(header.length));
+        }
+        let statement = self.interner.intern(parse.definition);
+        let present = self.server.touch(statement.id);
+        if present && self.pipeline.awaits_parse(statement.id) {
+            return Ok(Fate::Wait);
+        }
+        self.counts.client_parses += 1;
+        client.insert(parse.name, Arc::clone(&statement));
+        let change = Change::ClientParse { name: parse.name.into(), id: statement.id, sent: !present };
+        output.flush(at);
+        if present {
+            self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
+        } else {
+            self.make_room(statement.id, output.out);
+            write_parse(statement.id, &statement.definition, output.out);
+            self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
+        }
+        Ok(Fate::Rewritten(header.length))
+    }
+
+    /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
+    /// is asked to prepare what it has already.
+    fn duplicate(&mut self, name: &[u8], statement: &Statement, out: &mut Vec<u8>) {
+        self.ensure_present(statement, out);
+        write_parse(statement.id, b"SELECT 1\0\0\0", out);
+        let change = Change::Duplicate { name: name.into() };
+        self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
+    }
+
+    fn bind(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        whole: bool,
+        at: usize,
+        output: &mut Output<'_>,
+    ) -> Result<Fate, Malformed> {
+        if self.tracking {
+            let Some(names) = frontend::bind_names(body) else {
+                return match whole {
+                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
+                    false if body.len() > NAMES_MAX => {
+                        Err(Malformed::TooLarge { tag: 'B', need: body.len(), limit: NAMES_MAX })
+                    }
+                    false => Ok(Fate::Incomplete),
+                };
+            };
+            if names.statement.is_empty() {
+                self.ensure_unnamed(at, output);
+            } else if let Some(statement) = self.known(names.statement) {
+                output.flush(at);
+                self.counts.binds += 1;
+                self.ensure_present(&statement, output.out);
+                let done = HEADER_LENGTH + names.portal.len() + 1 + names.statement.len() + 1;
+                let name = Statement::server_name(statement.id);
+                write_header(b'B', header.length - names.statement.len() + name.len(), output.out);
+                output.out.extend_from_slice(names.portal);
+                output.out.push(0);
+                output.out.extend_from_slice(name.as_bytes());
+                output.out.push(0);
+                self.pipeline.push(RequestKind::Bind, Answer::Forward);
+                return Ok(Fate::Rewritten(done));
+            }
+        }
+        self.pipeline.push(RequestKind::Bind, Answer::Forward);
+        Ok(Fate::Verbatim)
+    }
+
+    /// Describe and Close.
+    fn object(
+        &mut self,
+        tag: FrontendTag,
+        header: Header,
+        body: &[u8],
+        whole: bool,
+        at: usize,
+        output: &mut Output<'_>,
+    ) -> Result<Fate, Malformed> {
+        let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
+        if self.tracking {
+            if !whole {
+                return incomplete(header, NAMES_MAX);
+            }
+            let object = frontend::object(char::from(header.tag), body)?;
+            if let Object::Statement(name) = object {
+                match kind {
+                    RequestKind::Close => {
+                        if self.close(name, at, output) {
+                            return Ok(Fate::Rewritten(header.length));
+                        }
+                    }
+                    _ if name.is_empty() => self.ensure_unnamed(at, output),
+                    _ => {
+                        if let Some(statement) = self.known(name) {
+                            output.flush(at);
+                            self.ensure_present(&statement, output.out);
+                            write_object(b'D', statement.id, output.out);
+                            self.pipeline.push(kind, Answer::Forward);
+                            return Ok(Fate::Rewritten(header.length));
+                        }
+                    }
+                }
+            }
+        }
+        self.pipeline.push(kind, Answer::Forward);
+        Ok(Fate::Verbatim)
+    }
+
+    /// Answers the Close of a statement that we hold the name of; the server keeps the statement.
+    fn close(&mut self, name: &[u8], at: usize, output: &mut Output<'_>) -> bool {
+        let Some(client) = self.client.as_deref_mut() else {
+            return false;
+        };
+        if name.is_empty() {
+            client.drop_unnamed();
+            return false;
+        }
+        let Some(statement) = client.remove(name) else {
+            return false;
+        };
+        output.flush(at);
+        let change = Change::ClientClose { name: name.into(), statement };
+        self.pipeline.push_with_change(RequestKind::Close, Answer::Synthesize, change);
+        true
+    }
+
+    fn known(&self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.client.as_deref()?.get(name).cloned()
+    }
+
+    /// Prepares a statement that the server lacks, in front of what needs it.
+    fn ensure_present(&mut self, statement: &Statement, out: &mut Vec<u8>) {
+        if self.server.touch(statement.id) {
+            return;
+        }
+        self.make_room(statement.id, out);
+        write_parse(statement.id, &statement.definition, out);
+        let change = Change::ServerParse(statement.id);
+        self.pipeline.push_with_change(RequestKind::Parse, Answer::Discard, change);
+    }
+
+    fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
+        self.counts.server_parses += 1;
+        if let Some(evicted) = self.server.insert(id) {
+            write_object(b'C', evicted, out);
+            let change = Change::ServerClose(evicted);
+            self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
+        }
+    }
+
+    /// The server's unnamed statement may be another client's. It becomes this client's own, or none,
+    /// so that PostgreSQL itself says that there is none.
+    fn ensure_unnamed(&mut self, at: usize, output: &mut Output<'_>) {
+        if *self.unnamed_present {
+            return;
+        }
+        *self.unnamed_present = true;
+        output.flush(at);
+        match self.client.as_deref().and_then(ClientStatements::unnamed) {
+            Some(definition) => {
+                let length = HEADER_LENGTH + 1 + definition.len();
+                write_header(b'P', length, output.out);
+                output.out.push(0);
+                output.out.extend_from_slice(definition);
+                self.pipeline.push(RequestKind::Parse, Answer::Discard);
+            }
+            None => {
+                write_header(b'C', HEADER_LENGTH + 2, output.out);
+                output.out.extend_from_slice(b"S\0");
+                self.pipeline.push(RequestKind::Close, Answer::Discard);
+            }
+        }
+    }
+}
+
+fn incomplete(header: Header, limit: usize) -> Result<Fate, Malformed> {
+    match header.length <= limit {
+        true => Ok(Fate::Incomplete),
+        false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
+    }
+}
+
+/// `length` is the whole message's, its type byte included.
+fn write_header(tag: u8, length: usize, out: &mut Vec<u8>) {
+    let length = u32::try_from(length - 1).expect("a message of ours is below 2 GB: its parts were");
+    out.push(tag);
+    out.extend_from_slice(&length.to_be_bytes());
+}
+
+fn write_parse(id: u64, definition: &[u8], out: &mut Vec<u8>) {
+    let name = Statement::server_name(id);
+    write_header(b'P', HEADER_LENGTH + name.len() + 1 + definition.len(), out);
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    out.extend_from_slice(definition);
+}
+
+/// Describe or Close of a statement.
+fn write_object(tag: u8, id: u64, out: &mut Vec<u8>) {
+    let name = Statement::server_name(id);
+    write_header(tag, HEADER_LENGTH + 1 + name.len() + 1, out);
+    out.push(b'S');
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Dial a server and log in to it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+
+use super::{QueryError, ServerConnection, Session, next_id, read_message};
+use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
+use crate::error::{Severity, SqlError};
+use crate::net::Socket;
+use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::protocol::Pipeline;
+use crate::protocol::parameters::ParameterSet;
+use crate::protocol::statements::ServerStatements;
+use crate::wire::BackendTag;
+use crate::wire::backend::{self, ErrorFields};
+use crate::wire::startup::CancelKey;
+
+/// What a server said of itself when the first of a pool's connections logged in: the client is told
+/// the same. Names and values in the server's order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Welcome(pub Vec<(String, String)>);
+
+/// Who logs in, where, and with what.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    /// The server's address.
+    pub endpoint: Arc<Endpoint>,
+    /// Socket options.
+    pub options: TcpOptions,
+    /// User at the server.
+    pub user: String,
+    /// Database at the server.
+    pub database: String,
+    /// Further startup parameters.
+    pub parameters: Vec<(String, String)>,
+    /// What proves that we are the user.
+    pub secret: Arc<ServerSecret>,
+    /// `server_connect_timeout`; `None` waits for ever.
+    pub timeout: Option<Duration>,
+    /// `connect_query`: run once before the connection is used.
+    pub connect_query: Option<String>,
+    /// `max_prepared_statements`.
+    pub statements_max: usize,
+}
+
+/// Why no connection came about.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// Nobody is there, or the connection broke.
+    #[error("connect failed: {0}")]
+    Io(#[from] io::Error),
+    /// `server_connect_timeout` passed.
+    #[error("connect timeout")]
+    Timeout,
+    /// The server said no, in these words.
+    #[error("{0}")]
+    Refused(SqlError),
+    /// We have not what the server asks for, or it is not the server that it claims to be.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// Bytes that are no login.
+    #[error("bad packet during server login: {0}")]
+    Protocol(String),
+}
+
+impl From<QueryError> for OpenError {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::Io(error) => OpenError::Io(error),
+            other => OpenError::Protocol(other.to_string()),
+        }
+    }
+}
+
+impl Recipe {
+    /// Connects and logs in. The connection belongs to `worker`, on whose thread this runs.
+    pub async fn open(
+        &self,
+        session: &Session,
+        worker: usize,
+        epoch: u64,
+    ) -> Result<(Box<ServerConnection>, Welcome), OpenError> {
+        let opening = self.open_without_limit(session, worker, epoch);
+        match self.timeout {
+            None => opening.await,
+            Some(limit) => match tokio::time::timeout(limit, opening).await {
+                Ok(opened) => opened,
+                Err(_) => Err(OpenError::Timeout),
+            },
+        }
+    }
+
+    async fn open_without_limit(
+        &self,
+        session: &Session,
+        worker: usize,
+        epoch: u64,
+    ) -> Result<(Box<ServerConnection>, Welcome), OpenError> {
+        let mut socket = self.endpoint.dial(&self.options).await?;
+        socket.write_all(&self.startup_packet()).await?;
+        let (welcome, cancel_key) = self.log_in(&mut socket).await?;
+        let mut parameters = ParameterSet::default();
+        for (name, value) in &welcome.0 {
+            if let Some(index) = session.tracked.index(name) {
+                parameters = parameters.with(index, value);
+            }
+        }
+        let now = SystemTime::now();
+        let mut server = Box::new(ServerConnection {
+            id: next_id(),
+            endpoint: Arc::clone(&self.endpoint),
+            socket,
+            pipeline: Pipeline::default(),
+            statements: ServerStatements::new(self.statements_max),
+            parameters: session.parameters.intern(parameters),
+            unnamed_present: false,
+            carry: Vec::new(),
+            backlog: Vec::new(),
+            cancel_key,
+            opened_at: Instant::now(),
+            opened_time: now,
+            used_time: now,
+            epoch,
+            worker,
+        });
+        if let Some(query) = &self.connect_query
+            && let Err(error) = server.run(query, session).await
+        {
+            // PgBouncer logs it and goes on; a lost connection is found at its first use.
+            tracing::warn!("connect_query failed at {}: {error}", self.endpoint);
+        }
+        Ok((server, welcome))
+    }
+
+    fn startup_packet(&self) -> Vec<u8> {
+        const VERSION_3_0: u32 = 3 << 16;
+        let mut packet = vec![0; 4];
+        packet.extend_from_slice(&VERSION_3_0.to_be_bytes());
+        let fixed = [("user", self.user.as_str()), ("database", self.database.as_str())];
+        let others = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in fixed.into_iter().chain(others) {
+            for text in [name, value] {
+                packet.extend(text.bytes().filter(|byte| *byte != 0));
+                packet.push(0);
+            }
+        }
+        packet.push(0);
+        let length = u32::try_from(packet.len()).expect("names and settings are far below 4 GB");
+        packet[..4].copy_from_slice(&length.to_be_bytes());
+        packet
+    }
+
+    async fn log_in(&self, socket: &mut Socket) -> Result<(Welcome, CancelKey), OpenError> {
+        let mut login = ServerLogin::new(&self.user, Arc::clone(&self.secret), &mut rand::rng());
+        let mut welcome = Welcome::default();
+        let mut cancel_key = CancelKey([0; 8]);
+        let mut authenticated = false;
+        loop {
+            let (tag, body) = read_message(socket).await?;
+            match tag {
+                BackendTag::Authentication => {
+                    let mut answer = BytesMut::new();
+                    let progress = login.handle_authentication(&body, &mut answer)?;
+                    authenticated = progress == Progress::Done(());
+                    socket.write_all(&answer).await?;
+                }
+                BackendTag::ErrorResponse => {
+                    return Err(OpenError::Refused(refusal(&backend::error_fields(&body))));
+                }
+                // A notice may come at any time, before the login's end too.
+                BackendTag::NoticeResponse | BackendTag::NegotiateProtocolVersion => {}
+                BackendTag::ParameterStatus => {
+                    if let Some((name, value)) = backend::parameter_status(&body) {
+                        welcome.0.push((name.to_owned(), value.to_owned()));
+                    }
+                }
+                BackendTag::BackendKeyData => {
+                    if let Ok(key) = body.try_into() {
+                        cancel_key = CancelKey(key);
+                    }
+                }
+                BackendTag::ReadyForQuery if authenticated => return Ok((welcome, cancel_key)),
+                other => return Err(OpenError::Protocol(format!("unexpected {other:?}"))),
+            }
+        }
+    }
+}
+
+/// The server's own words, to be passed on.
+fn refusal(fields: &ErrorFields<'_>) -> SqlError {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let optional = |bytes: &[u8]| (!bytes.is_empty()).then(|| text(bytes));
+    let code = match fields.code.len() {
+        5 => text(fields.code).into(),
+        _ => crate::error::sqlstate::CONNECTION_FAILURE.into(),
+    };
+    SqlError {
+        severity: Severity::Fatal,
+        code,
+        message: text(fields.message).into(),
+        detail: optional(fields.detail),
+        hint: optional(fields.hint),
+    }
+}

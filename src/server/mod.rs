@@ -1,0 +1,236 @@
+//! [`ServerConnection`]: one logged-in connection to PostgreSQL, and what is known about its session.
+
+pub mod login;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::net::Socket;
+use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
+use crate::protocol::statements::ServerStatements;
+use crate::protocol::{OutOfStep, Pipeline, Stop};
+use crate::wire::backend::{self, TransactionStatus};
+use crate::wire::startup::CancelKey;
+use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
+
+/// Largest message that is read whole outside of the relay.
+const MESSAGE_MAX: usize = 1024 * 1024;
+
+static LAST_ID: AtomicU64 = AtomicU64::new(0);
+
+/// What is the same for all servers of a process: the tracked parameters and their interned values.
+pub struct Session {
+    /// Which parameters follow a client.
+    pub tracked: Tracked,
+    /// Their values.
+    pub parameters: Interner,
+}
+
+/// A connection that is logged in. It belongs to one client at a time, or to the pool.
+#[derive(Debug)]
+pub struct ServerConnection {
+    /// Unlike all others of this process.
+    pub id: u64,
+    /// Where it leads.
+    pub endpoint: Arc<Endpoint>,
+    /// The socket.
+    pub socket: Socket,
+    /// Requests sent and answers owed.
+    pub pipeline: Pipeline,
+    /// Statements that it has prepared.
+    pub statements: ServerStatements,
+    /// The values of the tracked parameters.
+    pub parameters: Arc<ParameterSet>,
+    /// Whether its unnamed statement is the present client's.
+    pub unnamed_present: bool,
+    /// The beginning of a message whose end has not come yet.
+    pub carry: Vec<u8>,
+    /// Bytes that the kernel did not take yet.
+    pub backlog: Vec<u8>,
+    /// What a CancelRequest for it must say.
+    pub cancel_key: CancelKey,
+    /// When the login was complete.
+    pub opened_at: Instant,
+    /// The same by the clock on the wall.
+    pub opened_time: SystemTime,
+    /// When it was last lent.
+    pub used_time: SystemTime,
+    /// The pool's epoch at its opening: RECONNECT and a changed database make it an old one.
+    pub epoch: u64,
+    /// The worker whose runtime watches the socket.
+    pub worker: usize,
+}
+
+/// Why a statement of our own did not work.
+#[derive(Debug, Error)]
+pub enum QueryError {
+    /// The connection is gone.
+    #[error("server connection lost: {0}")]
+    Io(#[from] io::Error),
+    /// The server's bytes make no sense.
+    #[error(transparent)]
+    OutOfStep(#[from] OutOfStep),
+    /// The server refused the statement.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<Malformed> for QueryError {
+    fn from(malformed: Malformed) -> Self {
+        QueryError::OutOfStep(malformed.into())
+    }
+}
+
+impl ServerConnection {
+    /// How long ago it logged in.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.opened_at)
+    }
+
+    /// Moves the socket to the current thread's runtime.
+    ///
+    /// Fails when the connection died meanwhile, which no reactor may have noticed yet.
+    pub fn move_to(self: Box<Self>, worker: usize) -> io::Result<Box<Self>> {
+        let this = *self;
+        let socket = this.socket.detach()?.attach()?;
+        if !socket.is_silent_and_open() {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(Box::new(ServerConnection { socket, worker, ..this }))
+    }
+
+    /// Deals with what came while nobody used it. ParameterStatus and notices may come at any time
+    /// (PostgreSQL manual, "Asynchronous Operations"); `Err` says why it cannot be used any more.
+    /// Costs no system call when nothing came, and registers the waker for what comes later.
+    pub fn poll_idle(&mut self, context: &mut Context<'_>, session: &Session) -> Result<(), &'static str> {
+        let mut buffer = [0; 512];
+        loop {
+            match self.socket.poll_read(context, &mut buffer) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Err(_) | Ok(0)) => return Err("server conn crashed?"),
+                Poll::Ready(Ok(count)) => self.carry.extend_from_slice(&buffer[..count]),
+            }
+            let input = std::mem::take(&mut self.carry);
+            let left = self.receive_idle(&input, session).map_err(|_| "bad packet from server")?;
+            if !left {
+                return Err("idle server got dirty");
+            }
+        }
+    }
+
+    /// Returns whether the connection may stay.
+    fn receive_idle(&mut self, input: &[u8], session: &Session) -> Result<bool, OutOfStep> {
+        let mut at = 0;
+        loop {
+            let received = self.pipeline.receive(&input[at..])?;
+            match received.stop {
+                Stop::NeedMore => {
+                    self.carry.extend_from_slice(&input[at + received.consumed..]);
+                    return Ok(self.pipeline.is_idle());
+                }
+                Stop::Parameter(range) => {
+                    self.note_parameter(&input[at + range.start..at + range.end], session);
+                }
+                Stop::Discarded => {}
+                _ => return Ok(false),
+            }
+            at += received.consumed;
+        }
+    }
+
+    /// Notes a reported parameter's new value. Returns whether it is a tracked one.
+    pub fn note_parameter(&mut self, body: &[u8], session: &Session) -> bool {
+        let Some((name, value)) = backend::parameter_status(body) else {
+            return false;
+        };
+        let Some(index) = session.tracked.index(name) else {
+            return false;
+        };
+        if self.parameters.get(index) != Some(value) {
+            self.parameters = session.parameters.intern(self.parameters.with(index, value));
+        }
+        true
+    }
+
+    /// Runs a statement of our own to its end and throws the results away.
+    ///
+    /// Fails on any error, and when the server is left inside a transaction.
+    pub async fn run(&mut self, sql: &str, session: &Session) -> Result<(), QueryError> {
+        let mut out = BytesMut::new();
+        originate::query(sql, &mut out);
+        self.socket.write_all(&out).await?;
+        let mut failure = None;
+        loop {
+            let (tag, body) = read_message(&mut self.socket).await?;
+            match tag {
+                BackendTag::ErrorResponse => {
+                    let fields = backend::error_fields(&body);
+                    failure = Some(String::from_utf8_lossy(fields.message).into_owned());
+                }
+                BackendTag::ParameterStatus => {
+                    self.note_parameter(&body, session);
+                }
+                BackendTag::CommandComplete if body == b"DISCARD ALL\0" => self.statements.clear(),
+                BackendTag::ReadyForQuery => break self.own_query_done(&body, failure),
+                BackendTag::CopyInResponse => {
+                    return Err(QueryError::Refused("it wants COPY data".into()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn own_query_done(&self, body: &[u8], failure: Option<String>) -> Result<(), QueryError> {
+        let status = body.first().copied().and_then(TransactionStatus::from_byte);
+        match (failure, status) {
+            (Some(message), _) => Err(QueryError::Refused(message)),
+            (None, Some(TransactionStatus::Idle)) => Ok(()),
+            (None, _) => Err(QueryError::Refused("it left a transaction open".into())),
+        }
+    }
+}
+
+/// Reads one whole message. Not for the relay: it costs two reads and a buffer.
+pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec<u8>), QueryError> {
+    let mut header = [0; HEADER_LENGTH];
+    socket.read_exact(&mut header).await?;
+    let header = Header::read(&header)?.expect("five bytes were read");
+    let tag = BackendTag::from_byte(header.tag)?;
+    if header.length > MESSAGE_MAX {
+        let tag = char::from(header.tag);
+        return Err(Malformed::TooLarge { tag, need: header.length, limit: MESSAGE_MAX }.into());
+    }
+    let mut body = vec![0; header.length - HEADER_LENGTH];
+    socket.read_exact(&mut body).await?;
+    Ok((tag, body))
+}
+
+/// Asks a server to cancel what the connection with this key runs, and waits until the server has
+/// dealt with it, which it shows by closing the connection.
+pub async fn cancel(endpoint: &Endpoint, options: &TcpOptions, key: CancelKey) -> io::Result<()> {
+    const CANCEL_REQUEST_CODE: u32 = 80_877_102;
+    let mut socket = endpoint.dial(options).await?;
+    let mut packet = Vec::with_capacity(16);
+    packet.extend_from_slice(&16u32.to_be_bytes());
+    packet.extend_from_slice(&CANCEL_REQUEST_CODE.to_be_bytes());
+    packet.extend_from_slice(&key.0);
+    socket.write_all(&packet).await?;
+    let mut rest = [0; 64];
+    match socket.read(&mut rest).await {
+        // A postmaster that closes with our bytes unread resets the connection.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+fn next_id() -> u64 {
+    LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
+}

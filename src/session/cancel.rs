@@ -1,0 +1,136 @@
+//! A client's cancel key -> the server connection that it drives now.
+//!
+//! PostgreSQL's CancelRequest comes on a connection of its own and is never answered. It goes to the
+//! server only while that server works for the client, and the server is not lent to anyone else
+//! before the request has arrived there.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::plane::{Address, Message, Plane, Shared};
+use super::{Phase, Session};
+use crate::server;
+use crate::wire::startup::CancelKey;
+
+/// Cancel requests of one worker that may be on their way to servers at once. What comes beyond them
+/// is dropped, as a lost packet would be: a client that is in earnest asks again.
+const CANCELS_MAX: u32 = 100;
+
+/// Cancel requests that are on their way to one server connection.
+#[derive(Debug, Default)]
+pub struct CancelsInFlight {
+    count: Cell<u32>,
+    arrived: Notify,
+}
+
+impl CancelsInFlight {
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.count.get() > 0
+    }
+
+    /// Returns when there are none.
+    pub async fn arrived(&self) {
+        while self.any() {
+            self.arrived.notified().await;
+        }
+    }
+}
+
+/// One request on its way; when it is dropped it has arrived, or never will.
+struct InFlight {
+    at_server: Rc<CancelsInFlight>,
+    plane: Rc<Plane>,
+}
+
+impl InFlight {
+    fn new(at_server: &Rc<CancelsInFlight>, plane: &Rc<Plane>) -> Self {
+        at_server.count.set(at_server.count.get() + 1);
+        plane.cancels.set(plane.cancels.get() + 1);
+        InFlight { at_server: Rc::clone(at_server), plane: Rc::clone(plane) }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.at_server.count.set(self.at_server.count.get() - 1);
+        self.plane.cancels.set(self.plane.cancels.get() - 1);
+        self.at_server.arrived.notify_one();
+    }
+}
+
+/// Sends a client's request on to the worker that the key's owner lives on. Returns whether there is
+/// such an owner.
+pub fn forward(shared: &Shared, key: CancelKey) -> bool {
+    let Some(address) = shared.cancel_keys.get(&key).map(|entry| *entry) else {
+        return false;
+    };
+    // A worker that has stopped has no sessions left to cancel.
+    let _ = shared.workers[address.worker as usize].send(Message::Cancel(key, address));
+    true
+}
+
+/// Carries a request out, on the thread of the key's owner.
+pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address) {
+    if plane.consoles.cancel(key) {
+        return;
+    }
+    let session = plane.sessions.borrow().get(address.slot as usize).cloned();
+    // The place may have a new owner since.
+    let session = session.filter(|session| session.borrow().cancel_key.matches(key));
+    match session {
+        Some(session) => session.borrow_mut().cancel(plane),
+        None => plane.metrics.borrow_mut().cancels_unknown += 1,
+    }
+}
+
+impl Session {
+    /// Cancels what the client waits for: its turn, or its server's answer. Otherwise nothing.
+    fn cancel(&mut self, plane: &Rc<Plane>) {
+        let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
+        let loan = match &mut self.phase {
+            Phase::Idle => {
+                plane.metrics.borrow_mut().cancels_idle += 1;
+                return;
+            }
+            Phase::Waiting(_) => {
+                self.canceled = true;
+                return self.wake();
+            }
+            Phase::Leased(loan) => loan,
+        };
+        // Not our own SETs: the client does not know of them.
+        if !loan.lease.pipeline.runs_client_request() {
+            plane.metrics.borrow_mut().cancels_idle += 1;
+            return;
+        }
+        if plane.cancels.get() >= CANCELS_MAX {
+            plane.metrics.borrow_mut().cancels_failed += 1;
+            return;
+        }
+        let in_flight = InFlight::new(loan.cancels.get_or_insert_default(), plane);
+        let endpoint = loan.lease.endpoint.clone();
+        let key = loan.lease.cancel_key;
+        let options = self.group.settings.borrow().tcp;
+        tokio::task::spawn_local(async move {
+            let sent =
+                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &options, key)).await;
+            let mut metrics = in_flight.plane.metrics.borrow_mut();
+            match sent {
+                Ok(Ok(())) => metrics.cancels_forwarded += 1,
+                Ok(Err(_)) | Err(_) => {
+                    metrics.cancels_failed += 1;
+                    tracing::warn!("cancel request to {endpoint} failed");
+                }
+            }
+        });
+    }
+}
+
+/// `cancel_wait_timeout`: 0 waits for ever, which a day comes close to.
+fn no_limit_if_zero(limit: Duration) -> Duration {
+    if limit.is_zero() { Duration::from_secs(86_400) } else { limit }
+}

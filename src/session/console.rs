@@ -1,0 +1,167 @@
+//! A client of the console: the virtual database `pgbouncer`.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use bytes::BytesMut;
+use pgwire::messages::startup::Authentication;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::control::Control;
+use super::plane::{Address, Plane};
+use crate::admin::{self, CONSOLE_DATABASE, Console, Outcome, Rights};
+use crate::config::{AuthType, Config};
+use crate::log::{ClientTag, Peer};
+use crate::net::Socket;
+use crate::wire::startup::CancelKey;
+use crate::wire::{HEADER_LENGTH, Header, originate};
+
+/// Largest command: far above what the grammar takes.
+const COMMAND_MAX: usize = 64 * 1024;
+
+/// A logged-in client of the console.
+pub struct Client {
+    /// Its socket.
+    pub socket: Socket,
+    /// Where it is.
+    pub peer: Peer,
+    /// Its number.
+    pub id: u64,
+    /// Who it is.
+    pub user: String,
+    /// Since when.
+    pub connected: SystemTime,
+}
+
+/// What a user may do there; `None` is nothing.
+pub fn rights(config: &Config, user: &str) -> Option<Rights> {
+    let settings = &config.settings;
+    let named = |users: &[String]| users.iter().any(|name| name == user);
+    if named(&settings.admin_users) {
+        Some(Rights::Admin)
+    } else if named(&settings.stats_users) || settings.auth_type == AuthType::Any {
+        Some(Rights::Stats)
+    } else {
+        None
+    }
+}
+
+/// Whether the other end of a Unix socket runs as our own user.
+pub fn is_own_user(socket: &Socket) -> bool {
+    let Socket::Unix(stream) = socket else { return false };
+    let own = std::fs::metadata("/proc/self").map(|data| std::os::unix::fs::MetadataExt::uid(&data));
+    matches!((stream.peer_cred(), own), (Ok(peer), Ok(own)) if peer.uid() == own)
+}
+
+/// Cancels of the console's own clients, by key.
+#[derive(Default)]
+pub struct Consoles {
+    waiting: std::cell::RefCell<std::collections::HashMap<[u8; 8], Rc<Notify>>>,
+    clients: std::cell::RefCell<std::collections::BTreeMap<u64, (String, Peer, SystemTime)>>,
+}
+
+impl Consoles {
+    /// A cancel request for a client of the console. Returns whether the key is one of theirs.
+    pub fn cancel(&self, key: CancelKey) -> bool {
+        let waiting = self.waiting.borrow();
+        let found = waiting.get(&key.0);
+        if let Some(notify) = found {
+            notify.notify_one();
+        }
+        found.is_some()
+    }
+
+    /// Number, user, address and begin of each.
+    pub fn clients(&self) -> Vec<(u64, String, Peer, SystemTime)> {
+        let clients = self.clients.borrow();
+        clients.iter().map(|(id, (user, peer, since))| (*id, user.clone(), peer.clone(), *since)).collect()
+    }
+}
+
+/// Serves a client of the console to its end.
+pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
+    let tag = ClientTag {
+        id: client.id,
+        database: Some(CONSOLE_DATABASE),
+        user: Some(&client.user),
+        peer: &client.peer,
+    };
+    tracing::info!("{tag} login attempt: db={CONSOLE_DATABASE} user={} tls=no replication=no", client.user);
+    let worker = u32::try_from(plane.worker).expect("there are few workers");
+    let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX });
+    let notify = Rc::new(Notify::new());
+    plane.consoles.waiting.borrow_mut().insert(key.0, Rc::clone(&notify));
+    let entry = (client.user.clone(), client.peer.clone(), client.connected);
+    plane.consoles.clients.borrow_mut().insert(client.id, entry);
+
+    let mut out = BytesMut::new();
+    let (process_id, secret) = key.process_id_and_secret();
+    originate::authentication(Authentication::Ok, &mut out);
+    admin::greeting(process_id, secret, &mut out);
+    let mut console = Console::new(Control::new(&plane), rights, jiff::tz::TimeZone::system());
+    let reason = talk(&mut console, &mut client.socket, &notify, out).await;
+    console.disconnected().await;
+
+    plane.consoles.waiting.borrow_mut().remove(&key.0);
+    plane.consoles.clients.borrow_mut().remove(&client.id);
+    plane.shared.cancel_keys.remove(&key);
+    let age = client.connected.elapsed().unwrap_or_default().as_secs();
+    let tag = ClientTag {
+        id: client.id,
+        database: Some(CONSOLE_DATABASE),
+        user: Some(&client.user),
+        peer: &client.peer,
+    };
+    tracing::info!("{tag} closing because: {reason} (age={age}s)");
+}
+
+async fn talk(
+    console: &mut Console<Control>,
+    socket: &mut Socket,
+    notify: &Rc<Notify>,
+    mut out: BytesMut,
+) -> String {
+    loop {
+        if let Err(error) = socket.write_all(&out).await {
+            return format!("client unexpected eof ({error})");
+        }
+        out.clear();
+        let mut header = [0; HEADER_LENGTH];
+        if socket.read_exact(&mut header).await.is_err() {
+            return "client unexpected eof".to_owned();
+        }
+        let Ok(Some(header)) = Header::read(&header) else {
+            return "bad packet header".to_owned();
+        };
+        if header.length > COMMAND_MAX {
+            return "bad packet header".to_owned();
+        }
+        let mut body = vec![0; header.length - HEADER_LENGTH];
+        if socket.read_exact(&mut body).await.is_err() {
+            return "client unexpected eof".to_owned();
+        }
+        let mut answer = BytesMut::new();
+        let outcome = tokio::select! {
+            outcome = console.handle(header.tag, &body, &mut answer) => Some(outcome),
+            () = notify.notified() => None,
+            () = gone(socket) => return "client unexpected eof".to_owned(),
+        };
+        match outcome {
+            Some(Outcome { close: Some(reason), .. }) => {
+                // It is on its way out: it may well not listen any more.
+                let _ = socket.write_all(&answer).await;
+                return reason.to_owned();
+            }
+            Some(Outcome { close: None, .. }) => out = answer,
+            None => console.cancel(&mut out).await,
+        }
+    }
+}
+
+/// Returns when the client closes its connection while a command waits.
+async fn gone(socket: &Socket) {
+    while !socket.is_closed() {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}

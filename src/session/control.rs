@@ -1,0 +1,261 @@
+//! What the console can do to the data plane: [`Control`] carries its commands out.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::databases::DatabaseEntry;
+use super::plane::{Message, Plane, Shared, Task};
+use super::views;
+use super::{Farewell, Session};
+use crate::admin::{ConsoleError, Pooler, SetOutcome, Shutdown, Snapshot, View};
+use crate::error::{SqlError, sqlstate};
+
+/// How often a waiting command looks whether it is done.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What only the process as a whole can do.
+#[derive(Debug)]
+pub enum ProcessCommand {
+    /// Read the settings anew, and say whether that worked.
+    Reload(oneshot::Sender<bool>),
+    /// End.
+    Shutdown(Shutdown),
+}
+
+/// The console's hand on the data plane.
+#[derive(Clone)]
+pub struct Control {
+    plane: Rc<Plane>,
+}
+
+impl Control {
+    /// A hand for a console that lives on this plane.
+    pub fn new(plane: &Rc<Plane>) -> Self {
+        Control { plane: Rc::clone(plane) }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.plane.shared
+    }
+
+    /// The databases that a command means; an unknown one is made from `*`, as PgBouncer does.
+    fn meant(&self, database: Option<&str>) -> Result<Vec<Arc<DatabaseEntry>>, ConsoleError> {
+        match database {
+            None => Ok(self.shared().databases.known()),
+            Some(name) => Ok(vec![self.database(name)?]),
+        }
+    }
+
+    fn database(&self, name: &str) -> Result<Arc<DatabaseEntry>, ConsoleError> {
+        if self.shared().config.load().database(name).is_none() {
+            return Err(ConsoleError::NoSuchDatabase(name.to_owned()));
+        }
+        Ok(self.shared().databases.database(name))
+    }
+
+    async fn until(&self, mut done: impl FnMut() -> bool) {
+        while !done() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// Runs something on every worker, and gathers what comes of it.
+pub async fn on_all_workers<T: Send + 'static>(
+    shared: &Shared,
+    run: impl Fn(&Rc<Plane>) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    for worker in &shared.workers {
+        let (sender, run) = (sender.clone(), run.clone());
+        let task = Task(Box::new(move |plane| {
+            // Nobody listens any more if the console's client has gone.
+            let _ = sender.send(run(plane));
+        }));
+        // A worker that has stopped has nothing to tell.
+        let _ = worker.send(Message::Run(task));
+    }
+    drop(sender);
+    let mut gathered = Vec::new();
+    while let Some(one) = receiver.recv().await {
+        gathered.push(one);
+    }
+    gathered
+}
+
+/// Ends every session that `chosen` says so of, on every worker.
+pub async fn end_sessions(
+    shared: &Shared,
+    chosen: impl Fn(&Session) -> bool + Clone + Send + 'static,
+    error: SqlError,
+) -> usize {
+    let ended = on_all_workers(shared, move |plane| {
+        let sessions = plane.sessions.borrow();
+        let mut count = 0;
+        for (_, session) in sessions.iter() {
+            let mut session = session.borrow_mut();
+            if chosen(&session) {
+                session.end(Farewell::from(error.clone()));
+                count += 1;
+            }
+        }
+        count
+    });
+    ended.await.into_iter().sum()
+}
+
+impl Pooler for Control {
+    async fn snapshot(&self, view: View) -> Snapshot {
+        views::snapshot(self.shared(), view).await
+    }
+
+    async fn set(&self, key: &str, value: &str) -> Result<SetOutcome, ConsoleError> {
+        let mut config = (*self.shared().config.load_full()).clone();
+        config.set(key, value).map_err(|error| {
+            tracing::warn!("SET failed: {error}");
+            ConsoleError::SetFailed
+        })?;
+        apply(self.shared(), config).await;
+        Ok(SetOutcome::Done)
+    }
+
+    async fn reload(&self) -> Result<(), ConsoleError> {
+        let (sender, receiver) = oneshot::channel();
+        let asked = self.shared().process.send(ProcessCommand::Reload(sender));
+        let worked = asked.is_ok() && receiver.await.unwrap_or(false);
+        if worked { Ok(()) } else { Err(ConsoleError::ReloadFailed) }
+    }
+
+    async fn pause(&self, database: Option<&str>) -> Result<(), ConsoleError> {
+        let paused = &self.shared().lifecycle.paused;
+        let meant = self.meant(database)?;
+        match database {
+            None if paused.swap(true, Ordering::AcqRel) => return Err(ConsoleError::AlreadyPaused),
+            Some(_) if meant[0].paused.load(Ordering::Acquire) => return Err(ConsoleError::AlreadyPaused),
+            _ => {}
+        }
+        for entry in &meant {
+            entry.set_paused(true);
+        }
+        self.until(|| meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()))).await;
+        Ok(())
+    }
+
+    async fn resume(&self, database: Option<&str>) -> Result<(), ConsoleError> {
+        let lifecycle = &self.shared().lifecycle;
+        if lifecycle.closing.load(Ordering::Acquire) {
+            return Err(ConsoleError::ShuttingDown);
+        }
+        let meant = self.meant(database)?;
+        let any = meant.iter().any(|entry| entry.paused.load(Ordering::Acquire));
+        match database {
+            None => {
+                let all = lifecycle.paused.swap(false, Ordering::AcqRel);
+                if !all && !any {
+                    return Err(ConsoleError::NotPaused);
+                }
+            }
+            Some(name) if !any => return Err(ConsoleError::DatabaseNotPaused(name.to_owned())),
+            Some(_) => {}
+        }
+        for entry in &meant {
+            entry.set_paused(false);
+            open_waiting(self.plane.worker, entry);
+        }
+        Ok(())
+    }
+
+    async fn suspend(&self) -> Result<(), ConsoleError> {
+        if self.shared().databases.known().iter().any(|entry| entry.paused.load(Ordering::Acquire)) {
+            return Err(ConsoleError::PausedDatabases);
+        }
+        // A session holds no bytes that its poll could write, so "flushed" is "no server is lent".
+        self.pause(None).await
+    }
+
+    async fn kill(&self, database: Option<&str>) -> Result<(), ConsoleError> {
+        let meant = self.meant(database)?;
+        if database.is_none() {
+            self.shared().lifecycle.paused.store(true, Ordering::Release);
+        }
+        for entry in &meant {
+            entry.set_paused(true);
+        }
+        let names: Vec<_> = meant.iter().map(|entry| Arc::clone(&entry.name)).collect();
+        let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "database removed")
+            .detail("The administrator has closed all connections to the database.");
+        let chosen = move |session: &Session| names.iter().any(|name| **name == *session.database());
+        end_sessions(self.shared(), chosen, error).await;
+        Ok(())
+    }
+
+    async fn kill_client(&self, id: u64) -> Result<(), ConsoleError> {
+        let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "admin forced disconnect");
+        match end_sessions(self.shared(), move |session: &Session| session.id == id, error).await {
+            0 => Err(ConsoleError::ClientNotFound),
+            _ => Ok(()),
+        }
+    }
+
+    async fn reconnect(&self, database: Option<&str>) -> Result<(), ConsoleError> {
+        for entry in self.meant(database)? {
+            for pool in entry.pools() {
+                pool.reconnect();
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_close(&self, database: Option<&str>) -> Result<(), ConsoleError> {
+        let meant = self.meant(database)?;
+        let old_epochs =
+            |entry: &Arc<DatabaseEntry>| entry.pools().iter().all(|pool| !pool.has_old_servers());
+        self.until(|| meant.iter().all(old_epochs)).await;
+        Ok(())
+    }
+
+    async fn disable(&self, database: &str) -> Result<(), ConsoleError> {
+        self.database(database)?.disabled.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    async fn enable(&self, database: &str) -> Result<(), ConsoleError> {
+        self.database(database)?.disabled.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    async fn shutdown(&self, mode: Shutdown) -> Result<(), ConsoleError> {
+        // The process may have ended its command loop already: then it is on its way out.
+        let _ = self.shared().process.send(ProcessCommand::Shutdown(mode));
+        Ok(())
+    }
+}
+
+fn open_waiting(worker: usize, entry: &DatabaseEntry) {
+    let now = Instant::now();
+    for pool in entry.pools() {
+        pool.open_more(worker, now);
+    }
+}
+
+/// Puts new settings in force: for logins, pools and the sessions that are there.
+pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
+    shared.configure(config);
+    let config = shared.config.load_full();
+    let gone: Vec<_> =
+        shared.databases.configure(&config).iter().map(|entry| Arc::clone(&entry.name)).collect();
+    if gone.is_empty() {
+        return;
+    }
+    for name in &gone {
+        tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
+    }
+    let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "database removed")
+        .detail("The settings no longer have the database.");
+    let chosen = move |session: &Session| gone.iter().any(|name| **name == *session.database());
+    end_sessions(shared, chosen, error).await;
+}

@@ -1,0 +1,229 @@
+//! The databases that clients ask for: their pools, their limits, and whether they are paused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::auth::ServerSecret;
+use crate::config::{CheckQuery, Config, Database, Host, PoolMode};
+use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::pool::quota::Quota;
+use crate::pool::{OpenRequest, Pool, PoolSettings, Target};
+use crate::server;
+
+/// One database, for as long as anybody has used it.
+#[derive(Debug)]
+pub struct DatabaseEntry {
+    /// Its name, as clients know it.
+    pub name: Arc<str>,
+    /// `max_db_connections`
+    pub servers: Arc<Quota>,
+    /// `max_db_client_connections`
+    pub clients: Arc<Quota>,
+    /// After PAUSE or KILL.
+    pub paused: AtomicBool,
+    /// After DISABLE.
+    pub disabled: AtomicBool,
+    pools: Mutex<BTreeMap<Arc<str>, Arc<Pool>>>,
+}
+
+impl DatabaseEntry {
+    /// Its pools, one for each user.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.pools.lock().values().cloned().collect()
+    }
+
+    /// PAUSE, KILL and RESUME.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+        for pool in self.pools() {
+            pool.set_paused(paused);
+        }
+    }
+}
+
+/// One user's limits.
+#[derive(Debug, Default)]
+pub struct UserEntry {
+    /// `max_user_connections`
+    pub servers: Arc<Quota>,
+    /// `max_user_client_connections`
+    pub clients: Arc<Quota>,
+}
+
+/// All databases and users that anybody has used.
+pub struct Databases {
+    databases: RwLock<BTreeMap<Arc<str>, Arc<DatabaseEntry>>>,
+    users: RwLock<BTreeMap<Arc<str>, Arc<UserEntry>>>,
+    server: Arc<server::Session>,
+    openers: Arc<[UnboundedSender<OpenRequest>]>,
+}
+
+impl Databases {
+    /// None yet. `openers` has one sender for each worker.
+    pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>) -> Self {
+        Databases { databases: RwLock::default(), users: RwLock::default(), server, openers }
+    }
+
+    /// The database of this name, entered if need be.
+    pub fn database(&self, name: &str) -> Arc<DatabaseEntry> {
+        if let Some(known) = self.databases.read().get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        let entry = || {
+            Arc::new(DatabaseEntry {
+                name: Arc::clone(&name),
+                servers: Arc::default(),
+                clients: Arc::default(),
+                paused: AtomicBool::new(false),
+                disabled: AtomicBool::new(false),
+                pools: Mutex::default(),
+            })
+        };
+        Arc::clone(self.databases.write().entry(Arc::clone(&name)).or_insert_with(entry))
+    }
+
+    /// The user of this name, entered if need be.
+    pub fn user(&self, name: &str) -> Arc<UserEntry> {
+        if let Some(known) = self.users.read().get(name) {
+            return Arc::clone(known);
+        }
+        Arc::clone(self.users.write().entry(name.into()).or_default())
+    }
+
+    /// The databases that anybody has used.
+    pub fn known(&self) -> Vec<Arc<DatabaseEntry>> {
+        self.databases.read().values().cloned().collect()
+    }
+
+    /// The users that anybody has used.
+    pub fn known_users(&self) -> Vec<(Arc<str>, Arc<UserEntry>)> {
+        let users = self.users.read();
+        users.iter().map(|(name, entry)| (Arc::clone(name), Arc::clone(entry))).collect()
+    }
+
+    /// Every pool.
+    pub fn pools(&self) -> Vec<Arc<Pool>> {
+        self.known().iter().flat_map(|database| database.pools()).collect()
+    }
+
+    /// The pool of one login user at one database.
+    pub fn pool(
+        &self,
+        config: &Config,
+        database: &Database,
+        user: &str,
+        secret: Arc<ServerSecret>,
+        paused: bool,
+    ) -> Arc<Pool> {
+        let entry = self.database(&database.name);
+        let server_user: Arc<str> = database.user.as_deref().unwrap_or(user).into();
+        let mut pools = entry.pools.lock();
+        if let Some(pool) = pools.get(&server_user) {
+            pool.set_secret(secret);
+            return Arc::clone(pool);
+        }
+        let settings = pool_settings(config, database, user);
+        let user_entry = self.user(&server_user);
+        entry.servers.set_limit(settings.policy.max_db_connections);
+        user_entry.servers.set_limit(settings.policy.max_user_connections);
+        let pool = Pool::new(
+            Target { database: Arc::clone(&entry.name), user: Arc::clone(&server_user) },
+            settings,
+            Arc::clone(&self.server),
+            secret,
+            [Arc::clone(&entry.servers), Arc::clone(&user_entry.servers)],
+            Arc::clone(&self.openers),
+        );
+        if paused || entry.paused.load(Ordering::Acquire) {
+            pool.set_paused(true);
+        }
+        pools.insert(server_user, Arc::clone(&pool));
+        pool
+    }
+
+    /// After a RELOAD: new settings for every pool. Returns the databases that are gone.
+    pub fn configure(&self, config: &Config) -> Vec<Arc<DatabaseEntry>> {
+        let mut gone = Vec::new();
+        for entry in self.known() {
+            let Some(database) = config.database(&entry.name) else {
+                self.databases.write().remove(&entry.name);
+                for pool in entry.pools() {
+                    pool.reconnect();
+                }
+                gone.push(entry);
+                continue;
+            };
+            for pool in entry.pools() {
+                let settings = pool_settings(config, &database, &pool.target.user);
+                entry.servers.set_limit(settings.policy.max_db_connections);
+                self.user(&pool.target.user).servers.set_limit(settings.policy.max_user_connections);
+                pool.configure(settings);
+            }
+        }
+        gone
+    }
+
+    /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
+    pub fn share_limits(&self) {
+        for entry in self.known() {
+            let limit = entry.servers.limit();
+            if limit == 0 || entry.servers.used() < limit {
+                continue;
+            }
+            let pools = entry.pools();
+            if pools.iter().any(|pool| pool.has_waiters()) {
+                let idle = pools.iter().filter(|pool| !pool.has_waiters());
+                // One at a time: the next look, a moment later, takes another one.
+                let _ = idle.into_iter().any(|pool| pool.evict_idle());
+            }
+        }
+    }
+}
+
+fn limit(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+fn pool_settings(config: &Config, database: &Database, user: &str) -> PoolSettings {
+    let settings = &config.settings;
+    let policy = config.pool_policy(database, user);
+    let endpoint = |host: &Host| Arc::new(Endpoint { host: host.clone(), port: database.port });
+    let parameters = [
+        ("client_encoding", &database.client_encoding),
+        ("datestyle", &database.datestyle),
+        ("timezone", &database.timezone),
+        ("application_name", &database.application_name),
+    ];
+    let given = parameters.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    PoolSettings {
+        endpoints: config.hosts(database).iter().map(endpoint).collect(),
+        database: database.server_dbname().to_owned(),
+        parameters: given.collect(),
+        connect_query: database.connect_query.clone(),
+        tcp: TcpOptions::new(settings),
+        connect_timeout: limit(settings.server_connect_timeout),
+        login_retry: settings.server_login_retry,
+        idle_timeout: limit(settings.server_idle_timeout),
+        check_query: match &settings.server_check_query {
+            CheckQuery::Off => None,
+            CheckQuery::Query(query) => Some(query.clone()),
+        },
+        check_delay: settings.server_check_delay,
+        reset_query: settings.server_reset_query.clone().unwrap_or_default(),
+        reset_always: settings.server_reset_query_always,
+        reserve_after: limit(settings.reserve_pool_timeout),
+        round_robin: settings.server_round_robin,
+        statements_max: match policy.pool_mode {
+            // The server is the client's own: names mean what the client says.
+            PoolMode::Session => 0,
+            PoolMode::Transaction | PoolMode::Statement => settings.max_prepared_statements as usize,
+        },
+        policy,
+    }
+}

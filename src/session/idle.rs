@@ -1,0 +1,321 @@
+//! A session without a server: what it answers itself, and how it gets a server.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Instant, SystemTime};
+
+use bytes::BytesMut;
+
+use super::{Farewell, Loan, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
+use crate::error::{SqlError, sqlstate};
+use crate::pool::{Acquired, Lease};
+use crate::protocol::upstream::Body;
+use crate::protocol::{Answer, RequestKind};
+use crate::wire::frontend::{self, Object};
+use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed, originate};
+
+/// A message of this size or larger gets a server before all of it is there; a smaller one only when
+/// it is whole, so that a client which stalls in the middle of one holds no server.
+const STREAM_FROM: usize = 32 * 1024;
+
+const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
+
+/// What an idle session makes of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Idle {
+    /// The rest is the beginning of a message.
+    NeedMore,
+    /// The rest begins with a message that needs a server.
+    NeedServer,
+}
+
+impl Session {
+    /// Reads the client, answers what needs no server, gets a server for what does.
+    pub(super) fn poll_idle(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Farewell>> {
+        if let Some(farewell) = self.drained() {
+            return Poll::Ready(Err(farewell));
+        }
+        // A client that does not take its answers is not asked for more questions.
+        ready!(self.poll_flush(context))?;
+        if let Some(carry) = self.carry.take() {
+            let progress = self.handle_idle(&carry, context, scratch, carry.len());
+            if !matches!(progress, Ok(false)) {
+                return Poll::Ready(progress.map(|_| ()));
+            }
+        }
+        let carried = self.carry.as_ref().map_or(0, |carry| carry.len());
+        let count = match ready!(self.socket.poll_read(context, &mut scratch.read)) {
+            Ok(0) => return Poll::Ready(Err(Farewell::EndOfStream)),
+            Ok(count) => count,
+            Err(error) => return Poll::Ready(Err(Farewell::Gone(error))),
+        };
+        self.note_received(count);
+        if carried > 0 {
+            self.stash(&scratch.read[..count]);
+            return Poll::Ready(Ok(()));
+        }
+        let buffer = std::mem::take(&mut scratch.read);
+        let progress = self.handle_idle(&buffer[..count], context, scratch, 0);
+        scratch.read = buffer;
+        Poll::Ready(progress.map(|_| ()))
+    }
+
+    /// While the process drains, a client is told to go when it is between transactions.
+    fn drained(&self) -> Option<Farewell> {
+        let draining = self.plane.shared.lifecycle.draining.load(Ordering::Relaxed);
+        draining.then(|| {
+            SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+                .detail("The pooler is shutting down.")
+                .hint("Reconnect.")
+                .into()
+        })
+    }
+
+    pub(super) fn note_received(&mut self, count: usize) {
+        self.group.stats.borrow_mut().totals.bytes_received += count as u64;
+    }
+
+    /// Keeps bytes for later.
+    pub(super) fn stash(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.carry.get_or_insert_default().extend_from_slice(bytes);
+        }
+    }
+
+    /// Deals with `input` as far as it goes. Returns whether anything happened, given that the
+    /// first `known` bytes have been looked at before.
+    fn handle_idle(
+        &mut self,
+        input: &[u8],
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+        known: usize,
+    ) -> Result<bool, Farewell> {
+        let mut at = 0;
+        let mut answer = BytesMut::new();
+        let wanted = self.answer_locally(input, &mut at, &mut answer);
+        if !answer.is_empty() {
+            self.send(&answer)?;
+        }
+        match wanted? {
+            Idle::NeedMore => {
+                self.stash(&input[at..]);
+                Ok(at > 0 || known == 0)
+            }
+            Idle::NeedServer => {
+                self.last_request = SystemTime::now();
+                self.want_server(&input[at..], context, scratch)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn answer_locally(
+        &mut self,
+        input: &[u8],
+        at: &mut usize,
+        answer: &mut BytesMut,
+    ) -> Result<Idle, Farewell> {
+        loop {
+            let rest = self.body.left.min(input.len() - *at);
+            self.body.left -= rest;
+            *at += rest;
+            let Some(header) = Header::read(&input[*at..])? else { return Ok(Idle::NeedMore) };
+            let tag = FrontendTag::from_byte(header.tag)?;
+            let available = input.len() - *at;
+            match tag {
+                FrontendTag::Terminate => return Err(Farewell::Terminate),
+                FrontendTag::Password => return Err(Malformed::Tag { tag: 'p' }.into()),
+                FrontendTag::Sync => {
+                    self.skip_to_sync = false;
+                    answer.extend_from_slice(READY_FOR_QUERY);
+                }
+                FrontendTag::Flush => {}
+                // Left over from a COPY that failed: PostgreSQL ignores them, and so do we.
+                FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {}
+                _ if self.skip_to_sync => {}
+                FrontendTag::Close if self.group.tracking.get() && available >= header.length => {
+                    let body = &input[*at + HEADER_LENGTH..*at + header.length];
+                    self.close_statement(body)?;
+                    answer.extend_from_slice(CLOSE_COMPLETE);
+                }
+                FrontendTag::Query
+                | FrontendTag::Parse
+                | FrontendTag::Bind
+                | FrontendTag::Describe
+                | FrontendTag::Execute
+                | FrontendTag::Close
+                | FrontendTag::FunctionCall => {
+                    let enough = available >= header.length.min(STREAM_FROM);
+                    return Ok(if enough { Idle::NeedServer } else { Idle::NeedMore });
+                }
+            }
+            self.body = Body { left: header.length, dropped: true };
+        }
+    }
+
+    /// A name that only we know, or a portal, which no transaction of before left behind.
+    fn close_statement(&mut self, body: &[u8]) -> Result<(), Malformed> {
+        let object = frontend::object('C', body)?;
+        if let (Object::Statement(name), Some(statements)) = (object, self.statements.as_deref_mut()) {
+            match name {
+                b"" => statements.drop_unnamed(),
+                name => drop(statements.remove(name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a server for the request at the start of `input`, or a place in the queue.
+    fn want_server(
+        &mut self,
+        input: &[u8],
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Farewell> {
+        let now = Instant::now();
+        let pool = Arc::clone(&self.group.pool);
+        loop {
+            match pool.acquire(self.plane.worker, now) {
+                Acquired::Lease(lease) => {
+                    if let Some(lease) = self.still_alive(lease, context) {
+                        self.begin_loan(lease, now, now, scratch)?;
+                        return self.forward_first(input, scratch);
+                    }
+                }
+                Acquired::Wait(place) => {
+                    self.stash(input);
+                    self.phase = Phase::Waiting(Box::new(Wait { place, since: now }));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// A server that died while it was idle is found before a query is spent on it.
+    fn still_alive(&self, mut lease: Lease, context: &mut Context<'_>) -> Option<Lease> {
+        match lease.poll_idle(context, &self.plane.shared.server) {
+            Ok(()) => Some(lease),
+            Err(reason) => {
+                lease.close(reason);
+                None
+            }
+        }
+    }
+
+    /// The queue: a server, an error, a cancel, or the client's leaving.
+    pub(super) fn poll_waiting(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Farewell>> {
+        if std::mem::take(&mut self.canceled) {
+            self.phase = Phase::Idle;
+            return Poll::Ready(self.cancel_waiting());
+        }
+        let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
+        let waited_since = wait.since;
+        if let Poll::Ready(outcome) = wait.place.poll(context) {
+            self.phase = Phase::Idle;
+            let lease = match outcome {
+                Ok(lease) => lease,
+                Err(error) => return Poll::Ready(Err(error.into())),
+            };
+            let Some(lease) = self.still_alive(lease, context) else {
+                return Poll::Ready(Ok(()));
+            };
+            let input = self.carry.take().unwrap_or_default();
+            let result = self
+                .begin_loan(lease, waited_since, Instant::now(), scratch)
+                .and_then(|()| self.forward_first(&input, scratch));
+            return Poll::Ready(result);
+        }
+        if self.carry.as_ref().is_some_and(|carry| carry.len() >= READ_AHEAD_MAX) {
+            return Poll::Pending;
+        }
+        match ready!(self.socket.poll_read(context, &mut scratch.read)) {
+            Ok(0) => Poll::Ready(Err(Farewell::EndOfStream)),
+            Err(error) => Poll::Ready(Err(Farewell::Gone(error))),
+            Ok(count) => {
+                self.note_received(count);
+                self.stash(&scratch.read[..count]);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    /// The client canceled what it waits for: it gets PostgreSQL's answer, and its request is dropped
+    /// as PostgreSQL would have dropped it.
+    fn cancel_waiting(&mut self) -> Result<(), Farewell> {
+        let error = SqlError::error(sqlstate::QUERY_CANCELED, "canceling statement due to user request");
+        let mut answer = BytesMut::new();
+        originate::error(&error, &mut answer);
+        let carry = self.carry.take().unwrap_or_default();
+        let header = Header::read(&carry)?.expect("a request was looked at before it waited");
+        match FrontendTag::from_byte(header.tag)? {
+            FrontendTag::Query | FrontendTag::FunctionCall => {
+                answer.extend_from_slice(READY_FOR_QUERY);
+                self.body = Body { left: header.length, dropped: true };
+            }
+            _ => self.skip_to_sync = true,
+        }
+        self.carry = Some(carry);
+        self.send(&answer)
+    }
+
+    /// Makes the server the client's own, with the client's parameters.
+    fn begin_loan(
+        &mut self,
+        mut lease: Lease,
+        asked: Instant,
+        now: Instant,
+        scratch: &mut Scratch,
+    ) -> Result<(), Farewell> {
+        let mut stats = self.group.stats.borrow_mut();
+        let waited = since(asked, now);
+        stats.totals.server_assignment_count += 1;
+        stats.totals.wait_time_us += u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        stats.wait.record(waited);
+        drop(stats);
+        scratch.out.clear();
+        let proving = self.carry_parameters(&mut lease, &mut scratch.out);
+        self.phase = Phase::Leased(Box::new(Loan {
+            lease,
+            began: now,
+            query_began: Some(now),
+            quiet_since: now,
+            proving,
+            closing: false,
+            fatal_seen: false,
+            cancels: None,
+        }));
+        Ok(())
+    }
+
+    /// Puts SETs for what differs in front. Returns whether the client's bytes must wait for their
+    /// success, because no server has accepted these values yet.
+    fn carry_parameters(&mut self, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+        if Arc::ptr_eq(&self.parameters, &lease.parameters) {
+            self.proven = true;
+            return false;
+        }
+        let tracked = &self.plane.shared.server.tracked;
+        let sql = lease.parameters.sets_toward(&self.parameters, tracked);
+        if sql.is_empty() {
+            self.parameters = Arc::clone(&lease.parameters);
+            self.proven = true;
+            return false;
+        }
+        let mut query = BytesMut::new();
+        originate::query(&sql, &mut query);
+        out.extend_from_slice(&query);
+        lease.pipeline.push(RequestKind::Query, Answer::Discard);
+        !self.proven
+    }
+}

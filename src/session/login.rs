@@ -1,0 +1,575 @@
+//! From a new socket to a [`Session`]: the first packets, who it is, whether it may, and what it is
+//! told. An asynchronous function like any other; nothing of it is left when the session begins.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::cancel;
+use super::console;
+use super::plane::{Group, Plane};
+use super::{NewSession, Session};
+use crate::admin::CONSOLE_DATABASE;
+use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof, ServerSecret};
+use crate::config::{AuthType, Config, Database};
+use crate::error::{SqlError, sqlstate};
+use crate::log::{ClientTag, Peer};
+use crate::net::Socket;
+use crate::pool::quota::Permit;
+use crate::pool::{Acquired, Pool};
+use crate::protocol::parameters::ParameterSet;
+use crate::server::login::Welcome;
+use crate::wire::startup::{self, FirstPacket, Startup};
+use crate::wire::{HEADER_LENGTH, Header, originate};
+
+/// Largest password message: PgBouncer's longest password and room for SCRAM.
+const PASSWORD_MESSAGE_MAX: usize = 66_000;
+
+/// A client's place among the connection limits, given back when dropped.
+#[derive(Debug)]
+pub struct Admission {
+    _permits: [Permit; 3],
+}
+
+/// How a login ends without a session.
+enum Refusal {
+    /// The client is told.
+    Error(SqlError),
+    /// There is nobody to tell, or nothing to say.
+    Quiet(&'static str),
+    /// The connection broke.
+    Io(io::Error),
+}
+
+impl From<SqlError> for Refusal {
+    fn from(error: SqlError) -> Self {
+        Refusal::Error(error)
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Refusal::Io(error)
+    }
+}
+
+/// A connection that is not logged in yet.
+pub(super) struct Newcomer {
+    pub(super) plane: Rc<Plane>,
+    pub(super) socket: Socket,
+    pub(super) peer: Peer,
+    pub(super) id: u64,
+    pub(super) connected: SystemTime,
+    user: Option<String>,
+    database: Option<String>,
+    waits_for_server: bool,
+}
+
+/// Serves one connection from its first byte to its last. Runs on the plane's thread.
+pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
+    let id = plane.shared.next_client();
+    let mut newcomer = Box::new(Newcomer {
+        plane: Rc::clone(&plane),
+        socket,
+        peer,
+        id,
+        connected: SystemTime::now(),
+        user: None,
+        database: None,
+        waits_for_server: false,
+    });
+    plane.logins.set(plane.logins.get() + 1);
+    let began = Instant::now();
+    let outcome = newcomer.log_in_in_time().await;
+    plane.logins.set(plane.logins.get() - 1);
+    match outcome {
+        Ok(Entry::Session(group, parameters, proven, admission)) => {
+            plane.metrics.borrow_mut().login.record(began.elapsed());
+            // In a function of its own, so that this future keeps nothing of the login.
+            start_session(*newcomer, group, parameters, proven, admission);
+        }
+        Ok(Entry::Console(rights)) => {
+            let Newcomer { plane, socket, peer, id, user, connected, .. } = *newcomer;
+            let client = console::Client { socket, peer, id, user: user.unwrap_or_default(), connected };
+            console::serve(Rc::clone(&plane), client, rights).await;
+            plane.disconnected();
+        }
+        Err(refusal) => {
+            newcomer.refuse(refusal).await;
+            plane.disconnected();
+        }
+    }
+}
+
+fn start_session(
+    newcomer: Newcomer,
+    group: Rc<Group>,
+    parameters: Arc<ParameterSet>,
+    proven: bool,
+    admission: Admission,
+) {
+    let Newcomer { plane, socket, peer, id, connected, .. } = newcomer;
+    let settings = &plane.shared.config.load().settings;
+    if settings.log_connections {
+        let tag = ClientTag { id, database: Some(&group.database), user: Some(&group.user), peer: &peer };
+        tracing::info!(
+            "{tag} login attempt: db={} user={} tls=no replication=no",
+            group.database,
+            group.user
+        );
+    }
+    let welcome = group.pool.welcome().unwrap_or_default();
+    let new = NewSession { socket, peer, id, group, parameters, proven, admission, connected };
+    let task = Session::begin(&plane, new);
+    let session = Rc::clone(task.session());
+    session.borrow_mut().greet(&welcome);
+    tokio::task::spawn_local(task);
+}
+
+/// What a login leads to.
+enum Entry {
+    Session(Rc<Group>, Arc<ParameterSet>, bool, Admission),
+    Console(crate::admin::Rights),
+}
+
+impl Newcomer {
+    async fn log_in_in_time(&mut self) -> Result<Entry, Refusal> {
+        let limit = self.plane.shared.config.load().settings.client_login_timeout;
+        if limit.is_zero() {
+            return self.log_in().await;
+        }
+        match tokio::time::timeout(limit, self.log_in()).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.login_timeout(limit)),
+        }
+    }
+
+    fn login_timeout(&self, limit: Duration) -> Refusal {
+        let message = match self.waits_for_server {
+            true => "client_login_timeout (server down)",
+            false => "client_login_timeout",
+        };
+        let detail = format!("The login was not complete after {} s.", limit.as_secs_f64());
+        SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message).detail(detail).into()
+    }
+
+    async fn log_in(&mut self) -> Result<Entry, Refusal> {
+        let startup = self.read_startup().await?;
+        let mut out = BytesMut::new();
+        if startup.minor > 0 || !startup.protocol_options.is_empty() {
+            originate::negotiate_protocol_version(&startup.protocol_options, &mut out);
+            self.socket.write_all(&out).await?;
+        }
+        let config = self.plane.shared.config.load_full();
+        let user = startup.get("user").filter(|user| !user.is_empty());
+        let Some(user) = user.map(str::to_owned) else {
+            return Err(fatal("no username supplied").into());
+        };
+        let name = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
+        self.user = Some(user.clone());
+        self.database = Some(name.clone());
+        if name == CONSOLE_DATABASE {
+            return self.log_in_to_console(&config, &user).await;
+        }
+        if self.plane.shared.lifecycle.closing.load(Ordering::Relaxed) {
+            return Err(fatal("pooler is shutting down").into());
+        }
+        let wanted = client_parameters(&startup, &config, &self.plane)?;
+        let admission = self.admit(&config, &user, &name)?;
+        let database = config.database(&name);
+        let (credentials, proof) = self.authenticate(&config, &user).await?;
+        let Some(database) = database else {
+            return Err(fatal(format!("no such database: {name}")).into());
+        };
+        self.check_enabled(&name)?;
+        let secret = server_secret(&database, credentials.as_deref(), &proof);
+        let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
+        let (parameters, proven) = self.own_parameters(&welcome, &wanted);
+        Ok(Entry::Session(group, parameters, proven, admission))
+    }
+
+    // ---- the first packets ----
+
+    async fn read_startup(&mut self) -> Result<Startup, Refusal> {
+        let (mut ssl_asked, mut gss_asked) = (false, false);
+        loop {
+            match self.read_first_packet().await? {
+                FirstPacket::SslRequest if !ssl_asked => ssl_asked = true,
+                FirstPacket::GssEncRequest if !gss_asked => gss_asked = true,
+                FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
+                    return Err(Refusal::Quiet("encryption was asked for twice"));
+                }
+                FirstPacket::Cancel(key) => {
+                    let known = cancel::forward(&self.plane.shared, key);
+                    if !known {
+                        self.plane.metrics.borrow_mut().cancels_unknown += 1;
+                    }
+                    return Err(Refusal::Quiet(""));
+                }
+                FirstPacket::Startup(startup) => return Ok(startup),
+            }
+            self.socket.write_all(b"N").await?;
+        }
+    }
+
+    async fn read_first_packet(&mut self) -> Result<FirstPacket, Refusal> {
+        let mut length = [0; 4];
+        let mut have = 0;
+        while have < length.len() {
+            match self.socket.read(&mut length[have..]).await? {
+                // A probe that connects and closes is no news.
+                0 if have == 0 => return Err(Refusal::Quiet("")),
+                0 => return Err(Refusal::Quiet("client unexpected eof")),
+                count => have += count,
+            }
+        }
+        let bad = |error: startup::BadStartup| fatal(error.to_string());
+        let length = startup::packet_length(length).map_err(bad)?;
+        let mut body = vec![0; length - 4];
+        self.socket.read_exact(&mut body).await?;
+        Ok(startup::parse(&body).map_err(bad)?)
+    }
+
+    // ---- whether it may ----
+
+    fn admit(&self, config: &Config, user: &str, name: &str) -> Result<Admission, SqlError> {
+        let shared = &self.plane.shared;
+        let permit = |quota: &Arc<crate::pool::quota::Quota>, limit: u32, message: &'static str| {
+            quota.set_limit(limit);
+            quota.take().ok_or_else(|| {
+                let (_, setting) = message.split_once('(').unwrap_or((message, message));
+                let setting = setting.trim_end_matches(')');
+                fatal(message)
+                    .detail(format!("{} of {limit} client connections are in use.", quota.used()))
+                    .hint(format!("Raise {setting}, or close connections."))
+            })
+        };
+        let all = permit(
+            &shared.clients,
+            config.settings.max_client_conn,
+            "no more connections allowed (max_client_conn)",
+        )?;
+        // A database that does not exist has no limit of its own; it is told apart only after the
+        // password, so that its name stays a secret.
+        let unknown = Database::new(name.to_owned());
+        let database = config.database(name);
+        let policy = config.pool_policy(database.as_deref().unwrap_or(&unknown), user);
+        let of_database = match &database {
+            None => Arc::default(),
+            Some(_) => Arc::clone(&shared.databases.database(name).clients),
+        };
+        let of_user = Arc::clone(&shared.databases.user(user).clients);
+        let database = permit(
+            &of_database,
+            policy.max_db_client_connections,
+            "client connections exceeded (max_db_client_connections)",
+        )?;
+        let user = permit(
+            &of_user,
+            policy.max_user_client_connections,
+            "client connections exceeded (max_user_client_connections)",
+        )?;
+        Ok(Admission { _permits: [all, database, user] })
+    }
+
+    fn check_enabled(&self, name: &str) -> Result<(), SqlError> {
+        let disabled = self.plane.shared.databases.database(name).disabled.load(Ordering::Acquire);
+        match disabled {
+            true => Err(fatal(format!("database \"{name}\" is disabled"))),
+            false => Ok(()),
+        }
+    }
+
+    async fn authenticate(
+        &mut self,
+        config: &Config,
+        user: &str,
+    ) -> Result<(Option<Arc<Credentials>>, Proof), Refusal> {
+        let credentials = self.plane.shared.credentials(user);
+        let method = match config.settings.auth_type {
+            AuthType::Any => return Ok((credentials, Proof::default())),
+            AuthType::Trust => Method::Trust,
+            AuthType::Plain => Method::Plain,
+            AuthType::Md5 => Method::Md5,
+            AuthType::ScramSha256 => Method::ScramSha256,
+            AuthType::Cert | AuthType::Hba | AuthType::Ldap | AuthType::Pam => {
+                let message =
+                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
+                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
+            }
+        };
+        let settings = self.plane.shared.scram_settings();
+        let mut login = ClientLogin::new(method, user, credentials.clone(), &settings, &mut rand::rng());
+        let mut out = BytesMut::new();
+        let mut progress = login.start(&mut out)?;
+        loop {
+            if !out.is_empty() {
+                self.socket.write_all(&out).await?;
+                out.clear();
+            }
+            match progress {
+                Progress::Done(proof) => return Ok((credentials, proof)),
+                Progress::Continue => {
+                    let body = self.read_password().await?;
+                    progress = login.handle_password(&body, &mut out)?;
+                }
+            }
+        }
+    }
+
+    async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
+        let mut header = [0; HEADER_LENGTH];
+        self.socket.read_exact(&mut header).await?;
+        let header = Header::read(&header).ok().flatten();
+        match header {
+            Some(Header { tag: b'p', length }) if length <= PASSWORD_MESSAGE_MAX => {
+                let mut body = vec![0; length - HEADER_LENGTH];
+                self.socket.read_exact(&mut body).await?;
+                Ok(body)
+            }
+            Some(Header { tag: b'X', .. }) => Err(Refusal::Quiet("client close request")),
+            _ => Err(fatal("bad packet header").detail("A password message was expected.").into()),
+        }
+    }
+
+    // ---- its pool ----
+
+    async fn join_pool(
+        &mut self,
+        config: &Config,
+        database: &Database,
+        user: &str,
+        secret: Arc<ServerSecret>,
+    ) -> Result<(Rc<Group>, Arc<Welcome>), Refusal> {
+        let shared = &self.plane.shared;
+        if config.hosts(database).is_empty() {
+            return Err(fatal("bouncer config error")
+                .detail("The database has no host, and unix_socket_dir is empty.")
+                .into());
+        }
+        let paused = shared.lifecycle.paused.load(Ordering::Acquire);
+        let pool = shared.databases.pool(config, database, user, secret, paused);
+        let group = self.plane.group(user, &database.name, &pool);
+        if let Some(welcome) = pool.welcome() {
+            return Ok((group, welcome));
+        }
+        if let Some(error) = pool.cached_refusal(Instant::now()) {
+            return Err(error.into());
+        }
+        self.waits_for_server = true;
+        self.first_server(&pool).await?;
+        let welcome = pool.welcome().ok_or(Refusal::Quiet("server conn crashed?"))?;
+        Ok((group, welcome))
+    }
+
+    /// The client is to be told what its server says of itself, so there must be one.
+    async fn first_server(&mut self, pool: &Arc<Pool>) -> Result<(), Refusal> {
+        let lease = match pool.acquire(self.plane.worker, Instant::now()) {
+            Acquired::Lease(lease) => lease,
+            Acquired::Wait(mut place) => {
+                let limit = pool.settings().policy.query_wait_timeout;
+                let wait = std::future::poll_fn(|context: &mut Context<'_>| place.poll(context));
+                match limit {
+                    None => wait.await?,
+                    Some(limit) => match tokio::time::timeout(limit, wait).await {
+                        Ok(outcome) => outcome?,
+                        Err(_) => {
+                            let user = self.user.as_deref().unwrap_or_default();
+                            return Err(super::time::query_wait_timeout(pool, user, limit).into());
+                        }
+                    },
+                }
+            }
+        };
+        lease.release(Instant::now());
+        Ok(())
+    }
+
+    /// The tracked parameters: the server's, with the client's own in place. The second value says
+    /// whether they are all ones that a server has reported, and so surely valid.
+    fn own_parameters(&self, welcome: &Welcome, wanted: &[(usize, String)]) -> (Arc<ParameterSet>, bool) {
+        let session = &self.plane.shared.server;
+        let mut parameters = ParameterSet::default();
+        for (name, value) in &welcome.0 {
+            if let Some(index) = session.tracked.index(name) {
+                parameters = parameters.with(index, value);
+            }
+        }
+        let mut proven = true;
+        for (index, value) in wanted {
+            // A parameter that the server does not report cannot follow the client.
+            if parameters.get(*index).is_some_and(|known| !known.eq_ignore_ascii_case(value)) {
+                parameters = parameters.with(*index, value);
+                proven = false;
+            }
+        }
+        (session.parameters.intern(parameters), proven)
+    }
+
+    async fn log_in_to_console(&mut self, config: &Config, user: &str) -> Result<Entry, Refusal> {
+        let own_socket = matches!(self.peer, Peer::Unix { .. })
+            && user == CONSOLE_DATABASE
+            && console::is_own_user(&self.socket);
+        if own_socket {
+            return Ok(Entry::Console(crate::admin::Rights::Admin));
+        }
+        let Some(rights) = console::rights(config, user) else {
+            self.authenticate(config, user).await?;
+            return Err(fatal("not allowed").into());
+        };
+        self.authenticate(config, user).await?;
+        Ok(Entry::Console(rights))
+    }
+
+    async fn refuse(mut self: Box<Self>, refusal: Refusal) {
+        let tag = ClientTag {
+            id: self.id,
+            database: self.database.as_deref(),
+            user: self.user.as_deref(),
+            peer: &self.peer,
+        };
+        let settings = &self.plane.shared.config.load().settings;
+        match refusal {
+            Refusal::Quiet("") => {}
+            Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
+            Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),
+            Refusal::Error(error) => {
+                self.plane.metrics.borrow_mut().errors.record(&error.code);
+                if settings.log_pooler_errors {
+                    tracing::warn!("{tag} pooler error: {}", error.message);
+                }
+                let mut out = BytesMut::new();
+                originate::error(&error, &mut out);
+                let told = async {
+                    self.socket.write_all(&out).await?;
+                    self.socket.shutdown().await
+                };
+                // A client that does not read its error is not waited for.
+                let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
+            }
+        }
+    }
+}
+
+fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
+    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
+}
+
+/// What proves to the server that we are the user.
+fn server_secret(database: &Database, credentials: Option<&Credentials>, proof: &Proof) -> Arc<ServerSecret> {
+    if let Some(password) = &database.password {
+        return Arc::new(ServerSecret::plain(crate::auth::Password::new(password.expose())));
+    }
+    match credentials {
+        Some(credentials) => credentials.server_secret(proof),
+        None => Arc::new(ServerSecret::None),
+    }
+}
+
+/// The startup parameters that follow the client; an error for those that would be lost.
+fn client_parameters(
+    startup: &Startup,
+    config: &Config,
+    plane: &Plane,
+) -> Result<Vec<(usize, String)>, SqlError> {
+    let tracked = &plane.shared.server.tracked;
+    let ignored = |name: &str| config.settings.ignore_startup_parameters.iter().any(|known| known == name);
+    let mut wanted = Vec::new();
+    for (name, value) in &startup.parameters {
+        if matches!(name.as_str(), "user" | "database") || ignored(name) {
+            continue;
+        }
+        if let Some(index) = tracked.index(name) {
+            wanted.push((index, value.clone()));
+        } else if name == "options" {
+            options(value, plane, &ignored, &mut wanted)?;
+        } else if name == "replication" {
+            replication(value)?;
+        } else {
+            let hint = format!(
+                "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
+            );
+            return Err(fatal(format!("unsupported startup parameter: {name}")).hint(hint));
+        }
+    }
+    Ok(wanted)
+}
+
+/// `-c name=value` and `--name=value`, as libpq's `options` has them; a backslash escapes.
+fn options(
+    text: &str,
+    plane: &Plane,
+    ignored: &dyn Fn(&str) -> bool,
+    wanted: &mut Vec<(usize, String)>,
+) -> Result<(), SqlError> {
+    let unsupported = || {
+        fatal("unsupported startup parameter: options")
+            .detail("Only -c name=value and --name=value are understood.")
+    };
+    let mut words = split_options(text).into_iter();
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(setting), _) => setting.to_owned(),
+            (None, Some("")) => words.next().ok_or_else(unsupported)?,
+            (None, Some(setting)) => setting.to_owned(),
+            (None, None) => return Err(unsupported()),
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(unsupported)?;
+        let name = name.replace('-', "_");
+        match plane.shared.server.tracked.index(&name) {
+            Some(index) => wanted.push((index, value.to_owned())),
+            None if ignored(&name) => {}
+            None => {
+                return Err(fatal(format!("unsupported startup parameter in options: {name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn split_options(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => word.extend(characters.next()),
+            space if space.is_ascii_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            other => word.push(other),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+fn replication(value: &str) -> Result<(), SqlError> {
+    match value {
+        "no" | "off" | "false" | "0" => Ok(()),
+        _ => {
+            Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not supported"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_words_with_backslash_escapes() {
+        assert_eq!(split_options(r" -c a=b\ c  --d=e\\"), ["-c", "a=b c", r"--d=e\"]);
+        assert!(split_options("  ").is_empty());
+    }
+}

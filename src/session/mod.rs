@@ -1,0 +1,420 @@
+//! WHO ASKS. One client, from accept to goodbye.
+//!
+//! [`Session`] is a state machine that one task polls: it is idle, waits for a server, or holds one.
+//! An idle session owns no buffer and no server. Everything happens inside one poll, with the
+//! thread's own buffers: read, look at the headers, write to the other side.
+
+pub mod cancel;
+pub mod console;
+pub mod control;
+pub mod databases;
+mod idle;
+pub mod login;
+pub mod plane;
+mod relay;
+mod time;
+pub mod views;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::BytesMut;
+use pgwire::messages::startup::Authentication;
+
+use crate::config::PoolMode;
+use crate::error::{SqlError, sqlstate};
+use crate::log::{ClientTag, Peer};
+use crate::net::Socket;
+use crate::pool::{Lease, Waiting};
+use crate::protocol::OutOfStep;
+use crate::protocol::parameters::ParameterSet;
+use crate::protocol::statements::ClientStatements;
+use crate::protocol::upstream::Body;
+use crate::server::login::Welcome;
+use crate::wire::startup::CancelKey;
+use crate::wire::{Malformed, originate};
+use cancel::CancelsInFlight;
+use plane::{Group, Plane, Scratch};
+
+/// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
+const READ_AHEAD_MAX: usize = 64 * 1024;
+
+/// Reads of one socket in one poll, after which others get their turn.
+const READS_MAX: usize = 4;
+
+/// Why a session ends, and what the client is told.
+#[derive(Debug)]
+pub enum Farewell {
+    /// The client said Terminate.
+    Terminate,
+    /// The client is gone without a word.
+    Gone(io::Error),
+    /// The end of the client's stream.
+    EndOfStream,
+    /// An error of ours.
+    Error(Box<SqlError>),
+    /// The server is gone; `told` when its last word went to the client already.
+    ServerGone {
+        /// Whether the client got a FATAL error from the server itself.
+        told: bool,
+    },
+}
+
+impl From<Malformed> for Farewell {
+    fn from(malformed: Malformed) -> Self {
+        let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "bad packet header");
+        Farewell::Error(Box::new(error.detail(malformed.to_string())))
+    }
+}
+
+impl From<OutOfStep> for Farewell {
+    fn from(error: OutOfStep) -> Self {
+        tracing::error!("server connection is out of step: {error}");
+        let told = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "bad packet from server");
+        Farewell::Error(Box::new(told.detail("The server's answer does not fit what was asked.")))
+    }
+}
+
+impl From<SqlError> for Farewell {
+    fn from(error: SqlError) -> Self {
+        Farewell::Error(Box::new(error))
+    }
+}
+
+/// What a session does now.
+#[derive(Debug)]
+enum Phase {
+    /// No server, and nothing asked.
+    Idle,
+    /// The client asked something, and all servers are taken.
+    Waiting(Box<Wait>),
+    /// A server is this client's own.
+    Leased(Box<Loan>),
+}
+
+#[derive(Debug)]
+struct Wait {
+    place: Waiting,
+    since: Instant,
+}
+
+/// A lease, and what is measured of it.
+#[derive(Debug)]
+struct Loan {
+    lease: Lease,
+    began: Instant,
+    /// When the oldest unanswered query was sent; `None` while none is.
+    query_began: Option<Instant>,
+    /// When the last answer was complete.
+    quiet_since: Instant,
+    /// Parameters were sent ahead that no server has accepted yet: the client's bytes wait.
+    proving: bool,
+    /// The client said Terminate; what it asked before is still answered.
+    closing: bool,
+    /// The server sent a FATAL error.
+    fatal_seen: bool,
+    /// Cancel requests on their way to this server.
+    cancels: Option<Rc<CancelsInFlight>>,
+}
+
+/// One client, after its login.
+pub struct Session {
+    plane: Rc<Plane>,
+    group: Rc<Group>,
+    socket: Socket,
+    phase: Phase,
+    /// Unlike all others of this process.
+    pub id: u64,
+    /// What a CancelRequest for it must say.
+    pub cancel_key: CancelKey,
+    peer: Peer,
+    slot: u32,
+    connected: SystemTime,
+    last_request: SystemTime,
+    parameters: Arc<ParameterSet>,
+    /// Whether some server has accepted the parameters.
+    proven: bool,
+    /// After an error of ours in a batch of the extended protocol.
+    skip_to_sync: bool,
+    /// A CancelRequest came while the session waited for a server.
+    canceled: bool,
+    statements: Option<Box<ClientStatements>>,
+    /// Client bytes that were read but not dealt with.
+    carry: Option<Box<Vec<u8>>>,
+    body: Body,
+    /// Bytes for the client that its socket did not take.
+    backlog: Option<Box<Vec<u8>>>,
+    /// Set from outside: the session ends with this.
+    doom: Option<Box<Farewell>>,
+    waker: Option<Waker>,
+    _admission: login::Admission,
+}
+
+/// What a finished login hands over.
+pub struct NewSession {
+    /// The client's socket.
+    pub socket: Socket,
+    /// Who it is.
+    pub peer: Peer,
+    /// Its number.
+    pub id: u64,
+    /// What it shares with others.
+    pub group: Rc<Group>,
+    /// Its parameters.
+    pub parameters: Arc<ParameterSet>,
+    /// Whether a server has accepted the parameters.
+    pub proven: bool,
+    /// Its place among the connection limits.
+    pub admission: login::Admission,
+    /// When it connected.
+    pub connected: SystemTime,
+}
+
+impl Session {
+    /// Enters a session into its plane; the caller tells the client the key and runs the task.
+    pub fn begin(plane: &Rc<Plane>, new: NewSession) -> SessionTask {
+        let mut sessions = plane.sessions.borrow_mut();
+        let vacant = sessions.vacant_entry();
+        let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
+        let worker = u32::try_from(plane.worker).expect("there are few workers");
+        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot });
+        let session = Rc::new(RefCell::new(Session {
+            plane: Rc::clone(plane),
+            group: new.group,
+            socket: new.socket,
+            phase: Phase::Idle,
+            id: new.id,
+            cancel_key,
+            peer: new.peer,
+            slot,
+            connected: new.connected,
+            last_request: new.connected,
+            parameters: new.parameters,
+            proven: new.proven,
+            skip_to_sync: false,
+            canceled: false,
+            statements: None,
+            carry: None,
+            body: Body::default(),
+            backlog: None,
+            doom: None,
+            waker: None,
+            _admission: new.admission,
+        }));
+        vacant.insert(Rc::clone(&session));
+        SessionTask(session)
+    }
+
+    /// Ends the login: what the server says of itself, with the client's own values in place.
+    fn greet(&mut self, welcome: &Welcome) {
+        let tracked = &self.plane.shared.server.tracked;
+        let mut out = BytesMut::new();
+        originate::authentication(Authentication::Ok, &mut out);
+        for (name, value) in &welcome.0 {
+            let own = tracked.index(name).and_then(|index| self.parameters.get(index));
+            originate::parameter_status(name, own.unwrap_or(value), &mut out);
+        }
+        let (process_id, secret) = self.cancel_key.process_id_and_secret();
+        originate::backend_key_data(process_id, secret, &mut out);
+        originate::ready_for_query_idle(&mut out);
+        // A client that is gone is found at its first read.
+        let _ = self.send(&out);
+    }
+
+    /// Writes to the client, after everything that was written before.
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Farewell> {
+        self.group.stats.borrow_mut().totals.bytes_sent += bytes.len() as u64;
+        if let Some(backlog) = &mut self.backlog {
+            backlog.extend_from_slice(bytes);
+            return Ok(());
+        }
+        let written = self.socket.write_now(bytes).map_err(Farewell::Gone)?;
+        if written < bytes.len() {
+            self.backlog = Some(Box::new(bytes[written..].to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Brings out what the client's socket did not take. Pending while it takes no more.
+    fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
+        while let Some(backlog) = &mut self.backlog {
+            let written = ready!(self.socket.poll_write(context, backlog)).map_err(Farewell::Gone)?;
+            if written == backlog.len() {
+                self.backlog = None;
+            } else {
+                backlog.drain(..written);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
+        loop {
+            if let Some(doom) = self.doom.take() {
+                return Poll::Ready(*doom);
+            }
+            let step = match &self.phase {
+                Phase::Idle => self.poll_idle(context, scratch),
+                Phase::Waiting(_) => self.poll_waiting(context, scratch),
+                Phase::Leased(_) => self.poll_leased(context, scratch),
+            };
+            if let Err(farewell) = ready!(step) {
+                return Poll::Ready(farewell);
+            }
+        }
+    }
+
+    /// Ends the session from outside its task.
+    pub fn end(&mut self, farewell: Farewell) {
+        if self.doom.is_none() {
+            self.doom = Some(Box::new(farewell));
+        }
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether no transaction of the client runs and none is wanted.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// The first words of its log lines.
+    pub fn tag(&self) -> ClientTag<'_> {
+        ClientTag {
+            id: self.id,
+            database: Some(&self.group.database),
+            user: Some(&self.group.user),
+            peer: &self.peer,
+        }
+    }
+
+    /// The session's last deed: tells the client, frees the server, writes the log.
+    fn say_goodbye(&mut self, farewell: &Farewell) {
+        let (reason, error) = match farewell {
+            Farewell::Terminate => ("client close request".to_owned(), None),
+            Farewell::EndOfStream => ("client unexpected eof".to_owned(), None),
+            Farewell::Gone(error) => (format!("client unexpected eof ({error})"), None),
+            Farewell::Error(error) => (error.message.to_string(), Some((**error).clone())),
+            Farewell::ServerGone { told } => {
+                let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server conn crashed?")
+                    .detail("The connection to the server was lost while a request was running or a transaction was open.");
+                ("server conn crashed?".to_owned(), (!told).then_some(error))
+            }
+        };
+        self.leave_server();
+        let settings = &self.plane.shared.config.load().settings;
+        if let Some(error) = error {
+            self.plane.metrics.borrow_mut().errors.record(&error.code);
+            if settings.log_pooler_errors {
+                tracing::warn!("{} pooler error: {}", self.tag(), error.message);
+            }
+            let mut bytes = BytesMut::new();
+            originate::error(&error, &mut bytes);
+            // The client may be gone already; then there is nobody to tell.
+            let _ = self.send(&bytes);
+        }
+        if settings.log_disconnections {
+            let age = self.connected.elapsed().unwrap_or_default().as_secs();
+            tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());
+        }
+    }
+
+    /// Frees or closes the server, and leaves the queue.
+    fn leave_server(&mut self) {
+        match std::mem::replace(&mut self.phase, Phase::Idle) {
+            Phase::Idle | Phase::Waiting(_) => {}
+            Phase::Leased(loan) => {
+                let lease = &loan.lease;
+                let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
+                if ready && !self.sends_a_body() {
+                    self.give_back(*loan);
+                } else {
+                    loan.lease.close("client disconnect while server was not ready");
+                }
+            }
+        }
+    }
+
+    /// Whether a message of the client is only half sent to the server.
+    fn sends_a_body(&self) -> bool {
+        self.body.left > 0 && !self.body.dropped
+    }
+
+    /// Returns a server that is idle: after the reset query where one is due, and not before the
+    /// cancel requests on their way to it have arrived.
+    fn give_back(&self, loan: Loan) {
+        let resets = self.group.mode.get() == PoolMode::Session || self.group.reset_always.get();
+        let reset = if resets { self.group.settings.borrow().reset_query.clone() } else { String::new() };
+        let Loan { lease, cancels, .. } = loan;
+        match cancels.filter(|cancels| cancels.any()) {
+            None => finish_loan(lease, reset),
+            Some(cancels) => {
+                tokio::task::spawn_local(async move {
+                    cancels.arrived().await;
+                    finish_loan(lease, reset);
+                });
+            }
+        }
+    }
+}
+
+fn finish_loan(lease: Lease, reset: String) {
+    match reset.is_empty() {
+        true => lease.release(Instant::now()),
+        false => lease.run_and_release(reset, "server_reset_query"),
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.plane.disconnected();
+        self.plane.shared.cancel_keys.remove(&self.cancel_key);
+    }
+}
+
+/// Runs a session to its end.
+pub struct SessionTask(Rc<RefCell<Session>>);
+
+impl SessionTask {
+    /// The session that it runs.
+    pub fn session(&self) -> &Rc<RefCell<Session>> {
+        &self.0
+    }
+}
+
+impl Future for SessionTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut session = self.0.borrow_mut();
+        match &mut session.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            empty => *empty = Some(context.waker().clone()),
+        }
+        let plane = Rc::clone(&session.plane);
+        let mut scratch = plane.scratch.borrow_mut();
+        let farewell = ready!(session.poll_advance(context, &mut scratch));
+        drop(scratch);
+        session.say_goodbye(&farewell);
+        let slot = session.slot as usize;
+        drop(session);
+        plane.sessions.borrow_mut().remove(slot);
+        Poll::Ready(())
+    }
+}
+
+/// How long ago that was, zero if the clock went back.
+fn since(then: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(then)
+}

@@ -1,0 +1,341 @@
+//! What sessions stand on: [`Shared`] is one for the process, [`Plane`] one for each worker thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::Session;
+use super::console::Consoles;
+use super::control::ProcessCommand;
+use super::databases::Databases;
+use super::views::StatsPeriod;
+use crate::admin::Stats;
+use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
+use crate::config::{Config, PoolMode};
+use crate::log::Peer;
+use crate::metrics::{Histogram, WorkerMetrics};
+use crate::net::DetachedSocket;
+use crate::pool::quota::Quota;
+use crate::pool::{Pool, PoolSettings};
+use crate::protocol::statements::Interner;
+use crate::protocol::upstream::StatementCounts;
+use crate::server;
+use crate::wire::startup::CancelKey;
+
+/// Bytes that one read may bring. Large results cost few system calls, and the buffer is one for a
+/// whole thread.
+pub const READ_BUFFER: usize = 64 * 1024;
+
+/// Where a client lives: its worker and its place there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The worker.
+    pub worker: u32,
+    /// The place in [`Plane::sessions`].
+    pub slot: u32,
+}
+
+/// What a worker is asked to do by other threads.
+#[derive(Debug)]
+pub enum Message {
+    /// A new connection.
+    Client(DetachedSocket, Peer),
+    /// A client's CancelRequest, for a session of this worker.
+    Cancel(CancelKey, Address),
+    /// Do something with the worker's state, and tell the asker when it is done.
+    Run(Task),
+}
+
+/// Work for a worker's thread.
+pub struct Task(pub Box<dyn FnOnce(&Rc<Plane>) + Send>);
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Task")
+    }
+}
+
+/// How the process goes on.
+#[derive(Debug, Default)]
+pub struct Lifecycle {
+    /// No new client may log in.
+    pub closing: AtomicBool,
+    /// Each client is told to go at its next transaction boundary.
+    pub draining: AtomicBool,
+    /// PAUSE without a database.
+    pub paused: AtomicBool,
+}
+
+impl Lifecycle {
+    /// Whether clients are told to go at their next transaction boundary.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// One for the process.
+pub struct Shared {
+    /// The settings in force.
+    pub config: ArcSwap<Config>,
+    /// Databases, their pools and limits.
+    pub databases: Databases,
+    /// Every prepared statement.
+    pub statements: Interner,
+    /// Tracked parameters, and what servers are opened with.
+    pub server: Arc<server::Session>,
+    /// Who may be canceled.
+    pub cancel_keys: DashMap<CancelKey, Address>,
+    /// The workers' mailboxes.
+    pub workers: Vec<UnboundedSender<Message>>,
+    /// Connections of each worker, logged in or not.
+    pub loads: Vec<AtomicU32>,
+    /// What only the process as a whole can do.
+    pub process: UnboundedSender<ProcessCommand>,
+    /// How the process goes on.
+    pub lifecycle: Lifecycle,
+    /// Clients that are logged in or log in, the console's left out, against `max_client_conn`.
+    pub clients: Arc<Quota>,
+    /// Sessions begun, for their numbers.
+    pub last_client: AtomicU64,
+    /// Where the console's averages are counted from.
+    pub stats_period: Mutex<StatsPeriod>,
+    /// The process's own salt.
+    pub mock_key: MockKey,
+    credentials: Mutex<HashMap<String, Arc<Credentials>>>,
+}
+
+impl Shared {
+    /// Everything that the workers share.
+    pub fn new(
+        config: Config,
+        server: Arc<server::Session>,
+        databases: Databases,
+        workers: Vec<UnboundedSender<Message>>,
+        process: UnboundedSender<ProcessCommand>,
+    ) -> Arc<Self> {
+        Arc::new(Shared {
+            config: ArcSwap::from_pointee(config),
+            databases,
+            statements: Interner::default(),
+            server,
+            cancel_keys: DashMap::new(),
+            loads: workers.iter().map(|_| AtomicU32::new(0)).collect(),
+            workers,
+            process,
+            lifecycle: Lifecycle::default(),
+            clients: Arc::default(),
+            last_client: AtomicU64::new(0),
+            stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
+            mock_key: MockKey::new(&mut rand::rng()),
+            credentials: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// A user's credentials from `auth_file`; `None` for an unknown user.
+    pub fn credentials(&self, user: &str) -> Option<Arc<Credentials>> {
+        let config = self.config.load();
+        let secret = config.auth_users.get(user)?;
+        let mut known = self.credentials.lock();
+        let entry =
+            known.entry(user.to_owned()).or_insert_with(|| Arc::new(Credentials::new(Secret::parse(secret))));
+        Some(Arc::clone(entry))
+    }
+
+    /// New settings: what was derived from old secrets is forgotten where they changed.
+    pub fn configure(&self, config: Config) {
+        let old = self.config.load_full();
+        self.credentials.lock().retain(|user, _| old.auth_users.get(user) == config.auth_users.get(user));
+        self.config.store(Arc::new(config));
+    }
+
+    /// `scram_iterations`, and the process's salt.
+    pub fn scram_settings(&self) -> ScramSettings {
+        ScramSettings {
+            iterations: self.config.load().settings.scram_iterations,
+            mock_key: self.mock_key.clone(),
+        }
+    }
+
+    /// A number for a new client.
+    pub fn next_client(&self) -> u64 {
+        self.last_client.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's.
+    pub fn new_cancel_key(&self, address: Address) -> CancelKey {
+        loop {
+            let mut bytes: [u8; 8] = rand::random();
+            bytes[0] &= 0x7f;
+            let key = CancelKey(bytes);
+            if let dashmap::Entry::Vacant(vacant) = self.cancel_keys.entry(key) {
+                vacant.insert(address);
+                return key;
+            }
+        }
+    }
+}
+
+/// What one worker counted for one kind of client: plain numbers, since only its thread writes them.
+#[derive(Debug, Default)]
+pub struct LocalStats {
+    /// PgBouncer's counters.
+    pub totals: Stats,
+    /// Prepared statements.
+    pub statements: StatementCounts,
+    /// Time from a query that needs a server to the server.
+    pub wait: Histogram,
+    /// Time from a server's being lent to its release.
+    pub transaction: Histogram,
+}
+
+/// What one worker's clients of one database and login user have in common.
+pub struct Group {
+    /// Login user.
+    pub user: Arc<str>,
+    /// Database as clients know it.
+    pub database: Arc<str>,
+    /// Where their servers come from.
+    pub pool: Arc<Pool>,
+    /// When they may be given to another client.
+    pub mode: Cell<PoolMode>,
+    /// Whether prepared statements are tracked.
+    pub tracking: Cell<bool>,
+    /// Whether the reset query runs at each release.
+    pub reset_always: Cell<bool>,
+    /// The rules, for limits of time.
+    pub settings: RefCell<Arc<PoolSettings>>,
+    /// What they did.
+    pub stats: RefCell<LocalStats>,
+}
+
+impl Group {
+    fn new(user: &str, database: &str, pool: Arc<Pool>) -> Rc<Self> {
+        let settings = arc_swap::Guard::into_inner(pool.settings());
+        let group = Group {
+            user: user.into(),
+            database: database.into(),
+            pool,
+            mode: Cell::new(PoolMode::Session),
+            tracking: Cell::new(false),
+            reset_always: Cell::new(false),
+            settings: RefCell::new(Arc::clone(&settings)),
+            stats: RefCell::default(),
+        };
+        group.configure(settings);
+        Rc::new(group)
+    }
+
+    /// Takes over the pool's settings after a RELOAD.
+    pub fn refresh(&self) {
+        let settings = arc_swap::Guard::into_inner(self.pool.settings());
+        if !Arc::ptr_eq(&settings, &self.settings.borrow()) {
+            self.configure(settings);
+        }
+    }
+
+    fn configure(&self, settings: Arc<PoolSettings>) {
+        self.mode.set(settings.policy.pool_mode);
+        self.tracking.set(settings.statements_max > 0);
+        self.reset_always.set(settings.reset_always && !settings.reset_query.is_empty());
+        *self.settings.borrow_mut() = settings;
+    }
+}
+
+/// Buffers of a thread, used inside one poll and never across an await.
+pub struct Scratch {
+    /// What a read brings.
+    pub read: Box<[u8]>,
+    /// Edited bytes on their way out.
+    pub out: Vec<u8>,
+}
+
+/// One for each worker thread.
+pub struct Plane {
+    /// The worker's number.
+    pub worker: usize,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// The thread's sessions, by slot.
+    pub sessions: RefCell<Slab<Rc<RefCell<Session>>>>,
+    /// The thread's buffers.
+    pub scratch: RefCell<Scratch>,
+    /// Logins, cancels and errors.
+    pub metrics: RefCell<WorkerMetrics>,
+    /// Connections that are not logged in yet, for SHOW LISTS.
+    pub logins: Cell<u32>,
+    /// The console's clients.
+    pub consoles: Consoles,
+    /// Cancel requests on their way to a server.
+    pub cancels: Cell<u32>,
+    groups: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Group>>>,
+}
+
+impl Plane {
+    /// The state of a new worker.
+    pub fn new(worker: usize, shared: Arc<Shared>) -> Rc<Self> {
+        Rc::new(Plane {
+            worker,
+            shared,
+            sessions: RefCell::new(Slab::new()),
+            scratch: RefCell::new(Scratch {
+                read: vec![0; READ_BUFFER].into(),
+                out: Vec::with_capacity(READ_BUFFER / 4),
+            }),
+            metrics: RefCell::default(),
+            logins: Cell::new(0),
+            consoles: Consoles::default(),
+            cancels: Cell::new(0),
+            groups: RefCell::default(),
+        })
+    }
+
+    /// What clients of this user and database share on this worker.
+    pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>) -> Rc<Group> {
+        let mut groups = self.groups.borrow_mut();
+        let key = (Arc::from(user), Arc::from(database));
+        let group = groups.entry(key).or_insert_with(|| Group::new(user, database, Arc::clone(pool)));
+        if !Arc::ptr_eq(&group.pool, pool) {
+            // The database was removed and came back: its pool is another one.
+            *group = Group::new(user, database, Arc::clone(pool));
+        }
+        group.refresh();
+        Rc::clone(group)
+    }
+
+    /// A connection of this worker has ended.
+    pub fn disconnected(&self) {
+        self.shared.loads[self.worker].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Every group of this worker.
+    pub fn groups(&self) -> Vec<Rc<Group>> {
+        self.groups.borrow().values().cloned().collect()
+    }
+
+    /// Several times a second: pools' upkeep, and clients whose time is over.
+    pub fn tick(&self, now: Instant) {
+        let mut seen = BTreeSet::new();
+        for group in self.groups() {
+            group.refresh();
+            if seen.insert(Arc::as_ptr(&group.pool)) {
+                group.pool.tick(self.worker, now);
+            }
+        }
+        let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
+        for session in sessions {
+            session.borrow_mut().check_time(now);
+        }
+    }
+
+    /// How often [`Plane::tick`] is due.
+    pub const TICK: Duration = Duration::from_millis(100);
+}

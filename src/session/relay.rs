@@ -1,0 +1,435 @@
+//! Bytes both ways, while one server is one client's own.
+
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::BytesMut;
+
+use super::{Farewell, Loan, Phase, READS_MAX, Scratch, Session, since};
+use crate::config::PoolMode;
+use crate::error::{SqlError, sqlstate};
+use crate::protocol::upstream::{self, Upstream};
+use crate::protocol::{Stop, statements};
+use crate::wire::backend::{self, TransactionStatus};
+use crate::wire::originate;
+
+/// What a look at one side brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pumped {
+    /// Something; there may be more.
+    Some,
+    /// Nothing now; the task is woken when there is.
+    Nothing,
+    /// The server is free, and the lease has ended.
+    Released,
+}
+
+/// The run of input that goes on as it is, as long as nothing had to be changed before it.
+struct Forward<'a> {
+    input: &'a [u8],
+    run: Range<usize>,
+    out: &'a mut Vec<u8>,
+}
+
+impl Forward<'_> {
+    fn push(&mut self, run: Range<usize>) {
+        if run.is_empty() {
+            return;
+        }
+        if self.run.is_empty() {
+            self.run = run;
+        } else if self.run.end == run.start {
+            self.run.end = run.end;
+        } else {
+            self.flush();
+            self.run = run;
+        }
+    }
+
+    fn insert(&mut self, bytes: &[u8]) {
+        self.flush();
+        self.out.extend_from_slice(bytes);
+    }
+
+    fn flush(&mut self) {
+        self.out.extend_from_slice(&self.input[self.run.clone()]);
+        self.run = 0..0;
+    }
+}
+
+impl Session {
+    fn loan(&mut self) -> &mut Loan {
+        match &mut self.phase {
+            Phase::Leased(loan) => loan,
+            Phase::Idle | Phase::Waiting(_) => unreachable!("the relay runs only with a lease"),
+        }
+    }
+
+    /// The first bytes of a lease: `scratch.out` may hold what goes in front of them.
+    pub(super) fn forward_first(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<(), Farewell> {
+        if self.loan().proving {
+            self.stash(input);
+            let front = std::mem::take(&mut scratch.out);
+            let sent = self.write_server(&front);
+            scratch.out = front;
+            return sent;
+        }
+        self.forward_client(input, scratch)
+    }
+
+    pub(super) fn poll_leased(
+        &mut self,
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Poll<Result<(), Farewell>> {
+        for _ in 0..READS_MAX {
+            let from_server = self.pump_server(context, scratch)?;
+            if from_server == Pumped::Released {
+                return Poll::Ready(Ok(()));
+            }
+            let from_client = self.pump_client(context, scratch)?;
+            if from_server == Pumped::Nothing && from_client == Pumped::Nothing {
+                return Poll::Pending;
+            }
+        }
+        // Others on this thread want their turn.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    // ---- client to server ----
+
+    fn pump_client(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<Pumped, Farewell> {
+        if !self.flush_server(context)? {
+            return Ok(Pumped::Nothing);
+        }
+        let loan = self.loan();
+        if loan.closing || loan.proving || loan.lease.pipeline.is_full() {
+            return Ok(Pumped::Nothing);
+        }
+        if let Some(carry) = self.carry.take() {
+            scratch.out.clear();
+            let before = carry.len();
+            self.forward_client(&carry, scratch)?;
+            if self.carry.as_ref().map_or(0, |carry| carry.len()) < before {
+                return Ok(Pumped::Some);
+            }
+        }
+        let count = match self.socket.poll_read(context, &mut scratch.read) {
+            Poll::Pending => return Ok(Pumped::Nothing),
+            Poll::Ready(Ok(0)) => return Err(Farewell::EndOfStream),
+            Poll::Ready(Err(error)) => return Err(Farewell::Gone(error)),
+            Poll::Ready(Ok(count)) => count,
+        };
+        self.note_received(count);
+        let loan = self.loan();
+        if loan.query_began.is_none() {
+            loan.query_began = Some(Instant::now());
+        }
+        if self.carry.is_some() {
+            self.stash(&scratch.read[..count]);
+            return Ok(Pumped::Some);
+        }
+        let buffer = std::mem::take(&mut scratch.read);
+        scratch.out.clear();
+        let result = self.forward_client(&buffer[..count], scratch);
+        scratch.read = buffer;
+        result.map(|()| Pumped::Some)
+    }
+
+    /// Sends what `scratch.out` holds, then what the rules make of `input`; keeps what is left over.
+    fn forward_client(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<(), Farewell> {
+        let group = Rc::clone(&self.group);
+        let mut stats = group.stats.borrow_mut();
+        let Phase::Leased(loan) = &mut self.phase else {
+            unreachable!("the relay runs only with a lease");
+        };
+        let server = &mut *loan.lease;
+        let taken = Upstream {
+            pipeline: &mut server.pipeline,
+            server: &mut server.statements,
+            client: &mut self.statements,
+            unnamed_present: &mut server.unnamed_present,
+            interner: &self.plane.shared.statements,
+            tracking: group.tracking.get(),
+            counts: &mut stats.statements,
+        }
+        .take(input, &mut self.body, &mut scratch.out)?;
+        drop(stats);
+        if taken.stop == upstream::Stop::Terminate {
+            self.loan().closing = true;
+        }
+        if scratch.out.is_empty() {
+            self.write_server(&input[taken.forward])?;
+        } else {
+            scratch.out.extend_from_slice(&input[taken.forward]);
+            let out = std::mem::take(&mut scratch.out);
+            let sent = self.write_server(&out);
+            scratch.out = out;
+            sent?;
+        }
+        if taken.stop != upstream::Stop::Terminate {
+            self.stash(&input[taken.consumed..]);
+        }
+        self.answer_synthesized(scratch)?;
+        self.end_if_closing()
+    }
+
+    fn answer_synthesized(&mut self, scratch: &mut Scratch) -> Result<(), Farewell> {
+        if !self.loan().lease.pipeline.has_synthesized() {
+            return Ok(());
+        }
+        scratch.out.clear();
+        loop {
+            match self.loan().lease.pipeline.receive(&[])?.stop {
+                Stop::Synthesized(bytes) => scratch.out.extend_from_slice(bytes),
+                _ => break,
+            }
+        }
+        let out = std::mem::take(&mut scratch.out);
+        let sent = self.send(&out);
+        scratch.out = out;
+        sent
+    }
+
+    fn write_server(&mut self, bytes: &[u8]) -> Result<(), Farewell> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let loan = self.loan();
+        if !loan.lease.backlog.is_empty() {
+            loan.lease.backlog.extend_from_slice(bytes);
+            return Ok(());
+        }
+        match loan.lease.socket.write_now(bytes) {
+            Ok(written) => {
+                loan.lease.backlog.extend_from_slice(&bytes[written..]);
+                Ok(())
+            }
+            // What the server said before it went may still be read: that is told to the client.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Returns whether everything for the server is with the kernel.
+    fn flush_server(&mut self, context: &mut Context<'_>) -> Result<bool, Farewell> {
+        let server = &mut *self.loan().lease;
+        while !server.backlog.is_empty() {
+            match server.socket.poll_write(context, &server.backlog) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(written)) => drop(server.backlog.drain(..written)),
+                Poll::Ready(Err(_)) => server.backlog.clear(),
+            }
+        }
+        if server.backlog.capacity() > 256 * 1024 {
+            server.backlog = Vec::new();
+        }
+        Ok(true)
+    }
+
+    // ---- server to client ----
+
+    fn pump_server(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<Pumped, Farewell> {
+        // Back pressure: a client that does not read stops the reading of its server.
+        if self.poll_flush(context)?.is_pending() {
+            return Ok(Pumped::Nothing);
+        }
+        let Phase::Leased(loan) = &mut self.phase else {
+            unreachable!("the relay runs only with a lease");
+        };
+        let server = &mut *loan.lease;
+        let carried = server.carry.len();
+        scratch.read[..carried].copy_from_slice(&server.carry);
+        let count = match server.socket.poll_read(context, &mut scratch.read[carried..]) {
+            Poll::Pending => return Ok(Pumped::Nothing),
+            Poll::Ready(Ok(0) | Err(_)) => {
+                return Err(Farewell::ServerGone { told: loan.fatal_seen });
+            }
+            Poll::Ready(Ok(count)) => count,
+        };
+        server.carry.clear();
+        let buffer = std::mem::take(&mut scratch.read);
+        let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
+        scratch.read = buffer;
+        result?;
+        self.finish_if_idle()
+    }
+
+    fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), Farewell> {
+        out.clear();
+        let mut forward = Forward { input, run: 0..0, out };
+        let mut at = 0;
+        loop {
+            let received = self.loan().lease.pipeline.receive(&input[at..])?;
+            let absolute = |range: Range<usize>| at + range.start..at + range.end;
+            forward.push(absolute(received.forward));
+            match received.stop {
+                Stop::NeedMore => {
+                    at += received.consumed;
+                    break;
+                }
+                Stop::Discarded => {}
+                Stop::Ready => self.note_ready()?,
+                Stop::Synthesized(bytes) => forward.insert(bytes),
+                Stop::Parameter(range) => self.note_parameter(&input[absolute(range)]),
+                Stop::Error(range) => self.note_error(&input[absolute(range)]),
+                Stop::Duplicate(name) => {
+                    self.undo();
+                    forward.insert(&duplicate_statement(&name));
+                }
+                Stop::StatementsDropped => self.drop_statements(),
+                Stop::OwnQueryDone { failed } => self.note_own_query(failed)?,
+            }
+            at += received.consumed;
+        }
+        let rest = &input[at..];
+        self.loan().lease.carry.extend_from_slice(rest);
+        if forward.out.is_empty() {
+            let run = forward.run.clone();
+            return self.send_if_any(&input[run]);
+        }
+        forward.flush();
+        let out = std::mem::take(forward.out);
+        let sent = self.send_if_any(&out);
+        *forward.out = out;
+        sent
+    }
+
+    fn send_if_any(&mut self, bytes: &[u8]) -> Result<(), Farewell> {
+        if bytes.is_empty() { Ok(()) } else { self.send(bytes) }
+    }
+
+    fn note_ready(&mut self) -> Result<(), Farewell> {
+        let now = Instant::now();
+        let group = Rc::clone(&self.group);
+        let loan = self.loan();
+        loan.quiet_since = now;
+        let took = loan.query_began.take().map(|began| since(began, now));
+        if loan.lease.pipeline.owed() > 0 {
+            loan.query_began = Some(now);
+        }
+        let status = loan.lease.pipeline.status();
+        let mut stats = group.stats.borrow_mut();
+        stats.totals.query_count += 1;
+        if let Some(took) = took {
+            stats.totals.query_time_us += micros(took);
+        }
+        if status == TransactionStatus::Idle {
+            let took = since(loan.began, now);
+            loan.began = now;
+            stats.totals.xact_count += 1;
+            stats.totals.xact_time_us += micros(took);
+            stats.transaction.record(took);
+        }
+        if status != TransactionStatus::Idle && group.mode.get() == PoolMode::Statement {
+            let message = "transaction blocks not allowed in statement pooling mode";
+            return Err(SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message).into());
+        }
+        Ok(())
+    }
+
+    fn note_parameter(&mut self, body: &[u8]) {
+        let plane = Rc::clone(&self.plane);
+        let lease = &mut self.loan().lease;
+        let own = !lease.pipeline.runs_client_request() && lease.pipeline.owed() > 0;
+        if lease.note_parameter(body, &plane.shared.server) && !own {
+            self.parameters = Arc::clone(&self.loan().lease.parameters);
+        }
+    }
+
+    fn note_error(&mut self, body: &[u8]) {
+        let fields = backend::error_fields(body);
+        if fields.is_fatal() {
+            self.loan().fatal_seen = true;
+        }
+        if let Ok(code) = str::from_utf8(fields.code) {
+            self.plane.metrics.borrow_mut().errors.record(code);
+        }
+        self.undo();
+    }
+
+    /// Takes back what a failed batch did not do.
+    fn undo(&mut self) {
+        let Phase::Leased(loan) = &mut self.phase else { return };
+        let undone = loan.lease.pipeline.take_undone();
+        if !undone.is_empty() {
+            statements::undo(undone, self.statements.as_deref_mut(), &mut loan.lease.statements);
+        }
+    }
+
+    fn drop_statements(&mut self) {
+        self.loan().lease.statements.clear();
+        if let Some(statements) = &mut self.statements {
+            statements.drop_all();
+        }
+    }
+
+    /// The SETs in front of the client's request are done.
+    fn note_own_query(&mut self, failed: bool) -> Result<(), Farewell> {
+        if failed {
+            let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid server parameter")
+                .detail("The server refused a parameter that this session has set.");
+            return Err(error.into());
+        }
+        self.proven = true;
+        let loan = self.loan();
+        loan.proving = false;
+        self.parameters = Arc::clone(&self.loan().lease.parameters);
+        Ok(())
+    }
+
+    // ---- the end of a lease ----
+
+    /// After Terminate only what PostgreSQL would have answered before it is waited for.
+    fn end_if_closing(&mut self) -> Result<(), Farewell> {
+        let loan = self.loan();
+        match loan.closing && !loan.lease.pipeline.awaits_ready() {
+            true => Err(Farewell::Terminate),
+            false => Ok(()),
+        }
+    }
+
+    fn finish_if_idle(&mut self) -> Result<Pumped, Farewell> {
+        self.end_if_closing()?;
+        let sends_a_body = self.sends_a_body();
+        let mode = self.group.mode.get();
+        let loan = self.loan();
+        let server = &loan.lease;
+        if loan.proving
+            || !server.pipeline.is_idle()
+            || !server.carry.is_empty()
+            || !server.backlog.is_empty()
+            || sends_a_body
+            || mode == PoolMode::Session
+        {
+            return Ok(Pumped::Some);
+        }
+        if self.carry.is_some() {
+            // More was asked already; it was waiting for the SETs, or for answers.
+            let carry = self.carry.as_ref().map_or(&[][..], |carry| &carry[..]);
+            if crate::wire::Header::read(carry)?.is_some_and(|header| carry.len() >= header.length) {
+                return Ok(Pumped::Some);
+            }
+        }
+        let Phase::Leased(loan) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            unreachable!("the relay runs only with a lease");
+        };
+        self.give_back(*loan);
+        Ok(Pumped::Released)
+    }
+}
+
+fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn duplicate_statement(name: &[u8]) -> BytesMut {
+    let name = String::from_utf8_lossy(name);
+    let message = format!("prepared statement \"{name}\" already exists");
+    let mut bytes = BytesMut::new();
+    originate::error(&SqlError::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, message), &mut bytes);
+    bytes
+}

@@ -1,0 +1,88 @@
+//! Limits of time. No session has a timer: its worker looks at all of them several times a second.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Farewell, Phase, Session, since};
+use crate::error::{SqlError, sqlstate};
+use crate::pool::Pool;
+use crate::wire::backend::TransactionStatus;
+
+impl Session {
+    /// Ends the session if one of its limits has passed.
+    pub fn check_time(&mut self, now: Instant) {
+        let over = match &self.phase {
+            Phase::Idle => self.check_idle(),
+            Phase::Waiting(wait) => self.check_waiting(since(wait.since, now)),
+            Phase::Leased(_) => self.check_leased(now),
+        };
+        if let Some(error) = over {
+            self.end(Farewell::from(error));
+        } else if self.is_idle() && self.plane.shared.lifecycle.is_draining() {
+            self.wake();
+        }
+    }
+
+    fn check_idle(&self) -> Option<SqlError> {
+        let limit = self.group.settings.borrow().policy.client_idle_timeout?;
+        let idle = SystemTime::now().duration_since(self.last_request).unwrap_or_default();
+        (idle > limit)
+            .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
+    }
+
+    fn check_waiting(&self, waited: Duration) -> Option<SqlError> {
+        let settings = self.group.settings.borrow();
+        let limit = settings.policy.query_wait_timeout?;
+        (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
+    }
+
+    fn check_leased(&self, now: Instant) -> Option<SqlError> {
+        let Phase::Leased(loan) = &self.phase else { return None };
+        let settings = self.group.settings.borrow();
+        let policy = &settings.policy;
+        let pipeline = &loan.lease.pipeline;
+        if let (Some(limit), Some(began)) = (policy.query_timeout, loan.query_began)
+            && pipeline.owed() > 0
+            && since(began, now) > limit
+        {
+            return Some(over("query_timeout", "A query ran", limit, "query_timeout"));
+        }
+        if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
+            // Session mode, between transactions.
+            return self.check_idle();
+        }
+        if let Some(limit) = policy.idle_transaction_timeout
+            && pipeline.is_quiet()
+            && since(loan.quiet_since, now) > limit
+        {
+            let what = "The client was idle inside a transaction";
+            return Some(over("idle transaction timeout", what, limit, "idle_transaction_timeout"));
+        }
+        let limit = policy.transaction_timeout?;
+        (since(loan.began, now) > limit)
+            .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
+    }
+}
+
+fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> SqlError {
+    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
+        .detail(format!("{what} longer than {} s.", limit.as_secs_f64()))
+        .hint(format!("The limit is the setting {setting}."))
+}
+
+/// What a client is told that waited too long for a server.
+pub fn query_wait_timeout(pool: &Pool, user: &str, limit: Duration) -> SqlError {
+    let counts = pool.counts(Instant::now());
+    let size = match pool.settings().policy.pool_size {
+        0 => "an unlimited number".to_owned(),
+        size => size.to_string(),
+    };
+    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "query_wait_timeout")
+        .detail(format!(
+            "No server connection became free within {} s. Pool \"{}\" for user \"{user}\" has {} of {size} in use; {} clients are waiting.",
+            limit.as_secs_f64(),
+            pool.target.database,
+            counts.active + counts.tested,
+            counts.waiting,
+        ))
+        .hint("Raise default_pool_size, shorten transactions, or raise query_wait_timeout.")
+}

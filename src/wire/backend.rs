@@ -1,0 +1,105 @@
+//! Views of the server messages that we look into.
+
+use super::split_cstring;
+
+/// ReadyForQuery's transaction status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// `I`: not in a transaction.
+    #[default]
+    Idle,
+    /// `T`: in a transaction.
+    InTransaction,
+    /// `E`: in a failed transaction, until it is rolled back.
+    Failed,
+}
+
+impl TransactionStatus {
+    /// The status of ReadyForQuery's one byte.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            b'I' => Some(TransactionStatus::Idle),
+            b'T' => Some(TransactionStatus::InTransaction),
+            b'E' => Some(TransactionStatus::Failed),
+            _ => None,
+        }
+    }
+}
+
+/// Reads the body of a ParameterStatus: name and value. `None` when it is not two strings.
+pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let (name, rest) = split_cstring(body)?;
+    let (value, _) = split_cstring(rest)?;
+    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
+/// The fields of an ErrorResponse or NoticeResponse that we read. A server that leaves one out gives
+/// an empty one (CVE-2026-6666 was a pooler that trusted the SQLSTATE to be there).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorFields<'a> {
+    /// `V`, else `S`: never translated where the server is 9.6 or newer.
+    pub severity: &'a [u8],
+    /// `C`: the SQLSTATE.
+    pub code: &'a [u8],
+    /// `M`: the message.
+    pub message: &'a [u8],
+    /// `D`: the detail.
+    pub detail: &'a [u8],
+    /// `H`: the hint.
+    pub hint: &'a [u8],
+}
+
+impl ErrorFields<'_> {
+    /// Whether the server closes the connection after it.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity, b"FATAL" | b"PANIC")
+    }
+}
+
+/// Reads the body of an ErrorResponse or NoticeResponse, as far as it is well-formed.
+pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
+    let mut fields = ErrorFields::default();
+    let mut rest = body;
+    while let Some((kind, after)) = rest.split_first() {
+        let Some((value, next)) = split_cstring(after) else {
+            break;
+        };
+        match kind {
+            b'V' => fields.severity = value,
+            b'S' if fields.severity.is_empty() => fields.severity = value,
+            b'C' => fields.code = value,
+            b'M' => fields.message = value,
+            b'D' => fields.detail = value,
+            b'H' => fields.hint = value,
+            _ => {}
+        }
+        rest = next;
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_gives_its_fields_in_any_order() {
+        let fields = error_fields(b"SFEHLER\0VFATAL\0C57P01\0Mbye\0\0");
+        assert!(fields.is_fatal());
+        assert_eq!((fields.code, fields.message), (&b"57P01"[..], &b"bye"[..]));
+    }
+
+    #[test]
+    fn an_error_without_sqlstate_or_end_is_read_as_far_as_it_goes() {
+        assert_eq!(error_fields(b"").code, b"");
+        assert_eq!(error_fields(b"SERROR\0\0").severity, b"ERROR");
+        assert_eq!(error_fields(b"SERROR\0C123").code, b"");
+    }
+
+    #[test]
+    fn a_parameter_is_two_strings() {
+        assert_eq!(parameter_status(b"a\0b\0"), Some(("a", "b")));
+        assert_eq!(parameter_status(b"a\0b"), None);
+        assert_eq!(parameter_status(b"a\xff\0b\0"), None);
+    }
+}

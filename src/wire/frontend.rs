@@ -1,0 +1,102 @@
+//! Views of the client messages that we look into: of Parse, Bind, Describe and Close only the names.
+//! A view borrows the message's bytes; nothing is decoded that is only passed on.
+
+use super::{Malformed, split_cstring};
+
+/// Parse: a name for a statement, and everything that makes the statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parse<'a> {
+    /// The statement's name; empty is the unnamed statement.
+    pub name: &'a [u8],
+    /// The query with its NUL, the number of parameter types and their OIDs, as sent.
+    pub definition: &'a [u8],
+}
+
+/// Reads the body of a Parse.
+pub fn parse(body: &[u8]) -> Result<Parse<'_>, Malformed> {
+    let malformed = |field| Malformed::Field { tag: 'P', field, have: body.len() };
+    let (name, definition) = split_cstring(body).ok_or(malformed("the statement name"))?;
+    let (_, types) = split_cstring(definition).ok_or(malformed("the query"))?;
+    let Some((count, oids)) = types.split_first_chunk::<2>() else {
+        return Err(malformed("the number of parameter types"));
+    };
+    if oids.len() != usize::from(u16::from_be_bytes(*count)) * 4 {
+        return Err(malformed("the list of parameter types"));
+    }
+    Ok(Parse { name, definition })
+}
+
+/// The two names at the start of a Bind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindNames<'a> {
+    /// The portal's name; empty is the unnamed portal.
+    pub portal: &'a [u8],
+    /// The statement's name; empty is the unnamed statement.
+    pub statement: &'a [u8],
+}
+
+/// Reads the names at the start of a Bind's body; `None` when they are not all there yet.
+#[inline]
+pub fn bind_names(body: &[u8]) -> Option<BindNames<'_>> {
+    let (portal, rest) = split_cstring(body)?;
+    let (statement, _) = split_cstring(rest)?;
+    Some(BindNames { portal, statement })
+}
+
+/// What a Describe or a Close is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object<'a> {
+    /// A prepared statement of this name.
+    Statement(&'a [u8]),
+    /// A portal of this name.
+    Portal(&'a [u8]),
+}
+
+/// Reads the body of a Describe or a Close; `tag` is for the error.
+pub fn object(tag: char, body: &[u8]) -> Result<Object<'_>, Malformed> {
+    let malformed = |field| Malformed::Field { tag, field, have: body.len() };
+    let (kind, rest) = body.split_first().ok_or(malformed("the kind of object"))?;
+    let (name, _) = split_cstring(rest).ok_or(malformed("the name"))?;
+    match kind {
+        b'S' => Ok(Object::Statement(name)),
+        b'P' => Ok(Object::Portal(name)),
+        _ => Err(malformed("the kind of object ('S' or 'P')")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_gives_its_name_and_the_rest_untouched() {
+        let view = parse(b"s1\0select $1\0\0\x01\0\0\0\x17").unwrap();
+        assert_eq!(view.name, b"s1");
+        assert_eq!(view.definition, b"select $1\0\0\x01\0\0\0\x17");
+        assert_eq!(parse(b"\0\0\0\0").unwrap().name, b"");
+    }
+
+    #[test]
+    fn a_parse_whose_fields_do_not_fit_is_malformed() {
+        for body in [&b""[..], b"s1", b"s1\0select", b"s1\0select\0", b"s\0q\0\0\x01", b"s\0q\0\0\0x"] {
+            assert!(matches!(parse(body), Err(Malformed::Field { tag: 'P', .. })), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn bind_names_wait_until_both_are_there() {
+        assert_eq!(bind_names(b""), None);
+        assert_eq!(bind_names(b"portal\0stat"), None);
+        let names = bind_names(b"portal\0stat\0\0\0").unwrap();
+        assert_eq!((names.portal, names.statement), (&b"portal"[..], &b"stat"[..]));
+    }
+
+    #[test]
+    fn an_object_is_a_statement_or_a_portal() {
+        assert_eq!(object('D', b"Sx\0"), Ok(Object::Statement(b"x")));
+        assert_eq!(object('C', b"P\0"), Ok(Object::Portal(b"")));
+        for body in [&b""[..], b"S", b"Sx", b"Qx\0"] {
+            assert!(object('C', body).is_err(), "{body:?}");
+        }
+    }
+}

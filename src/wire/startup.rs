@@ -1,0 +1,199 @@
+//! The first packet of a connection has no type byte: SSLRequest, GSSENCRequest, CancelRequest or
+//! StartupMessage, told apart by the number after the length.
+
+use super::split_cstring;
+use thiserror::Error;
+
+/// PostgreSQL refuses larger start-up packets (`MAX_STARTUP_PACKET_LENGTH`).
+pub const LENGTH_MAX: usize = 10_000;
+
+const SSL_REQUEST: u32 = 80_877_103;
+const GSSENC_REQUEST: u32 = 80_877_104;
+const CANCEL_REQUEST: u32 = 80_877_102;
+
+/// What a connection begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstPacket {
+    /// The client asks for TLS.
+    SslRequest,
+    /// The client asks for GSSAPI encryption.
+    GssEncRequest,
+    /// The client asks to cancel what another connection runs.
+    Cancel(CancelKey),
+    /// The client wants to log in.
+    Startup(Startup),
+}
+
+/// What BackendKeyData gave a client and CancelRequest brings back: the process id's four bytes, then
+/// the secret's four. PgBouncer and we fill all eight with our own.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub struct CancelKey(pub [u8; 8]);
+
+impl CancelKey {
+    /// The two numbers of a BackendKeyData.
+    pub fn process_id_and_secret(self) -> (i32, i32) {
+        let [a, b, c, d, e, f, g, h] = self.0;
+        (i32::from_be_bytes([a, b, c, d]), i32::from_be_bytes([e, f, g, h]))
+    }
+
+    /// Whether both are the same, in a time that does not tell where they differ.
+    pub fn matches(self, other: CancelKey) -> bool {
+        let difference = self.0.iter().zip(other.0).fold(0, |sum, (a, b)| sum | (a ^ b));
+        std::hint::black_box(difference) == 0
+    }
+}
+
+/// A StartupMessage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Startup {
+    /// Minor version of protocol 3 that the client asks for.
+    pub minor: u16,
+    /// The parameters as sent, `_pq_.` options left out.
+    pub parameters: Vec<(String, String)>,
+    /// Names of the `_pq_.` protocol options; we know none.
+    pub protocol_options: Vec<String>,
+}
+
+impl Startup {
+    /// The value of a parameter, the last one when it was sent twice.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let found = self.parameters.iter().rev().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// What is wrong with a first packet.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum BadStartup {
+    /// The length is not one that PostgreSQL accepts.
+    #[error("invalid length of startup packet: {0} bytes, at most {LENGTH_MAX}")]
+    Length(u32),
+    /// Protocol 2, gone since PostgreSQL 14.
+    #[error("old V2 protocol not supported")]
+    Version2,
+    /// Neither a request that we know nor protocol 3.
+    #[error("unsupported frontend protocol {major}.{minor}: server supports 3.0")]
+    Version {
+        /// As sent.
+        major: u16,
+        /// As sent.
+        minor: u16,
+    },
+    /// The parameters are not pairs of strings closed by a NUL.
+    #[error("invalid startup packet layout: expected terminator as last byte")]
+    Layout,
+    /// A name or value is not UTF-8.
+    #[error("a startup parameter is not valid UTF-8")]
+    Encoding,
+}
+
+/// The packet's whole length in bytes, from its first four.
+pub fn packet_length(first: [u8; 4]) -> Result<usize, BadStartup> {
+    let length = u32::from_be_bytes(first);
+    match usize::try_from(length) {
+        Ok(bytes) if (8..=LENGTH_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(BadStartup::Length(length)),
+    }
+}
+
+/// Reads what follows the length.
+pub fn parse(body: &[u8]) -> Result<FirstPacket, BadStartup> {
+    let Some((code, rest)) = body.split_first_chunk::<4>() else {
+        return Err(BadStartup::Layout);
+    };
+    match (u32::from_be_bytes(*code), <[u8; 8]>::try_from(rest)) {
+        (SSL_REQUEST, _) => Ok(FirstPacket::SslRequest),
+        (GSSENC_REQUEST, _) => Ok(FirstPacket::GssEncRequest),
+        (CANCEL_REQUEST, Ok(key)) => Ok(FirstPacket::Cancel(CancelKey(key))),
+        (CANCEL_REQUEST, Err(_)) => Err(BadStartup::Layout),
+        (version, _) => startup((version >> 16) as u16, version as u16, rest),
+    }
+}
+
+fn startup(major: u16, minor: u16, mut rest: &[u8]) -> Result<FirstPacket, BadStartup> {
+    match major {
+        3 => {}
+        2 => return Err(BadStartup::Version2),
+        _ => return Err(BadStartup::Version { major, minor }),
+    }
+    let mut parameters = Vec::new();
+    let mut protocol_options = Vec::new();
+    loop {
+        let (name, after) = split_cstring(rest).ok_or(BadStartup::Layout)?;
+        if name.is_empty() {
+            // PostgreSQL insists that the terminator is the packet's last byte.
+            return match after {
+                [] => Ok(FirstPacket::Startup(Startup { minor, parameters, protocol_options })),
+                _ => Err(BadStartup::Layout),
+            };
+        }
+        let (value, next) = split_cstring(after).ok_or(BadStartup::Layout)?;
+        let name = str::from_utf8(name).map_err(|_| BadStartup::Encoding)?;
+        let value = str::from_utf8(value).map_err(|_| BadStartup::Encoding)?;
+        if name.starts_with("_pq_.") {
+            protocol_options.push(name.to_owned());
+        } else {
+            parameters.push((name.to_owned(), value.to_owned()));
+        }
+        rest = next;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn check(body: &[u8], expected: Result<FirstPacket, BadStartup>) {
+        assert_eq!(parse(body), expected, "{body:?}");
+    }
+
+    #[test]
+    fn the_four_first_packets_are_told_apart() {
+        check(&SSL_REQUEST.to_be_bytes(), Ok(FirstPacket::SslRequest));
+        check(&GSSENC_REQUEST.to_be_bytes(), Ok(FirstPacket::GssEncRequest));
+        let mut cancel = CANCEL_REQUEST.to_be_bytes().to_vec();
+        cancel.extend(1..=8);
+        check(&cancel, Ok(FirstPacket::Cancel(CancelKey([1, 2, 3, 4, 5, 6, 7, 8]))));
+    }
+
+    #[test]
+    fn a_startup_message_gives_parameters_and_unknown_protocol_options() {
+        let body = b"\0\x03\x27\x0fuser\0bob\0_pq_.x\0y\0database\0d\0\0";
+        let Ok(FirstPacket::Startup(startup)) = parse(body) else { panic!("a startup") };
+        assert_eq!(
+            (startup.minor, startup.get("user"), startup.get("database")),
+            (9999, Some("bob"), Some("d"))
+        );
+        assert_eq!(startup.protocol_options, ["_pq_.x"]);
+    }
+
+    #[test]
+    fn what_postgresql_refuses_is_refused() {
+        check(b"\0\x02\0\0user\0x\0\0", Err(BadStartup::Version2));
+        check(b"\0\x04\0\0\0", Err(BadStartup::Version { major: 4, minor: 0 }));
+        check(b"\0\x03\0\0user\0x\0", Err(BadStartup::Layout));
+        check(b"\0\x03\0\0user\0x\0\0trailing", Err(BadStartup::Layout));
+        check(b"\0\x03\0\0user\0\xff\0\0", Err(BadStartup::Encoding));
+        check(b"\x04\xd2\x16\x2e\0", Err(BadStartup::Layout));
+    }
+
+    #[test]
+    fn a_length_outside_postgresqls_limits_is_refused() {
+        assert_eq!(packet_length([0, 0, 0, 8]), Ok(8));
+        assert_eq!(packet_length([0, 0, 0x27, 0x10]), Ok(10_000));
+        assert_eq!(packet_length([0, 0, 0x27, 0x11]), Err(BadStartup::Length(10_001)));
+        assert_eq!(packet_length([0, 0, 0, 7]), Err(BadStartup::Length(7)));
+        assert_eq!(packet_length([0xff; 4]), Err(BadStartup::Length(u32::MAX)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse(&bytes);
+            let mut version_3 = vec![0, 3, 0, 0];
+            version_3.extend(bytes);
+            let _ = parse(&version_3);
+        }
+    }
+}

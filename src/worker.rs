@@ -1,0 +1,74 @@
+//! The data plane's threads. Each has an event loop of its own; a client lives on one for life.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::log::Peer;
+use crate::net::DetachedSocket;
+use crate::pool::OpenRequest;
+use crate::session::plane::{Message, Plane, Shared};
+use crate::session::{cancel, login};
+
+/// Starts one worker. It ends with the process, or when nobody can send to it any more.
+pub fn start(
+    number: usize,
+    shared: Arc<Shared>,
+    mailbox: UnboundedReceiver<Message>,
+    openings: UnboundedReceiver<OpenRequest>,
+) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = move || {
+        let local = LocalSet::new();
+        local.block_on(&runtime, run(number, shared, mailbox, openings));
+    };
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)
+}
+
+async fn run(
+    number: usize,
+    shared: Arc<Shared>,
+    mut mailbox: UnboundedReceiver<Message>,
+    mut openings: UnboundedReceiver<OpenRequest>,
+) {
+    let plane = Plane::new(number, shared);
+    spawn_local(async move {
+        while let Some(pool) = openings.recv().await {
+            spawn_local(pool.open(number));
+        }
+    });
+    spawn_local(tick(Rc::clone(&plane)));
+    while let Some(message) = mailbox.recv().await {
+        match message {
+            Message::Client(socket, peer) => welcome(&plane, socket, peer),
+            Message::Cancel(key, address) => cancel::deliver(&plane, key, address),
+            Message::Run(task) => (task.0)(&plane),
+        }
+    }
+}
+
+fn welcome(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {
+    match socket.attach() {
+        Ok(socket) => drop(spawn_local(login::serve(Rc::clone(plane), socket, peer))),
+        Err(error) => {
+            tracing::error!("cannot watch a new client connection: {error}");
+            plane.disconnected();
+        }
+    }
+}
+
+async fn tick(plane: Rc<Plane>) {
+    let mut interval = tokio::time::interval(Plane::TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        plane.tick(Instant::now());
+        if plane.worker == 0 {
+            plane.shared.databases.share_limits();
+        }
+    }
+}
