@@ -112,13 +112,7 @@ impl SqlError {
 
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} {}: {}",
-            self.severity.as_str(),
-            self.code,
-            self.message
-        )
+        write!(f, "{} {}: {}", self.severity.as_str(), self.code, self.message)
     }
 }
 

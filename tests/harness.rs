@@ -64,10 +64,7 @@ async fn servers_and_their_files_are_gone_after_a_test() {
 
 #[test]
 fn the_notation_tells_traces_apart() {
-    let read = |bytes: Vec<u8>| Message {
-        tag: bytes[0],
-        body: bytes[5..].to_vec(),
-    };
+    let read = |bytes: Vec<u8>| Message { tag: bytes[0], body: bytes[5..].to_vec() };
     let reply = Reply {
         messages: vec![
             read(message(b'1', b"")),

@@ -12,9 +12,7 @@ use tokio::time::timeout;
 
 async fn with_items() -> Pooler {
     let pooler = Pooler::config().start().await;
-    pooler
-        .sql("CREATE TABLE items (n int); GRANT ALL ON items TO app")
-        .await;
+    pooler.sql("CREATE TABLE items (n int); GRANT ALL ON items TO app").await;
     pooler
 }
 
@@ -27,11 +25,8 @@ async fn no_items(pooler: &Pooler) {
 #[tokio::test]
 async fn d1_a_request_cut_at_any_byte_leaves_no_effect() {
     let pooler = with_items().await;
-    let insert = run_of([
-        parse("", "INSERT INTO items VALUES ($1::int)"),
-        bind("", "", &["7"]),
-        execute("", 0),
-    ]);
+    let insert =
+        run_of([parse("", "INSERT INTO items VALUES ($1::int)"), bind("", "", &["7"]), execute("", 0)]);
     let simple = query("INSERT INTO items VALUES (7)");
     for (bytes, whole) in [(insert, true), (simple, false)] {
         // Without its Sync even the whole extended request must not commit.
@@ -137,11 +132,7 @@ async fn d5_a_client_that_never_reads_is_closed_and_hinders_nobody_for_long() {
     let pooler = Pooler::config().setting("query_timeout", "1").start().await;
     let mut zombie = pooler.client().await;
     zombie.shrink_receive_buffer();
-    zombie
-        .send(query(
-            "SELECT repeat('x', 100000) FROM generate_series(1, 1000)",
-        ))
-        .await;
+    zombie.send(query("SELECT repeat('x', 100000) FROM generate_series(1, 1000)")).await;
     pooler.server_waits_for_its_client().await;
     let mut b = retried_login(&pooler).await;
     b.query("SELECT 'b'").await.is("T D(b) C(SELECT 1) Z(I)");
@@ -184,10 +175,7 @@ async fn d6_a_server_that_died_in_the_pool_costs_no_client_an_error() {
             client.query("COMMIT").await.is("C(COMMIT) Z(I)");
         }
         assert_eq!(pooler.number(kill).await, 3);
-        eventually("the servers are gone", async || {
-            pooler.number(left).await == 0
-        })
-        .await;
+        eventually("the servers are gone", async || pooler.number(left).await == 0).await;
         for client in &mut clients {
             let sql = format!("SELECT {round}");
             assert_eq!(client.query(&sql).await.value(), round.to_string());
@@ -200,12 +188,8 @@ async fn d7_a_client_in_a_transaction_hears_at_once_of_its_servers_death() {
     let pooler = Pooler::config().start().await;
     let mut a = pooler.client().await;
     let pid = a.query("BEGIN; SELECT pg_backend_pid()").await.value();
-    pooler
-        .sql(&format!("SELECT pg_terminate_backend({pid})"))
-        .await;
-    let told = timeout(PROMPTLY, a.rest())
-        .await
-        .expect("A is told at once");
+    pooler.sql(&format!("SELECT pg_terminate_backend({pid})")).await;
+    let told = timeout(PROMPTLY, a.rest()).await.expect("A is told at once");
     told.is("E(57P01) EOF");
     pooler.is_clean().await;
 }
@@ -213,21 +197,12 @@ async fn d7_a_client_in_a_transaction_hears_at_once_of_its_servers_death() {
 /// Bytes that no client may send before it is logged in.
 fn bad_starts() -> Vec<(&'static str, Vec<u8>)> {
     vec![
-        (
-            "http",
-            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
-        ),
+        ("http", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
         ("length 0", vec![0, 0, 0, 0, 0, 3, 0, 0]),
         ("length 3", vec![0, 0, 0, 3, 0, 3, 0, 0]),
         ("length 7", vec![0, 0, 0, 7, 0, 3, 0]),
-        (
-            "length 2 GB",
-            [&[0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0][..], &[b'x'; 64]].concat(),
-        ),
-        (
-            "negative length",
-            [&[0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0][..], &[b'x'; 64]].concat(),
-        ),
+        ("length 2 GB", [&[0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0][..], &[b'x'; 64]].concat()),
+        ("negative length", [&[0xff, 0xff, 0xff, 0xff, 0, 3, 0, 0][..], &[b'x'; 64]].concat()),
         ("protocol 2", untagged(2 << 16, &[0; 288])),
         ("protocol 9", untagged(9 << 16, b"user\0app\0\0")),
         ("no user", startup(&[("database", "app")])),
@@ -243,10 +218,7 @@ fn bad_messages() -> Vec<(&'static str, Vec<u8>)> {
     let mut bad = vec![
         ("Query of length 0", vec![b'Q', 0, 0, 0, 0]),
         ("Query of length 3", vec![b'Q', 0, 0, 0, 3]),
-        (
-            "Query of length -1",
-            vec![b'Q', 0xff, 0xff, 0xff, 0xff, b'x'],
-        ),
+        ("Query of length -1", vec![b'Q', 0xff, 0xff, 0xff, 0xff, b'x']),
         ("Sync of length 1 GB", vec![b'S', 0x40, 0, 0, 0, b'x']),
         ("garbage", vec![0xfe; 100]),
         ("a zero byte", vec![0; 20]),
@@ -268,10 +240,7 @@ fn bad_messages() -> Vec<(&'static str, Vec<u8>)> {
 
 #[tokio::test]
 async fn d8_bytes_that_are_no_protocol_end_only_their_client() {
-    let pooler = Pooler::config()
-        .setting("client_login_timeout", "2")
-        .start()
-        .await;
+    let pooler = Pooler::config().setting("client_login_timeout", "2").start().await;
     let mut bystander = pooler.client().await;
     bystander.query("SELECT 1").await;
     let before = pooler.memory_bytes();
@@ -285,7 +254,7 @@ async fn d8_bytes_that_are_no_protocol_end_only_their_client() {
         let mut bad = pooler.client().await;
         // What stands behind Sync is executed only if the bad message was taken for a good one.
         bad.send(run_of([bytes, sync()])).await;
-        let reply = timeout(PROMPTLY, ended_or_told(&mut bad)).await;
+        let reply = timeout(PROMPTLY, ended_or_told(&mut bad, name)).await;
         assert!(reply.is_ok(), "neither closed nor told: {name}");
         assert_eq!(bystander.query("SELECT 2").await.value(), "2", "{name}");
     }
@@ -296,15 +265,12 @@ async fn d8_bytes_that_are_no_protocol_end_only_their_client() {
 
 /// Framing errors end the connection. A message that is only malformed inside is an ordinary error in
 /// PostgreSQL (08P01): the connection stays.
-async fn ended_or_told(client: &mut Raw) {
+async fn ended_or_told(client: &mut Raw, name: &str) {
     while let Some(message) = client.reader.message().await {
         if message.tag == b'E' {
             return;
         }
-        assert_ne!(
-            message.tag, b'Z',
-            "the bad message was taken for a good one"
-        );
+        assert_ne!(message.tag, b'Z', "taken for a good message: {name}");
     }
 }
 
@@ -333,9 +299,7 @@ async fn d9_probes_of_the_port_leave_no_noise_and_no_leak() {
     // The console logs its own logins; the probes leave at most a line each, and no warning.
     let noise: Vec<&str> = noise.filter(|line| !line.contains("admin")).collect();
     assert!(noise.len() <= 110, "{}", noise.join("\n"));
-    let warnings = noise
-        .iter()
-        .filter(|line| line.contains("WARNING") || line.contains("ERROR"));
+    let warnings = noise.iter().filter(|line| line.contains("WARNING") || line.contains("ERROR"));
     assert_eq!(warnings.count(), 0, "{}", noise.join("\n"));
     pooler.is_clean().await;
 }

@@ -3,8 +3,8 @@
 mod support;
 
 use support::message::{
-    bind, copy_data, copy_done, copy_fail, describe_portal, execute, flush, function_call, parse,
-    query, run_of, sync,
+    bind, copy_data, copy_done, copy_fail, describe_portal, execute, flush, function_call, parse, query,
+    run_of, sync,
 };
 use support::{Gate, Pooler, eventually};
 
@@ -13,22 +13,14 @@ const MEGABYTE: u64 = 1_000_000;
 
 async fn with_items() -> Pooler {
     let pooler = Pooler::config().start().await;
-    pooler
-        .sql("CREATE TABLE items (n int); GRANT ALL ON items TO app")
-        .await;
+    pooler.sql("CREATE TABLE items (n int); GRANT ALL ON items TO app").await;
     pooler
 }
 
 /// The three ways to start a COPY: simple, extended, and with a named statement.
 fn starts() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
-    let named = |name: &str| {
-        run_of([
-            parse(name, COPY),
-            bind("", name, &[]),
-            describe_portal(""),
-            execute("", 0),
-        ])
-    };
+    let named =
+        |name: &str| run_of([parse(name, COPY), bind("", name, &[]), describe_portal(""), execute("", 0)]);
     [
         ("simple", query(COPY), Vec::new()),
         ("extended", named(""), sync()),
@@ -40,15 +32,9 @@ fn starts() -> [(&'static str, Vec<u8>, Vec<u8>); 3] {
 async fn k1_copy_in_succeeds_and_fails_as_in_postgresql() {
     let pooler = with_items().await;
     let ends = [
-        (
-            "done",
-            run_of([copy_data("1\n"), copy_data("2\n"), copy_done()]),
-        ),
+        ("done", run_of([copy_data("1\n"), copy_data("2\n"), copy_done()])),
         ("fail", run_of([copy_data("1\n"), copy_fail("enough")])),
-        (
-            "bad row",
-            run_of([copy_data("1\n"), copy_data("x\n"), copy_done()]),
-        ),
+        ("bad row", run_of([copy_data("1\n"), copy_data("x\n"), copy_done()])),
         ("bad at the end", run_of([copy_data("1\nx"), copy_done()])),
         ("empty", copy_done()),
     ];
@@ -76,8 +62,7 @@ async fn k2_late_copy_data_after_an_error_is_swallowed() {
         a.ready(1).await.is("G E(22P02) Z(I)");
         // The server is B's now; what A still streams must not ask for one.
         b.query("BEGIN").await.is("C(BEGIN) Z(T)");
-        a.send(run_of([copy_data("2\n"), copy_data("3\n"), late]))
-            .await;
+        a.send(run_of([copy_data("2\n"), copy_data("3\n"), late])).await;
         b.query("COMMIT").await.is("C(COMMIT) Z(I)");
         a.query("SELECT 'a'").await.is("T D(a) C(SELECT 1) Z(I)");
         b.query("SELECT 'b'").await.is("T D(b) C(SELECT 1) Z(I)");
@@ -85,16 +70,9 @@ async fn k2_late_copy_data_after_an_error_is_swallowed() {
     }
     // The same in the extended protocol: all is skipped up to Sync.
     let mut a = pooler.client().await;
-    a.send(run_of([
-        parse("", COPY),
-        bind("", "", &[]),
-        execute("", 0),
-        copy_data("x\n"),
-    ]))
-    .await;
+    a.send(run_of([parse("", COPY), bind("", "", &[]), execute("", 0), copy_data("x\n")])).await;
     a.until(b'E').await.is("1 2 G E(22P02)");
-    a.send(run_of([copy_data("2\n"), copy_done(), sync()]))
-        .await;
+    a.send(run_of([copy_data("2\n"), copy_done(), sync()])).await;
     a.ready(1).await.is("Z(I)");
     a.query("SELECT 'a'").await.is("T D(a) C(SELECT 1) Z(I)");
     assert_eq!(pooler.number("SELECT count(*) FROM items").await, 0);
@@ -124,34 +102,18 @@ async fn k4_sync_and_flush_inside_copy_data_are_ignored() {
     let reply = pooler.same_as_direct(all_at_once).await;
     reply.is("1 2 G C(COPY 1) Z(I)");
 
-    let inside = run_of([
-        start(),
-        sync(),
-        copy_data("1\n"),
-        flush(),
-        sync(),
-        copy_data("2\n"),
-        copy_done(),
-        sync(),
-    ]);
+    let inside =
+        run_of([start(), sync(), copy_data("1\n"), flush(), sync(), copy_data("2\n"), copy_done(), sync()]);
     let reply = pooler.same_as_direct(inside).await;
     reply.is("1 2 G C(COPY 2) Z(I)");
 
-    let failed = run_of([
-        start(),
-        sync(),
-        copy_data("x\n"),
-        copy_done(),
-        sync(),
-        query("SELECT 1"),
-    ]);
+    let failed = run_of([start(), sync(), copy_data("x\n"), copy_done(), sync(), query("SELECT 1")]);
     let reply = pooler.same_as_direct(failed).await;
     reply.is("1 2 G E(22P02) Z(I) T D(1) C Z(I)");
     pooler.is_clean().await;
 }
 
-const LARGE_COPY: &str =
-    "COPY (SELECT repeat('x', 100000) FROM generate_series(1, 2000)) TO STDOUT";
+const LARGE_COPY: &str = "COPY (SELECT repeat('x', 100000) FROM generate_series(1, 2000)) TO STDOUT";
 
 #[tokio::test]
 async fn k5_a_slow_reader_of_a_large_copy_takes_bounded_memory() {
@@ -173,10 +135,7 @@ async fn k5_a_slow_reader_of_a_large_copy_takes_bounded_memory() {
     killed.reset();
     pooler.is_clean().await;
     let grown = pooler.memory_peak_bytes().saturating_sub(before);
-    assert!(
-        grown < 8 * MEGABYTE,
-        "grew by {grown} bytes for a slow reader"
-    );
+    assert!(grown < 8 * MEGABYTE, "grew by {grown} bytes for a slow reader");
 }
 
 #[tokio::test]
@@ -209,14 +168,8 @@ async fn k7_a_function_call_is_answered_and_its_transaction_followed() {
             run_of([query("BEGIN"), function_call(add, &[3, 4]), query("COMMIT")]),
             "C(BEGIN) Z(T) V Z(T) C(COMMIT) Z(I)",
         ),
-        (
-            run_of([query("BEGIN"), function_call(divide, &[3, 0])]),
-            "C(BEGIN) Z(T) E(22012) Z(E)",
-        ),
-        (
-            run_of([parse("", "wrong"), function_call(add, &[3, 4]), sync()]),
-            "E(42601) Z(I)",
-        ),
+        (run_of([query("BEGIN"), function_call(divide, &[3, 0])]), "C(BEGIN) Z(T) E(22012) Z(E)"),
+        (run_of([parse("", "wrong"), function_call(add, &[3, 4]), sync()]), "E(42601) Z(I)"),
     ] {
         pooler.same_as_direct(bytes).await.is(expected);
     }
@@ -238,24 +191,13 @@ async fn k8_memory_returns_after_a_large_message() {
     let large = "x".repeat(32_000_000);
     let simple = query(&format!("SELECT length('{large}')"));
     a.ask(simple).await.is("T D(32000000) C(SELECT 1) Z(I)");
-    let prepared = run_of([
-        parse("s", "SELECT length($1)"),
-        bind("", "s", &[&large]),
-        execute("", 0),
-        sync(),
-    ]);
+    let prepared =
+        run_of([parse("s", "SELECT length($1)"), bind("", "s", &[&large]), execute("", 0), sync()]);
     a.ask(prepared).await.is("1 2 D(32000000) C(SELECT 1) Z(I)");
-    let in_parse = run_of([
-        parse("", &format!("SELECT length('{large}')")),
-        bind("", "", &[]),
-        execute("", 0),
-        sync(),
-    ]);
+    let in_parse =
+        run_of([parse("", &format!("SELECT length('{large}')")), bind("", "", &[]), execute("", 0), sync()]);
     a.ask(in_parse).await.is("1 2 D(32000000) C(SELECT 1) Z(I)");
-    eventually("memory is back near its start", async || {
-        pooler.memory_bytes() < before + 8 * MEGABYTE
-    })
-    .await;
+    eventually("memory is back near its start", async || pooler.memory_bytes() < before + 8 * MEGABYTE).await;
 }
 
 #[tokio::test]

@@ -5,8 +5,8 @@
 mod support;
 
 use support::message::{
-    bind, close_portal, close_statement, describe_portal, describe_statement, execute, extended,
-    flush, parse, query, run_of, sync, terminate,
+    bind, close_portal, close_statement, describe_portal, describe_statement, execute, extended, flush,
+    parse, query, run_of, sync, terminate,
 };
 use support::{Gate, PATIENCE, Pooler, Postgres, Reply, proxy};
 
@@ -16,8 +16,7 @@ async fn p1_fifty_queries_in_one_write_get_fifty_answers_in_order() {
     let mut gate = Gate::close(&pooler).await;
     let (mut a, mut b) = (pooler.client().await, pooler.client().await);
     let first = query(&gate.sql("0"));
-    let others =
-        (1..50).map(|number| query(&format!("SELECT '{number}', clock_timestamp()::text")));
+    let others = (1..50).map(|number| query(&format!("SELECT '{number}', clock_timestamp()::text")));
     a.send(run_of([first].into_iter().chain(others))).await;
     gate.is_reached_by(1).await;
     b.send(query("SELECT clock_timestamp()::text")).await;
@@ -48,10 +47,7 @@ async fn p2_eleven_prepared_requests_before_the_first_answer_are_all_answered() 
         ])
     };
     let reply = pooler.same_as_direct(run_of((0..11).map(request))).await;
-    assert_eq!(
-        (reply.count(b'1'), reply.count(b't'), reply.count(b'Z')),
-        (11, 11, 11)
-    );
+    assert_eq!((reply.count(b'1'), reply.count(b't'), reply.count(b'Z')), (11, 11, 11));
     let unnamed = |number: u32| {
         run_of([
             parse("", &format!("SELECT {number} + $1::int")),
@@ -107,12 +103,8 @@ async fn p4_a_simple_query_before_the_sync_of_a_failed_pipeline_is_discarded() {
 #[tokio::test]
 async fn p5_a_failed_segment_does_not_touch_the_next_one() {
     let pooler = Pooler::config().start().await;
-    let bytes = run_of([
-        extended("SELECT 1/$1::int", &["0"]),
-        sync(),
-        extended("SELECT 'second'", &[]),
-        sync(),
-    ]);
+    let bytes =
+        run_of([extended("SELECT 1/$1::int", &["0"]), sync(), extended("SELECT 'second'", &[]), sync()]);
     let reply = pooler.same_as_direct(bytes).await;
     reply.is("1 E(22012) Z(I) 1 2 T D(second) C(SELECT 1) Z(I)");
 }
@@ -122,16 +114,12 @@ async fn p6_flush_keeps_the_server_until_the_answer_to_sync() {
     let pooler = Pooler::config().start().await;
     let (mut a, mut b) = (pooler.client().await, pooler.client().await);
     let sql = "INSERT INTO items VALUES ($1::int) RETURNING n";
-    pooler
-        .sql("CREATE TABLE items (n int); GRANT ALL ON items TO app")
-        .await;
-    a.send(run_of([parse("s", sql), describe_statement("s"), flush()]))
-        .await;
+    pooler.sql("CREATE TABLE items (n int); GRANT ALL ON items TO app").await;
+    a.send(run_of([parse("s", sql), describe_statement("s"), flush()])).await;
     a.until(b'T').await.is("1 t T");
     b.send(query("SELECT count(*) FROM items")).await;
     pooler.clients_wait(1).await;
-    a.send(run_of([bind("", "s", &["7"]), execute("", 0), flush()]))
-        .await;
+    a.send(run_of([bind("", "s", &["7"]), execute("", 0), flush()])).await;
     a.until(b'C').await.is("2 D(7) C(INSERT 0 1)");
     assert_eq!(pooler.pool("cl_waiting").await, 1, "B waits for A's Sync");
     assert_eq!(pooler.number("SELECT count(*) FROM items").await, 0);
@@ -147,18 +135,13 @@ async fn p7_a_suspended_portal_keeps_its_server() {
     let (mut a, mut b) = (pooler.client().await, pooler.client().await);
     let series = "SELECT generate_series(1, 5)";
     let next = || run_of([execute("", 2), flush()]);
-    a.send(run_of([parse("", series), bind("", "", &[]), next()]))
-        .await;
+    a.send(run_of([parse("", series), bind("", "", &[]), next()])).await;
     a.until(b's').await.is("1 2 D(1) D(2) s");
     b.send(query("SELECT 'b'")).await;
     pooler.clients_wait(1).await;
     a.send(next()).await;
     a.until(b's').await.is("D(3) D(4) s");
-    assert_eq!(
-        pooler.pool("cl_waiting").await,
-        1,
-        "the portal is still open"
-    );
+    assert_eq!(pooler.pool("cl_waiting").await, 1, "the portal is still open");
     a.send(next()).await;
     a.until(b'C').await.is("D(5) C(SELECT 1)");
     a.ask(sync()).await.is("Z(I)");
@@ -180,12 +163,9 @@ async fn p8_an_error_after_flush_is_told_at_once_and_ready_only_after_sync() {
 #[tokio::test]
 async fn p9_a_query_and_terminate_in_one_write_is_answered_before_the_end() {
     let pooler = Pooler::config().start().await;
-    pooler
-        .sql("CREATE TABLE items (n int); GRANT ALL ON items TO app")
-        .await;
+    pooler.sql("CREATE TABLE items (n int); GRANT ALL ON items TO app").await;
     let mut a = pooler.client().await;
-    a.send(run_of([query("INSERT INTO items VALUES (1)"), terminate()]))
-        .await;
+    a.send(run_of([query("INSERT INTO items VALUES (1)"), terminate()])).await;
     a.rest().await.is("C(INSERT 0 1) Z(I) EOF");
     assert_eq!(pooler.number("SELECT count(*) FROM items").await, 1);
     pooler.is_clean().await;
@@ -194,9 +174,7 @@ async fn p9_a_query_and_terminate_in_one_write_is_answered_before_the_end() {
 #[tokio::test]
 async fn p10_an_error_in_a_multi_statement_query_ends_it_as_in_postgresql() {
     let pooler = Pooler::config().start().await;
-    pooler
-        .sql("CREATE TABLE items (n int); GRANT ALL ON items TO app")
-        .await;
+    pooler.sql("CREATE TABLE items (n int); GRANT ALL ON items TO app").await;
     let implicit = "INSERT INTO items VALUES (1); SELECT 1/0; INSERT INTO items VALUES (2)";
     let reply = pooler.same_as_direct(query(implicit)).await;
     reply.is("C(INSERT 0 1) E(22012) Z(I)");
@@ -216,10 +194,7 @@ async fn p10_an_error_in_a_multi_statement_query_ends_it_as_in_postgresql() {
 /// ReadyForQuery that no Sync has asked for.
 #[tokio::test]
 async fn p11_a_pipeline_without_sync_that_gets_no_server_is_told_once() {
-    let pooler = Pooler::config()
-        .setting("query_wait_timeout", "1")
-        .start()
-        .await;
+    let pooler = Pooler::config().setting("query_wait_timeout", "1").start().await;
     let (mut a, mut b) = (pooler.client().await, pooler.client().await);
     b.query("BEGIN").await.is("C(BEGIN) Z(T)");
     a.send(extended("SELECT 1", &[])).await;
@@ -238,10 +213,7 @@ async fn p12_empty_queries_and_needless_closes_are_no_errors() {
         (query(""), "I Z(I)"),
         (query(";"), "I Z(I)"),
         (run_of([extended("", &[]), sync()]), "1 2 n I Z(I)"),
-        (
-            run_of([close_statement("none"), close_portal("none"), sync()]),
-            "3 3 Z(I)",
-        ),
+        (run_of([close_statement("none"), close_portal("none"), sync()]), "3 3 Z(I)"),
         (sync(), "Z(I)"),
         (run_of([flush(), sync(), sync()]), "Z(I) Z(I)"),
     ] {
@@ -253,18 +225,9 @@ async fn p12_empty_queries_and_needless_closes_are_no_errors() {
 async fn p13_describe_of_an_unknown_statement_is_an_error_and_not_the_end() {
     let pooler = Pooler::config().start().await;
     for (bytes, expected) in [
-        (
-            run_of([describe_statement("unknown"), parse("", "SELECT 1"), sync()]),
-            "E(26000) Z(I)",
-        ),
-        (
-            run_of([bind("", "unknown", &[]), execute("", 0), sync()]),
-            "E(26000) Z(I)",
-        ),
-        (
-            run_of([describe_portal("unknown"), sync()]),
-            "E(34000) Z(I)",
-        ),
+        (run_of([describe_statement("unknown"), parse("", "SELECT 1"), sync()]), "E(26000) Z(I)"),
+        (run_of([bind("", "unknown", &[]), execute("", 0), sync()]), "E(26000) Z(I)"),
+        (run_of([describe_portal("unknown"), sync()]), "E(34000) Z(I)"),
         (run_of([execute("unknown", 0), sync()]), "E(34000) Z(I)"),
     ] {
         pooler.same_as_direct(bytes).await.is(expected);
@@ -276,28 +239,13 @@ async fn p13_describe_of_an_unknown_statement_is_an_error_and_not_the_end() {
 async fn p14_begin_in_a_pipeline_is_answered_as_in_postgresql() {
     let pooler = Pooler::config().start().await;
     let prepared = |sql: &str| {
-        run_of([
-            parse("", sql),
-            describe_statement(""),
-            bind("", "", &[]),
-            execute("", 0),
-            sync(),
-        ])
+        run_of([parse("", sql), describe_statement(""), bind("", "", &[]), execute("", 0), sync()])
     };
     for (bytes, expected) in [
-        (
-            run_of([prepared("BEGIN"), query("COMMIT")]),
-            "1 t n 2 C(BEGIN) Z(T) C(COMMIT) Z(I)",
-        ),
-        (
-            run_of([query("BEGIN"), query("COMMIT")]),
-            "C(BEGIN) Z(T) C(COMMIT) Z(I)",
-        ),
+        (run_of([prepared("BEGIN"), query("COMMIT")]), "1 t n 2 C(BEGIN) Z(T) C(COMMIT) Z(I)"),
+        (run_of([query("BEGIN"), query("COMMIT")]), "C(BEGIN) Z(T) C(COMMIT) Z(I)"),
         (query("BEGIN; COMMIT"), "C(BEGIN) C(COMMIT) Z(I)"),
-        (
-            run_of([prepared("BEGIN"), prepared("ROLLBACK")]),
-            "1 t n 2 C(BEGIN) Z(T) 1 t n 2 C(ROLLBACK) Z(I)",
-        ),
+        (run_of([prepared("BEGIN"), prepared("ROLLBACK")]), "1 t n 2 C(BEGIN) Z(T) 1 t n 2 C(ROLLBACK) Z(I)"),
         (
             run_of([extended("BEGIN", &[]), extended("ROLLBACK", &[]), sync()]),
             "1 2 n C(BEGIN) 1 2 n C(ROLLBACK) Z(I)",
@@ -314,8 +262,7 @@ async fn p15_long_pipelines_do_not_deadlock_and_take_bounded_memory() {
     let mut a = pooler.client().await;
     let one = run_of([bind("", "s", &["7"]), execute("", 0)]);
     let many = run_of(std::iter::repeat_n(one, 500));
-    a.send(run_of([parse("s", "SELECT $1::text"), many, sync()]))
-        .await;
+    a.send(run_of([parse("s", "SELECT $1::text"), many, sync()])).await;
     let reply = a.ready(1).await;
     assert_eq!((reply.count(b'D'), reply.count(b'C')), (500, 500));
 
@@ -360,30 +307,17 @@ async fn p16_a_server_killed_in_a_pipeline_is_told_exactly_once() {
     .await;
     gate.is_reached_by(1).await;
     let pid = gate.pid().await;
-    pooler
-        .sql(&format!("SELECT pg_terminate_backend({pid})"))
-        .await;
-    a.rest()
-        .await
-        .is("T D(first) C(SELECT 1) Z(I) T* E(57P01) EOF");
+    pooler.sql(&format!("SELECT pg_terminate_backend({pid})")).await;
+    a.rest().await.is("T D(first) C(SELECT 1) Z(I) T* E(57P01) EOF");
     pooler.is_clean().await;
 }
 
 #[tokio::test]
 async fn p17_messages_between_answers_are_forwarded_and_not_counted() {
     let postgres = std::sync::Arc::new(Postgres::start(&[]).await);
-    let pooler = Pooler::config()
-        .postgres(postgres)
-        .pool_size(2)
-        .start()
-        .await;
+    let pooler = Pooler::config().postgres(postgres).pool_size(2).start().await;
     let notice = "DO $$ BEGIN RAISE NOTICE 'hello'; END $$";
-    let bytes = run_of([
-        query(notice),
-        extended(notice, &[]),
-        sync(),
-        query("SELECT 1"),
-    ]);
+    let bytes = run_of([query(notice), extended(notice, &[]), sync(), query("SELECT 1")]);
     let reply = pooler.same_as_direct(bytes).await;
     reply.is("N C(DO) Z(I) 1 2 n N C(DO) Z(I) T D(1) C Z(I)");
 
@@ -398,9 +332,7 @@ async fn p17_messages_between_answers_are_forwarded_and_not_counted() {
     // Now nobody asks: whoever is next on that server must not count it as an answer.
     pooler.sql("NOTIFY channel, 'other'").await;
     // A reload makes each server report the changed parameter, in front of its next answer.
-    pooler
-        .sql("ALTER SYSTEM SET IntervalStyle = 'iso_8601'")
-        .await;
+    pooler.sql("ALTER SYSTEM SET IntervalStyle = 'iso_8601'").await;
     pooler.sql("SELECT pg_reload_conf()").await;
     let (mut b, mut c) = (pooler.client().await, pooler.client().await);
     for _ in 0..3 {
@@ -421,14 +353,8 @@ async fn p18_a_notice_during_the_servers_login_does_not_hinder_it() {
     // With this setting a real server sends notices from its login on, and in front of each answer.
     let pooler = Pooler::config().start().await;
     let database = &pooler.database;
-    pooler
-        .sql(&format!(
-            "ALTER DATABASE {database} SET client_min_messages = 'debug5'"
-        ))
-        .await;
-    let mut a = tokio::time::timeout(PATIENCE, pooler.client())
-        .await
-        .unwrap();
+    pooler.sql(&format!("ALTER DATABASE {database} SET client_min_messages = 'debug5'")).await;
+    let mut a = tokio::time::timeout(PATIENCE, pooler.client()).await.unwrap();
     let reply = a.query("SELECT 1").await;
     assert_eq!(reply.rows(), [["1"]]);
 }

@@ -200,11 +200,7 @@ impl Client {
     async fn die(&mut self, connection: &mut Raw, request: &Request) -> End {
         let bytes = request.bytes();
         let whole: bool = self.author.chance.random();
-        let cut = if whole {
-            bytes.len()
-        } else {
-            self.author.chance.random_range(0..=bytes.len())
-        };
+        let cut = if whole { bytes.len() } else { self.author.chance.random_range(0..=bytes.len()) };
         connection.send(&bytes[..cut]).await;
         if self.author.chance.random() {
             let patience = Duration::from_millis(self.author.chance.random_range(0..5));
@@ -230,19 +226,13 @@ impl Client {
 async fn hit_servers(pooler: &Pooler, mut chance: StdRng, tally: &Tally) {
     let mut control = pooler.postgres.control(&pooler.database).await;
     while !tally.stopped() {
-        let act = if chance.random_range(0..3) == 0 {
-            "pg_terminate_backend"
-        } else {
-            "pg_cancel_backend"
-        };
+        let act = if chance.random_range(0..3) == 0 { "pg_terminate_backend" } else { "pg_cancel_backend" };
         let sql = format!(
             "SELECT {act}(pid) FROM pg_stat_activity WHERE datname = current_database() \
              AND usename = 'app' ORDER BY random() LIMIT 1"
         );
         let hit = control.query(&sql).await.count(b'D');
-        tally
-            .servers_hit
-            .fetch_add(u64::from(hit > 0), Ordering::Relaxed);
+        tally.servers_hit.fetch_add(u64::from(hit > 0), Ordering::Relaxed);
         sleep(Duration::from_millis(chance.random_range(5..80))).await;
     }
 }
@@ -260,11 +250,8 @@ async fn d4_no_client_ever_sees_the_answer_of_another() {
     let tally = Arc::new(Tally::default());
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
-        let client = Client {
-            address: pooler.tcp(),
-            author: Author::new(seed, number),
-            tally: tally.clone(),
-        };
+        let client =
+            Client { address: pooler.tcp(), author: Author::new(seed, number), tally: tally.clone() };
         clients.spawn(client.live());
     }
     let time_over = async {
@@ -276,12 +263,7 @@ async fn d4_no_client_ever_sees_the_answer_of_another() {
     };
     let chance = StdRng::seed_from_u64(seed ^ 0x5eed);
     tokio::join!(time_over, hit_servers(&pooler, chance, &tally));
-    let faults: Vec<String> = clients
-        .join_all()
-        .await
-        .into_iter()
-        .filter_map(Result::err)
-        .collect();
+    let faults: Vec<String> = clients.join_all().await.into_iter().filter_map(Result::err).collect();
     tally.print();
     assert!(faults.is_empty(), "seed {seed}:\n{}", faults.join("\n"));
     let values = tally.values.load(Ordering::Relaxed);
@@ -322,19 +304,13 @@ fn the_detector_finds_each_kind_of_wrong_answer() {
         message(b'D', &[b"\0\x01", &length[..], value.as_bytes()].concat())
     };
     let ready = || message(b'Z', b"I");
-    let error =
-        |code: &str, text: &str| message(b'E', format!("SERROR\0C{code}\0M{text}\0\0").as_bytes());
+    let error = |code: &str, text: &str| message(b'E', format!("SERROR\0C{code}\0M{text}\0\0").as_bytes());
     let check = |bytes: &[Vec<u8>], closed: bool, right: bool| {
         let asked = vec!["mine-1".to_owned(), "mine-2".to_owned()];
         let request = Request::new(Vec::new(), asked, 1);
-        let messages = bytes.iter().map(|bytes| support::Message {
-            tag: bytes[0],
-            body: bytes[5..].to_vec(),
-        });
-        let reply = Reply {
-            messages: messages.collect(),
-            closed,
-        };
+        let messages =
+            bytes.iter().map(|bytes| support::Message { tag: bytes[0], body: bytes[5..].to_vec() });
+        let reply = Reply { messages: messages.collect(), closed };
         let judged = judge(&request, &reply);
         assert_eq!(judged.is_ok(), right, "{reply}: {judged:?}");
     };
@@ -356,11 +332,7 @@ fn the_detector_finds_each_kind_of_wrong_answer() {
     check(&[one(), two(), ready(), ready()], false, false);
     check(&[one(), two()], false, false);
     check(&[error("42P05", "statement exists"), ready()], false, false);
-    check(
-        &[error("08P01", "invalid message format"), ready()],
-        false,
-        false,
-    );
+    check(&[error("08P01", "invalid message format"), ready()], false, false);
 }
 
 #[tokio::test]

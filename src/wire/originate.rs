@@ -75,10 +75,7 @@ pub fn ready_for_query_idle(out: &mut BytesMut) {
 
 /// ParameterStatus.
 pub fn parameter_status(name: &str, value: &str, out: &mut BytesMut) {
-    encode(
-        &ParameterStatus::new(name.to_owned(), value.to_owned()),
-        out,
-    );
+    encode(&ParameterStatus::new(name.to_owned(), value.to_owned()), out);
 }
 
 /// AuthenticationOk and its relatives: what a server says during login.
@@ -88,10 +85,7 @@ pub fn authentication(message: Authentication, out: &mut BytesMut) {
 
 /// BackendKeyData of protocol 3.0: a 4-byte process id and a 4-byte secret.
 pub fn backend_key_data(process_id: i32, secret: i32, out: &mut BytesMut) {
-    encode(
-        &BackendKeyData::new(process_id, SecretKey::I32(secret)),
-        out,
-    );
+    encode(&BackendKeyData::new(process_id, SecretKey::I32(secret)), out);
 }
 
 /// CommandComplete with a tag such as `SHOW`.

@@ -4,8 +4,8 @@
 
 use crate::support::Reply;
 use crate::support::message::{
-    bind, copy_data, copy_done, describe_portal, describe_statement, execute, extended, flush,
-    parse, query, run_of, sync,
+    bind, copy_data, copy_done, describe_portal, describe_statement, execute, extended, flush, parse, query,
+    run_of, sync,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,18 +25,11 @@ pub struct Request {
 
 impl Request {
     pub fn new(bytes: Vec<u8>, values: Vec<String>, ready: usize) -> Request {
-        Request {
-            parts: vec![(bytes, b'Z')],
-            values,
-            ready,
-        }
+        Request { parts: vec![(bytes, b'Z')], values, ready }
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        self.parts
-            .iter()
-            .flat_map(|(bytes, _)| bytes.iter().copied())
-            .collect()
+        self.parts.iter().flat_map(|(bytes, _)| bytes.iter().copied()).collect()
     }
 }
 
@@ -61,11 +54,7 @@ pub fn judge(request: &Request, reply: &Reply) -> Result<(), String> {
     }
     let disturbed = reply.closed || reply.count(b'E') > 0;
     if told.len() != request.values.len() && !disturbed {
-        return Err(format!(
-            "told {} of {} values without an error",
-            told.len(),
-            request.values.len()
-        ));
+        return Err(format!("told {} of {} values without an error", told.len(), request.values.len()));
     }
     let ready = reply.count(b'Z');
     if ready > request.ready || (ready < request.ready && !reply.closed) {
@@ -81,12 +70,7 @@ fn allowed_error(code: &str, text: &str) -> Result<(), String> {
         || ["57014", "57P01", "57P05", "25P02"].contains(&code)
         || further.split(',').any(|further| further == code);
     // 08P01 is also PostgreSQL's word for a stream of messages that somebody has mixed up.
-    let mixed = [
-        "invalid message",
-        "insufficient data",
-        "invalid string",
-        "bind message",
-    ];
+    let mixed = ["invalid message", "insufficient data", "invalid string", "bind message"];
     if !allowed || mixed.iter().any(|start| text.contains(start)) {
         return Err(format!("error {code}: {text}"));
     }
@@ -103,11 +87,7 @@ pub struct Author {
 impl Author {
     pub fn new(seed: u64, client: u64) -> Author {
         let chance = StdRng::seed_from_u64(seed.wrapping_add(client.wrapping_mul(7919)));
-        Author {
-            chance,
-            client,
-            tokens: 0,
-        }
+        Author { chance, client, tokens: 0 }
     }
 
     /// A token, and behind it dots up to a random length: answers end at any byte of any buffer.
@@ -152,10 +132,7 @@ impl Author {
 
     fn several_statements(&mut self) -> Request {
         let values: Vec<String> = (0..3).map(|_| self.token()).collect();
-        let sql: Vec<String> = values
-            .iter()
-            .map(|value| format!("SELECT '{value}'"))
-            .collect();
+        let sql: Vec<String> = values.iter().map(|value| format!("SELECT '{value}'")).collect();
         Request::new(query(&sql.join("; ")), values, 1)
     }
 
@@ -209,11 +186,7 @@ impl Author {
     fn flushed(&mut self) -> Request {
         let token = self.token();
         let first = run_of([extended("SELECT $1::text", &[&token]), flush()]);
-        Request {
-            parts: vec![(first, b'C'), (sync(), b'Z')],
-            values: vec![token],
-            ready: 1,
-        }
+        Request { parts: vec![(first, b'C'), (sync(), b'Z')], values: vec![token], ready: 1 }
     }
 
     fn copy_out(&mut self) -> Request {

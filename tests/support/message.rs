@@ -54,9 +54,7 @@ impl Message {
     /// The zero-terminated strings of the body.
     pub fn strings(&self) -> Vec<String> {
         let body = self.body.strip_suffix(b"\0").unwrap_or(&self.body);
-        body.split(|byte| *byte == 0)
-            .map(|part| String::from_utf8_lossy(part).into_owned())
-            .collect()
+        body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
     }
 
     fn detail(&self) -> Option<String> {
@@ -93,12 +91,7 @@ impl Message {
 impl fmt::Debug for Message {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.detail() {
-            Some(detail) => write!(
-                formatter,
-                "{}({})",
-                char::from(self.tag),
-                shorten(&detail, 60)
-            ),
+            Some(detail) => write!(formatter, "{}({})", char::from(self.tag), shorten(&detail, 60)),
             None => write!(formatter, "{}", char::from(self.tag)),
         }
     }
@@ -135,9 +128,7 @@ impl Reply {
 
     /// The messages of one type.
     pub fn of(&self, tag: u8) -> impl Iterator<Item = &Message> {
-        self.messages
-            .iter()
-            .filter(move |message| message.tag == tag)
+        self.messages.iter().filter(move |message| message.tag == tag)
     }
 
     pub fn count(&self, tag: u8) -> usize {
@@ -167,10 +158,7 @@ impl Reply {
     #[track_caller]
     pub fn is(&self, expected: &str) -> &Reply {
         let words = self.words();
-        assert!(
-            matches(&expand(expected), &words),
-            "\nexpected {expected}\n     got {self}\n"
-        );
+        assert!(matches(&expand(expected), &words), "\nexpected {expected}\n     got {self}\n");
         self
     }
 }
@@ -182,13 +170,7 @@ impl fmt::Display for Reply {
             return formatter.write_str(&words.join(" "));
         }
         let last = &words[words.len() - 20..];
-        write!(
-            formatter,
-            "{} ... {} ({} messages)",
-            words[..40].join(" "),
-            last.join(" "),
-            words.len()
-        )
+        write!(formatter, "{} ... {} ({} messages)", words[..40].join(" "), last.join(" "), words.len())
     }
 }
 
@@ -229,15 +211,10 @@ fn matches(expected: &[String], words: &[String]) -> bool {
         return words.is_empty();
     };
     if let Some(letter) = first.strip_suffix('*') {
-        let most = words
-            .iter()
-            .take_while(|word| is_word(letter, word))
-            .count();
+        let most = words.iter().take_while(|word| is_word(letter, word)).count();
         return (0..=most).rev().any(|taken| matches(rest, &words[taken..]));
     }
-    words
-        .split_first()
-        .is_some_and(|(word, following)| is_word(first, word) && matches(rest, following))
+    words.split_first().is_some_and(|(word, following)| is_word(first, word) && matches(rest, following))
 }
 
 fn is_word(expected: &str, word: &str) -> bool {
@@ -263,9 +240,7 @@ fn zero_terminated(text: &str) -> Vec<u8> {
 }
 
 fn count(length: usize) -> [u8; 2] {
-    u16::try_from(length)
-        .expect("test messages have few parameters")
-        .to_be_bytes()
+    u16::try_from(length).expect("test messages have few parameters").to_be_bytes()
 }
 
 pub fn query(sql: &str) -> Vec<u8> {
@@ -345,12 +320,7 @@ pub fn copy_fail(reason: &str) -> Vec<u8> {
 
 /// Parse, Bind, Describe and Execute of the unnamed statement, without Sync.
 pub fn extended(sql: &str, parameters: &[&str]) -> Vec<u8> {
-    run_of([
-        parse("", sql),
-        bind("", "", parameters),
-        describe_portal(""),
-        execute("", 0),
-    ])
+    run_of([parse("", sql), bind("", "", parameters), describe_portal(""), execute("", 0)])
 }
 
 /// FunctionCall with binary int4 arguments and a binary result.

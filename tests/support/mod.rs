@@ -31,11 +31,7 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits until the condition holds; panics with the text when it does not within the time.
-pub async fn eventually_within(
-    patience: Duration,
-    what: &str,
-    mut condition: impl AsyncFnMut() -> bool,
-) {
+pub async fn eventually_within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + patience;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
@@ -67,10 +63,7 @@ impl Pooler {
     pub async fn server_waits_for_its_client(&self) {
         let sql = "SELECT count(*) FROM pg_stat_activity \
              WHERE datname = current_database() AND wait_event = 'ClientWrite'";
-        eventually("the server waits for its client", async || {
-            self.number(sql).await == 1
-        })
-        .await;
+        eventually("the server waits for its client", async || self.number(sql).await == 1).await;
     }
 
     /// Sends the same bytes to PostgreSQL itself and through the pooler, on fresh connections, and
@@ -91,11 +84,7 @@ impl Pooler {
         let expected = told(expected);
         let mut got = Vec::new();
         while got.len() < expected.len() {
-            match client
-                .reader
-                .message_before(Instant::now() + PATIENCE)
-                .await
-            {
+            match client.reader.message_before(Instant::now() + PATIENCE).await {
                 Some(Some(message)) if message.tag == b'S' => {}
                 Some(Some(message)) => got.push(message.masked()),
                 Some(None) => got.push("EOF".to_owned()),
@@ -133,30 +122,35 @@ impl Gate {
     pub async fn close(pooler: &Pooler) -> Gate {
         let mut holder = pooler.postgres.control(&pooler.database).await;
         let number = 4711;
-        holder
-            .query(&format!("SELECT pg_advisory_lock({number})"))
-            .await
-            .is("T D C Z(I)");
+        holder.query(&format!("SELECT pg_advisory_lock({number})")).await.is("T D C Z(I)");
         Gate { holder, number }
     }
 
     /// A query that lasts until the gate opens; it returns one row with the text.
     pub fn sql(&self, text: &str) -> String {
-        format!(
-            "SELECT '{text}' FROM (SELECT pg_advisory_xact_lock({})) AS gate",
-            self.number
-        )
+        format!("SELECT '{text}' FROM (SELECT pg_advisory_xact_lock({})) AS gate", self.number)
     }
 
     /// Waits until this many servers stand before the gate.
     pub async fn is_reached_by(&mut self, count: u32) {
+        let reached = self.is_reached_within(PATIENCE, count).await;
+        assert!(reached, "not within {PATIENCE:?}: {count} servers at the gate");
+    }
+
+    /// Whether this many servers come to stand before the gate within the time.
+    pub async fn is_reached_within(&mut self, patience: Duration, count: u32) -> bool {
         let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
              WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
-        let holder = &mut self.holder;
-        eventually(&format!("{count} servers wait at the gate"), async || {
-            holder.query(waiting).await.value() == count.to_string()
-        })
-        .await;
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.holder.query(waiting).await.value() == count.to_string() {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The process id of the server that stands before the gate.

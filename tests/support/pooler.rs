@@ -111,13 +111,7 @@ impl Config {
         None
     }
 
-    fn ini(
-        &self,
-        directory: &tempfile::TempDir,
-        port: u16,
-        postgres: &Postgres,
-        database: &str,
-    ) -> String {
+    fn ini(&self, directory: &tempfile::TempDir, port: u16, postgres: &Postgres, database: &str) -> String {
         let server = SocketAddr::from(([127, 0, 0, 1], postgres.port));
         let server = self.server.unwrap_or(server);
         let folder = directory.path().display();
@@ -139,10 +133,8 @@ impl Config {
 }
 
 fn program() -> PathBuf {
-    std::env::var_os("PGWEIR_TEST_POOLER").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_pgweir")),
-        PathBuf::from,
-    )
+    std::env::var_os("PGWEIR_TEST_POOLER")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_pgweir")), PathBuf::from)
 }
 
 /// A running pooler. Dropping it stops it, and fails the test if it had ended by itself.
@@ -159,12 +151,7 @@ pub struct Pooler {
 impl Pooler {
     /// The standard set-up: transaction mode and one server connection.
     pub fn config() -> Config {
-        Config {
-            settings: Vec::new(),
-            database: String::new(),
-            server: None,
-            postgres: None,
-        }
+        Config { settings: Vec::new(), database: String::new(), server: None, postgres: None }
     }
 
     pub fn tcp(&self) -> Address {
@@ -210,9 +197,7 @@ impl Pooler {
     /// One number of `SHOW POOLS` for the pool of user `app`; 0 when the pool does not exist yet.
     pub async fn pool(&self, column: &str) -> u32 {
         let pools = self.admin("SHOW POOLS").await;
-        let ours = pools
-            .iter()
-            .find(|pool| pool["database"] == "app" && pool["user"] == "app");
+        let ours = pools.iter().find(|pool| pool["database"] == "app" && pool["user"] == "app");
         ours.map_or(0, |pool| pool[column].parse().expect("a number"))
     }
 
@@ -226,10 +211,7 @@ impl Pooler {
 
     /// Waits until this many clients wait for a server connection.
     pub async fn clients_wait(&self, count: u32) {
-        eventually(&format!("{count} clients wait"), async || {
-            self.pool("cl_waiting").await == count
-        })
-        .await;
+        eventually(&format!("{count} clients wait"), async || self.pool("cl_waiting").await == count).await;
     }
 
     /// What the pooler has logged.
@@ -274,10 +256,10 @@ impl Pooler {
     }
 
     async fn accepts(&mut self) -> bool {
-        let address = self.tcp();
+        let (tcp, unix) = (self.tcp(), self.unix());
         let mut accepted = false;
         eventually("the pooler accepts connections or ends", async || {
-            accepted = Raw::connect(&address).await.is_ok();
+            accepted = Raw::connect(&tcp).await.is_ok() && Raw::connect(&unix).await.is_ok();
             accepted || matches!(self.child.try_wait(), Ok(Some(_)))
         })
         .await;

@@ -85,12 +85,7 @@ impl Postgres {
         process::copy_directory(&template(), &directory.path().join("data"));
         for _ in 0..5 {
             if let Some(server) = Postgres::launch(&directory, settings).await {
-                return Postgres {
-                    port: server.0,
-                    child: server.1,
-                    directory,
-                    databases: AtomicU32::new(0),
-                };
+                return Postgres { port: server.0, child: server.1, directory, databases: AtomicU32::new(0) };
             }
         }
         let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
@@ -107,10 +102,7 @@ impl Postgres {
         for setting in SETTINGS.iter().chain(settings) {
             command.args(["-c", setting]);
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = process::spawn(command);
         let socket = Address::Unix(directory.path().join(format!(".s.PGSQL.{port}")));
         let login = Login::new("postgres", "postgres");
@@ -134,11 +126,7 @@ impl Postgres {
     }
 
     pub fn unix(&self) -> Address {
-        Address::Unix(
-            self.directory
-                .path()
-                .join(format!(".s.PGSQL.{}", self.port)),
-        )
+        Address::Unix(self.directory.path().join(format!(".s.PGSQL.{}", self.port)))
     }
 
     /// A database that no other test uses, owned by `app`.
@@ -147,8 +135,7 @@ impl Postgres {
             0 => "app".to_owned(),
             number => {
                 let name = format!("app_{number}");
-                self.sql("postgres", &format!("CREATE DATABASE {name} OWNER app"))
-                    .await;
+                self.sql("postgres", &format!("CREATE DATABASE {name} OWNER app")).await;
                 name
             }
         }

@@ -62,9 +62,7 @@ pub fn unprivileged(program: &Path, death_signal: &str) -> Command {
 
 /// Runs a command to its end and returns what it printed. Panics with its output if it fails.
 pub fn run(mut command: Command) -> String {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     assert!(
         output.status.success(),
         "{command:?} failed: {}\n{}{}",
@@ -100,10 +98,7 @@ pub fn reap(child: &mut Child, patience: Duration) -> ExitStatus {
 /// A fresh temporary directory that the unprivileged user owns. Its path is short: Unix socket
 /// paths hold 107 bytes.
 pub fn private_directory(prefix: &str) -> tempfile::TempDir {
-    let directory = tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir_in("/tmp")
-        .expect("/tmp is writable");
+    let directory = tempfile::Builder::new().prefix(prefix).tempdir_in("/tmp").expect("/tmp is writable");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
         .expect("our own directory takes a mode");
     give(directory.path());
@@ -124,10 +119,7 @@ pub fn copy_directory(from: &Path, to: &Path) {
     run(copy);
     if let Some(user) = other_user() {
         let mut change = Command::new("chown");
-        change
-            .arg("-R")
-            .arg(format!("{}:{}", user.uid, user.gid))
-            .arg(to);
+        change.arg("-R").arg(format!("{}:{}", user.uid, user.gid)).arg(to);
         run(change);
     }
 }
@@ -169,15 +161,11 @@ fn other_user() -> Option<User> {
         return None;
     }
     let accounts = fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");
-    ["postgres", "nobody"]
-        .into_iter()
-        .find_map(|name| find_user(&accounts, name))
+    ["postgres", "nobody"].into_iter().find_map(|name| find_user(&accounts, name))
 }
 
 fn find_user(accounts: &str, name: &str) -> Option<User> {
-    let line = accounts
-        .lines()
-        .find(|line| line.split(':').next() == Some(name))?;
+    let line = accounts.lines().find(|line| line.split(':').next() == Some(name))?;
     let mut fields = line.split(':').skip(2);
     let uid = fields.next()?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;

@@ -21,9 +21,7 @@ pub struct CancelHolder {
 
 impl CancelHolder {
     pub async fn start(postgres: &Postgres) -> CancelHolder {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a free port exists");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
         let address = listener.local_addr().expect("it is bound");
         let server = SocketAddr::from(([127, 0, 0, 1], postgres.port));
         let gate = Arc::new(Semaphore::new(0));
@@ -37,12 +35,7 @@ impl CancelHolder {
                 connections.spawn(async move { pass(client, server, &gate, &count).await });
             }
         });
-        CancelHolder {
-            address,
-            gate,
-            held,
-            _task: task,
-        }
+        CancelHolder { address, gate, held, _task: task }
     }
 
     /// Waits until a CancelRequest is held back.
@@ -60,12 +53,7 @@ impl CancelHolder {
     }
 }
 
-async fn pass(
-    mut client: TcpStream,
-    server: SocketAddr,
-    gate: &Semaphore,
-    count: &watch::Sender<u32>,
-) {
+async fn pass(mut client: TcpStream, server: SocketAddr, gate: &Semaphore, count: &watch::Sender<u32>) {
     let mut start = [0; 8];
     if client.read_exact(&mut start).await.is_err() {
         return;
@@ -94,9 +82,7 @@ pub struct Impostor {
 impl Impostor {
     /// `before` is sent before AuthenticationOk and `after` behind it.
     pub async fn start(before: Vec<u8>, after: Vec<u8>) -> Impostor {
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a free port exists");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
         let address = listener.local_addr().expect("it is bound");
         let mut task = JoinSet::new();
         task.spawn(async move {
@@ -109,10 +95,7 @@ impl Impostor {
                 });
             }
         });
-        Impostor {
-            address,
-            _task: task,
-        }
+        Impostor { address, _task: task }
     }
 }
 

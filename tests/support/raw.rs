@@ -57,15 +57,8 @@ impl Login {
     }
 
     fn startup(&self) -> Vec<u8> {
-        let mut parameters = vec![
-            ("user", self.user.as_str()),
-            ("database", self.database.as_str()),
-        ];
-        parameters.extend(
-            self.options
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_str())),
-        );
+        let mut parameters = vec![("user", self.user.as_str()), ("database", self.database.as_str())];
+        parameters.extend(self.options.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         message::startup(&parameters)
     }
 }
@@ -110,10 +103,7 @@ impl Raw {
         };
         let (reader, writer) = tokio::io::split(stream);
         Ok(Raw {
-            reader: Reader {
-                stream: reader,
-                buffer: BytesMut::new(),
-            },
+            reader: Reader { stream: reader, buffer: BytesMut::new() },
             writer: Writer { stream: writer },
             parameters: HashMap::new(),
             key: Vec::new(),
@@ -131,9 +121,7 @@ impl Raw {
 
     /// Connects and logs in; a refusal is what the server said.
     pub async fn try_login(address: &Address, login: &Login) -> Result<Raw, String> {
-        let mut client = Raw::connect(address)
-            .await
-            .map_err(|error| error.to_string())?;
+        let mut client = Raw::connect(address).await.map_err(|error| error.to_string())?;
         client.send(login.startup()).await;
         client.authenticate(login).await?;
         loop {
@@ -154,11 +142,9 @@ impl Raw {
 
     async fn login_message(&mut self) -> Result<Message, String> {
         match self.reader.message().await {
-            Some(message) if message.tag == b'E' => Err(format!(
-                "{message:?} {} {}",
-                message.field(b'S'),
-                message.field(b'M')
-            )),
+            Some(message) if message.tag == b'E' => {
+                Err(format!("{message:?} {} {}", message.field(b'S'), message.field(b'M')))
+            }
             Some(message) => Ok(message),
             None => Err("closed during login".to_owned()),
         }
@@ -240,17 +226,13 @@ impl Raw {
     /// Closes the connection with RST, as a crashed host or a firewall does.
     pub fn reset(self) {
         let handle = self.handle.as_ref().expect("only TCP knows RST");
-        handle
-            .set_linger(Some(Duration::ZERO))
-            .expect("a TCP socket has SO_LINGER");
+        handle.set_linger(Some(Duration::ZERO)).expect("a TCP socket has SO_LINGER");
     }
 
     /// Makes the receive buffer small, so that an unread answer blocks the sender soon.
     pub fn shrink_receive_buffer(&self) {
         let handle = self.handle.as_ref().expect("only used over TCP");
-        handle
-            .set_recv_buffer_size(16 * 1024)
-            .expect("a TCP socket has SO_RCVBUF");
+        handle.set_recv_buffer_size(16 * 1024).expect("a TCP socket has SO_RCVBUF");
     }
 
     /// Sends a CancelRequest with this client's key over a connection of its own, and waits until the
