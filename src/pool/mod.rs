@@ -12,7 +12,7 @@ mod wait;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
@@ -98,11 +98,44 @@ impl PoolSettings {
     }
 }
 
-/// A server with the permits that it holds for as long as it is open.
+/// A server, and what it holds for as long as it is open.
 #[derive(Debug)]
 struct Pooled {
-    server: Box<ServerConnection>,
+    server: ServerConnection,
+    loan: Loan,
+    /// The pool holds its idle servers, and each server its pool: closing a server ends the circle.
+    pool: Arc<Pool>,
     _permits: [Permit; 2],
+}
+
+/// What is known of the present loan of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Loan {
+    /// When the transaction began.
+    pub began: Instant,
+    /// When the oldest unanswered query was sent; `None` while none is.
+    pub query_began: Option<Instant>,
+    /// When the last answer was complete.
+    pub quiet_since: Instant,
+    /// Parameters were sent ahead that no server has accepted yet: the client's bytes wait.
+    pub proving: bool,
+    /// The client said Terminate; what it asked before is still answered.
+    pub closing: bool,
+    /// The server sent a FATAL error.
+    pub fatal_seen: bool,
+}
+
+impl Loan {
+    fn new(now: Instant) -> Self {
+        Loan {
+            began: now,
+            query_began: Some(now),
+            quiet_since: now,
+            proving: false,
+            closing: false,
+            fatal_seen: false,
+        }
+    }
 }
 
 /// The last attempt to open a server failed.
@@ -115,6 +148,32 @@ struct Failure {
 
 /// A request to a worker: open a server for this pool.
 pub type OpenRequest = Arc<Pool>;
+
+/// The settings that each loan looks at, in microseconds.
+#[derive(Debug)]
+struct QuickSettings {
+    /// Idle servers are checked when they were idle for longer; `u64::MAX` is never.
+    check_after_us: AtomicU64,
+    lifetime_us: AtomicU64,
+}
+
+impl QuickSettings {
+    fn new(settings: &PoolSettings) -> Self {
+        let quick = QuickSettings { check_after_us: AtomicU64::new(0), lifetime_us: AtomicU64::new(0) };
+        quick.store(settings);
+        quick
+    }
+
+    fn store(&self, settings: &PoolSettings) {
+        let check_after = settings.check_query.as_ref().map_or(u64::MAX, |_| micros(settings.check_delay));
+        self.check_after_us.store(check_after, Ordering::Relaxed);
+        self.lifetime_us.store(micros(settings.policy.server_lifetime), Ordering::Relaxed);
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
 
 /// Counters of rare events.
 #[derive(Debug, Default)]
@@ -134,8 +193,10 @@ pub struct Pool {
     /// Rare events.
     pub counters: Counters,
     settings: ArcSwap<PoolSettings>,
+    /// Of the settings, what each loan looks at.
+    quick: QuickSettings,
     session: Arc<Session>,
-    state: Mutex<PoolState<Pooled, Arc<Slot>>>,
+    state: Mutex<PoolState<Box<Pooled>, Arc<Slot>>>,
     /// What the first server said of itself.
     welcome: ArcSwapOption<Welcome>,
     secret: Mutex<Arc<ServerSecret>>,
@@ -201,6 +262,7 @@ impl Pool {
             target,
             counters: Counters::default(),
             state: Mutex::new(PoolState::new(settings.limits(), openers.len())),
+            quick: QuickSettings::new(&settings),
             settings: ArcSwap::from_pointee(settings),
             session,
             welcome: ArcSwapOption::empty(),
@@ -235,28 +297,24 @@ impl Pool {
     }
 
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
-    fn make_ready(self: &Arc<Self>, lent: Lent<Pooled>, worker: usize) -> Option<Lease> {
+    fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
         let lease = self.adopt(lent.server, worker)?;
-        let settings = self.settings.load();
-        if lent.idle_for > settings.check_delay
-            && let Some(query) = &settings.check_query
-        {
-            lease.run_and_release(query.clone(), "server_check_query");
-            return None;
+        if micros(lent.idle_for) <= self.quick.check_after_us.load(Ordering::Relaxed) {
+            return Some(lease);
         }
-        Some(lease)
+        let query = self.settings.load().check_query.clone().unwrap_or_default();
+        lease.run_and_release(query, "server_check_query");
+        None
     }
 
     /// Makes a leased server one of this worker's. `None` when it turned out to be dead.
-    fn adopt(self: &Arc<Self>, pooled: Pooled, worker: usize) -> Option<Lease> {
+    fn adopt(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize) -> Option<Lease> {
         if pooled.server.worker == worker {
-            return Some(Lease::new(pooled, self));
+            return Some(Lease(Some(pooled)));
         }
-        match pooled.server.move_to(worker) {
-            Ok(server) => {
-                let pooled = Pooled { server, ..pooled };
-                Some(Lease::new(pooled, self))
-            }
+        let Pooled { server, loan, pool, _permits } = *pooled;
+        match server.move_to(worker) {
+            Ok(server) => Some(Lease(Some(Box::new(Pooled { server, loan, pool, _permits })))),
             Err(_) => {
                 self.state.lock().forget_leased();
                 self.open_more(worker, Instant::now());
@@ -279,10 +337,10 @@ impl Pool {
     }
 
     /// A leased server comes back, to the next waiter or to the idle ones.
-    fn put_back(&self, mut pooled: Pooled) {
+    fn put_back(&self, mut pooled: Box<Pooled>, now: Instant) {
         let worker = pooled.server.worker;
         loop {
-            let placed = self.state.lock().release(pooled, worker, Instant::now());
+            let placed = self.state.lock().release(pooled, worker, now);
             match placed {
                 Ok(None) => return,
                 Ok(Some((slot, server))) => match slot.grant(server) {
@@ -343,20 +401,22 @@ impl Pool {
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
-                self.place_opened(Pooled { server, _permits: permits }, worker, now);
+                let pool = Arc::clone(&self);
+                let pooled = Pooled { server, loan: Loan::new(now), pool, _permits: permits };
+                self.place_opened(Box::new(pooled), worker, now);
             }
             Err(error) => self.note_failure(&error, &recipe.endpoint, now),
         }
         self.open_more(worker, now);
     }
 
-    fn place_opened(&self, pooled: Pooled, worker: usize, now: Instant) {
+    fn place_opened(&self, pooled: Box<Pooled>, worker: usize, now: Instant) {
         let placed = self.state.lock().opened(pooled, worker, now);
         match placed {
             Ok(None) => {}
             Ok(Some((slot, server))) => {
                 if let Err(server) = slot.grant(server) {
-                    self.put_back(server);
+                    self.put_back(server, now);
                 }
             }
             Err(surplus) => close(surplus, "pool is too large"),
@@ -451,7 +511,7 @@ impl Pool {
 }
 
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
-fn close(pooled: Pooled, reason: &str) {
+fn close(pooled: Box<Pooled>, reason: &str) {
     let server = &pooled.server;
     tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
@@ -460,44 +520,63 @@ fn close(pooled: Pooled, reason: &str) {
     }
 }
 
-/// A loan of one server.
+/// A loan of one server; `None` only while the server is being given away.
 #[derive(Debug)]
-pub struct Lease {
-    /// `None` only while it is being given away.
-    pooled: Option<Pooled>,
-    pool: Arc<Pool>,
-}
+pub struct Lease(Option<Box<Pooled>>);
 
 impl Lease {
-    fn new(mut pooled: Pooled, pool: &Arc<Pool>) -> Self {
+    fn pooled(&self) -> &Pooled {
+        self.0.as_ref().expect("a lease has its server until it is given away")
+    }
+
+    fn pooled_mut(&mut self) -> &mut Pooled {
+        self.0.as_mut().expect("a lease has its server until it is given away")
+    }
+
+    /// Begins the loan: the server is the new client's from here on.
+    pub fn begin(&mut self, now: Instant) {
+        let pooled = self.pooled_mut();
         pooled.server.unnamed_present = false;
-        Lease { pooled: Some(pooled), pool: Arc::clone(pool) }
+        pooled.server.used_at = now;
+        pooled.loan = Loan::new(now);
+    }
+
+    /// What is known of the loan.
+    pub fn loan(&self) -> &Loan {
+        &self.pooled().loan
+    }
+
+    /// The server, and what is known of the loan.
+    pub fn parts(&mut self) -> (&mut ServerConnection, &mut Loan) {
+        let pooled = self.pooled_mut();
+        (&mut pooled.server, &mut pooled.loan)
     }
 
     /// Gives the server back to the next waiter, or to the idle ones; closes one that is too old.
     ///
     /// The server must be idle: nothing owed, no transaction open.
     pub fn release(mut self, now: Instant) {
-        let Some(pooled) = self.pooled.take() else {
-            return;
-        };
-        assert!(pooled.server.pipeline.is_idle(), "a lease ends when nothing is owed");
-        match self.pool.retirement(&pooled.server, now) {
-            None => self.pool.put_back(pooled),
-            Some(reason) => {
-                self.pooled = Some(pooled);
-                self.close(reason);
-            }
+        assert!(self.pipeline.is_idle(), "a lease ends when nothing is owed");
+        if let Some(reason) = self.pool().retirement(self.server(), now) {
+            return self.close(reason);
         }
+        if let Some(pooled) = self.0.take() {
+            let pool = Arc::clone(&pooled.pool);
+            pool.put_back(pooled, now);
+        }
+    }
+
+    fn server(&self) -> &ServerConnection {
+        &self.pooled().server
     }
 
     /// Runs a statement of our own and then releases the server; closes it if that fails.
     pub fn run_and_release(mut self, sql: String, purpose: &'static str) {
-        self.pool.tested.fetch_add(1, Ordering::Relaxed);
+        let pool = Arc::clone(self.pool());
+        pool.tested.fetch_add(1, Ordering::Relaxed);
         tokio::task::spawn_local(async move {
-            let session = Arc::clone(&self.pool.session);
-            let result = self.run(&sql, &session).await;
-            self.pool.tested.fetch_sub(1, Ordering::Relaxed);
+            let result = self.run(&sql, &pool.session).await;
+            pool.tested.fetch_sub(1, Ordering::Relaxed);
             match result {
                 Ok(()) => self.release(Instant::now()),
                 Err(error) => self.close(&format!("{purpose} failed: {error}")),
@@ -507,31 +586,30 @@ impl Lease {
 
     /// Closes the server, with the reason in the log.
     pub fn close(mut self, reason: &str) {
-        if let Some(pooled) = self.pooled.take() {
-            let worker = pooled.server.worker;
-            self.pool.note_closed(&pooled.server);
-            close(pooled, reason);
-            self.pool.state.lock().forget_leased();
-            self.pool.open_more(worker, Instant::now());
+        if let Some(pooled) = self.0.take() {
+            close_lent(pooled, reason);
         }
     }
 
     /// The pool that it is from.
     pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+        &self.pooled().pool
     }
+}
 
-    /// Notes the time of the loan, for the console.
-    pub fn note_use(&mut self) {
-        self.used_time = SystemTime::now();
-    }
+fn close_lent(pooled: Box<Pooled>, reason: &str) {
+    let worker = pooled.server.worker;
+    let pool = Arc::clone(&pooled.pool);
+    pool.note_closed(&pooled.server);
+    close(pooled, reason);
+    pool.state.lock().forget_leased();
+    pool.open_more(worker, Instant::now());
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(pooled) = self.pooled.take() {
-            Lease { pooled: Some(pooled), pool: Arc::clone(&self.pool) }
-                .close("client disconnect while server was not ready");
+        if let Some(pooled) = self.0.take() {
+            close_lent(pooled, "client disconnect while server was not ready");
         }
     }
 }
@@ -540,12 +618,12 @@ impl Deref for Lease {
     type Target = ServerConnection;
 
     fn deref(&self) -> &ServerConnection {
-        &self.pooled.as_ref().expect("a lease has its server until it is given away").server
+        self.server()
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut ServerConnection {
-        &mut self.pooled.as_mut().expect("a lease has its server until it is given away").server
+        &mut self.pooled_mut().server
     }
 }

@@ -16,7 +16,7 @@ impl Pool {
         if server.epoch != self.epoch.load(Ordering::Acquire) {
             return Some("server connection is no longer wanted");
         }
-        let lifetime = self.settings.load().policy.server_lifetime;
+        let lifetime = Duration::from_micros(self.quick.lifetime_us.load(Ordering::Relaxed));
         if lifetime.is_zero() {
             return Some("server_lifetime is 0");
         }
@@ -47,10 +47,11 @@ impl Pool {
         let epoch = self.epoch.load(Ordering::Acquire);
         let settings = self.settings.load();
         let mut reasons = Vec::new();
-        let taken = self.state.lock().take_idle(worker, |pooled: &mut Pooled, since| {
+        let mut buffer = [0; 512];
+        let taken = self.state.lock().take_idle(worker, |pooled: &mut Box<Pooled>, since| {
             let server = &mut pooled.server;
             let idle_for = now.saturating_duration_since(since);
-            let reason = if let Err(reason) = server.poll_idle(&mut context, &self.session) {
+            let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
                 Some(reason)
             } else if server.epoch != epoch {
                 Some("server connection is no longer wanted")
@@ -70,7 +71,7 @@ impl Pool {
 
     fn retire_one_idle(&self, worker: usize, now: Instant) {
         let lifetime = self.settings.load().policy.server_lifetime;
-        let is_old = |pooled: &Pooled| pooled.server.age(now) > lifetime;
+        let is_old = |pooled: &Box<Pooled>| pooled.server.age(now) > lifetime;
         if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled)) || !self.may_retire(lifetime, now) {
             return;
         }
@@ -118,7 +119,7 @@ impl Pool {
         drop(state);
         for (slot, pooled) in served {
             if let Err(pooled) = slot.grant(pooled) {
-                self.put_back(pooled);
+                self.put_back(pooled, Instant::now());
             }
         }
         if paused {
@@ -137,6 +138,7 @@ impl Pool {
     pub fn configure(&self, settings: PoolSettings) {
         let elsewhere = settings.leads_elsewhere(&self.settings.load());
         self.state.lock().set_limits(settings.limits());
+        self.quick.store(&settings);
         self.settings.store(Arc::new(settings));
         if elsewhere {
             self.reconnect();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
@@ -20,7 +21,7 @@ pub(super) struct Slot {
 #[derive(Debug)]
 enum SlotState {
     Waiting(Option<Waker>),
-    Granted(Pooled),
+    Granted(Box<Pooled>),
     Failed(SqlError),
     /// The waiter has left, or has taken what it got.
     Gone,
@@ -32,7 +33,7 @@ impl Slot {
     }
 
     /// Hands over a server. `Err` gives it back: the waiter has left meanwhile.
-    pub(super) fn grant(&self, server: Pooled) -> Result<(), Pooled> {
+    pub(super) fn grant(&self, server: Box<Pooled>) -> Result<(), Box<Pooled>> {
         self.settle(SlotState::Granted(server)).map_err(|state| match state {
             SlotState::Granted(server) => server,
             _ => unreachable!("settle() gives back what it got"),
@@ -99,7 +100,7 @@ impl Waiting {
     }
 
     /// A server from another worker moves over; if it died on the way, the wait begins anew.
-    fn settle_in(&mut self, server: Pooled, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
+    fn settle_in(&mut self, server: Box<Pooled>, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
         let worker = self.slot.worker;
         match self.pool.adopt(server, worker) {
             Some(lease) => Poll::Ready(Ok(lease)),
@@ -118,7 +119,7 @@ impl Drop for Waiting {
         }
         let state = std::mem::replace(&mut *self.slot.state.lock(), SlotState::Gone);
         if let SlotState::Granted(server) = state {
-            self.pool.put_back(server);
+            self.pool.put_back(server, Instant::now());
         }
     }
 }

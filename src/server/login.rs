@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use thiserror::Error;
@@ -84,7 +84,7 @@ impl Recipe {
         session: &Session,
         worker: usize,
         epoch: u64,
-    ) -> Result<(Box<ServerConnection>, Welcome), OpenError> {
+    ) -> Result<(ServerConnection, Welcome), OpenError> {
         let opening = self.open_without_limit(session, worker, epoch);
         match self.timeout {
             None => opening.await,
@@ -100,7 +100,7 @@ impl Recipe {
         session: &Session,
         worker: usize,
         epoch: u64,
-    ) -> Result<(Box<ServerConnection>, Welcome), OpenError> {
+    ) -> Result<(ServerConnection, Welcome), OpenError> {
         let mut socket = self.endpoint.dial(&self.options).await?;
         socket.write_all(&self.startup_packet()).await?;
         let (welcome, cancel_key) = self.log_in(&mut socket).await?;
@@ -110,8 +110,7 @@ impl Recipe {
                 parameters = parameters.with(index, value);
             }
         }
-        let now = SystemTime::now();
-        let mut server = Box::new(ServerConnection {
+        let mut server = ServerConnection {
             id: next_id(),
             endpoint: Arc::clone(&self.endpoint),
             socket,
@@ -123,11 +122,10 @@ impl Recipe {
             backlog: Vec::new(),
             cancel_key,
             opened_at: Instant::now(),
-            opened_time: now,
-            used_time: now,
+            used_at: Instant::now(),
             epoch,
             worker,
-        });
+        };
         if let Some(query) = &self.connect_query
             && let Err(error) = server.run(query, session).await
         {

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use thiserror::Error;
@@ -59,10 +59,8 @@ pub struct ServerConnection {
     pub cancel_key: CancelKey,
     /// When the login was complete.
     pub opened_at: Instant,
-    /// The same by the clock on the wall.
-    pub opened_time: SystemTime,
     /// When it was last lent.
-    pub used_time: SystemTime,
+    pub used_at: Instant,
     /// The pool's epoch at its opening: RECONNECT and a changed database make it an old one.
     pub epoch: u64,
     /// The worker whose runtime watches the socket.
@@ -98,22 +96,25 @@ impl ServerConnection {
     /// Moves the socket to the current thread's runtime.
     ///
     /// Fails when the connection died meanwhile, which no reactor may have noticed yet.
-    pub fn move_to(self: Box<Self>, worker: usize) -> io::Result<Box<Self>> {
-        let this = *self;
-        let socket = this.socket.detach()?.attach()?;
+    pub fn move_to(self, worker: usize) -> io::Result<Self> {
+        let socket = self.socket.detach()?.attach()?;
         if !socket.is_silent_and_open() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
-        Ok(Box::new(ServerConnection { socket, worker, ..this }))
+        Ok(ServerConnection { socket, worker, ..self })
     }
 
     /// Deals with what came while nobody used it. ParameterStatus and notices may come at any time
     /// (PostgreSQL manual, "Asynchronous Operations"); `Err` says why it cannot be used any more.
     /// Costs no system call when nothing came, and registers the waker for what comes later.
-    pub fn poll_idle(&mut self, context: &mut Context<'_>, session: &Session) -> Result<(), &'static str> {
-        let mut buffer = [0; 512];
+    pub fn poll_idle(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+        session: &Session,
+    ) -> Result<(), &'static str> {
         loop {
-            match self.socket.poll_read(context, &mut buffer) {
+            match self.socket.poll_read(context, buffer) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(Err(_) | Ok(0)) => return Err("server conn crashed?"),
                 Poll::Ready(Ok(count)) => self.carry.extend_from_slice(&buffer[..count]),

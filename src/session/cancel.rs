@@ -91,7 +91,7 @@ impl Session {
     /// Cancels what the client waits for: its turn, or its server's answer. Otherwise nothing.
     fn cancel(&mut self, plane: &Rc<Plane>) {
         let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
-        let loan = match &mut self.phase {
+        let lease = match &mut self.phase {
             Phase::Idle => {
                 plane.metrics.borrow_mut().cancels_idle += 1;
                 return;
@@ -100,10 +100,10 @@ impl Session {
                 self.canceled = true;
                 return self.wake();
             }
-            Phase::Leased(loan) => loan,
+            Phase::Leased(lease) => lease,
         };
         // Not our own SETs: the client does not know of them.
-        if !loan.lease.pipeline.runs_client_request() {
+        if !lease.pipeline.runs_client_request() {
             plane.metrics.borrow_mut().cancels_idle += 1;
             return;
         }
@@ -111,9 +111,9 @@ impl Session {
             plane.metrics.borrow_mut().cancels_failed += 1;
             return;
         }
-        let in_flight = InFlight::new(loan.cancels.get_or_insert_default(), plane);
-        let endpoint = loan.lease.endpoint.clone();
-        let key = loan.lease.cancel_key;
+        let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane);
+        let endpoint = lease.endpoint.clone();
+        let key = lease.cancel_key;
         let options = self.group.settings.borrow().tcp;
         tokio::task::spawn_local(async move {
             let sent =

@@ -1,7 +1,7 @@
 //! A client of the console: the virtual database `pgbouncer`.
 
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::Instant;
 
 use bytes::BytesMut;
 use pgwire::messages::startup::Authentication;
@@ -31,7 +31,7 @@ pub struct Client {
     /// Who it is.
     pub user: String,
     /// Since when.
-    pub connected: SystemTime,
+    pub connected: Instant,
 }
 
 /// What a user may do there; `None` is nothing.
@@ -58,7 +58,7 @@ pub fn is_own_user(socket: &Socket) -> bool {
 #[derive(Default)]
 pub struct Consoles {
     waiting: std::cell::RefCell<std::collections::HashMap<[u8; 8], Rc<Notify>>>,
-    clients: std::cell::RefCell<std::collections::BTreeMap<u64, (String, Peer, SystemTime)>>,
+    clients: std::cell::RefCell<std::collections::BTreeMap<u64, (String, Peer, Instant)>>,
 }
 
 impl Consoles {
@@ -73,7 +73,7 @@ impl Consoles {
     }
 
     /// Number, user, address and begin of each.
-    pub fn clients(&self) -> Vec<(u64, String, Peer, SystemTime)> {
+    pub fn clients(&self) -> Vec<(u64, String, Peer, Instant)> {
         let clients = self.clients.borrow();
         clients.iter().map(|(id, (user, peer, since))| (*id, user.clone(), peer.clone(), *since)).collect()
     }
@@ -106,7 +106,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
     plane.consoles.waiting.borrow_mut().remove(&key.0);
     plane.consoles.clients.borrow_mut().remove(&client.id);
     plane.shared.cancel_keys.remove(&key);
-    let age = client.connected.elapsed().unwrap_or_default().as_secs();
+    let age = client.connected.elapsed().as_secs();
     let tag = ClientTag {
         id: client.id,
         database: Some(CONSOLE_DATABASE),
@@ -143,6 +143,7 @@ async fn talk(
         }
         let mut answer = BytesMut::new();
         let outcome = tokio::select! {
+            biased;
             outcome = console.handle(header.tag, &body, &mut answer) => Some(outcome),
             () = notify.notified() => None,
             () = gone(socket) => return "client unexpected eof".to_owned(),

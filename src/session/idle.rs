@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Farewell, Loan, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
+use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::{Acquired, Lease};
 use crate::protocol::upstream::Body;
@@ -109,7 +109,6 @@ impl Session {
                 Ok(at > 0 || known == 0)
             }
             Idle::NeedServer => {
-                self.last_request = SystemTime::now();
                 self.want_server(&input[at..], context, scratch)?;
                 Ok(true)
             }
@@ -180,11 +179,11 @@ impl Session {
         scratch: &mut Scratch,
     ) -> Result<(), Farewell> {
         let now = Instant::now();
-        let pool = Arc::clone(&self.group.pool);
+        self.last_request = now;
         loop {
-            match pool.acquire(self.plane.worker, now) {
+            match self.group.pool.acquire(self.plane.worker, now) {
                 Acquired::Lease(lease) => {
-                    if let Some(lease) = self.still_alive(lease, context) {
+                    if let Some(lease) = self.still_alive(lease, context, scratch) {
                         self.begin_loan(lease, now, now, scratch)?;
                         return self.forward_first(input, scratch);
                     }
@@ -199,8 +198,13 @@ impl Session {
     }
 
     /// A server that died while it was idle is found before a query is spent on it.
-    fn still_alive(&self, mut lease: Lease, context: &mut Context<'_>) -> Option<Lease> {
-        match lease.poll_idle(context, &self.plane.shared.server) {
+    fn still_alive(
+        &self,
+        mut lease: Lease,
+        context: &mut Context<'_>,
+        scratch: &mut Scratch,
+    ) -> Option<Lease> {
+        match lease.poll_idle(context, &mut scratch.aside, &self.plane.shared.server) {
             Ok(()) => Some(lease),
             Err(reason) => {
                 lease.close(reason);
@@ -227,7 +231,7 @@ impl Session {
                 Ok(lease) => lease,
                 Err(error) => return Poll::Ready(Err(error.into())),
             };
-            let Some(lease) = self.still_alive(lease, context) else {
+            let Some(lease) = self.still_alive(lease, context, scratch) else {
                 return Poll::Ready(Ok(()));
             };
             let input = self.carry.take().unwrap_or_default();
@@ -284,17 +288,10 @@ impl Session {
         stats.wait.record(waited);
         drop(stats);
         scratch.out.clear();
+        lease.begin(now);
         let proving = self.carry_parameters(&mut lease, &mut scratch.out);
-        self.phase = Phase::Leased(Box::new(Loan {
-            lease,
-            began: now,
-            query_began: Some(now),
-            quiet_since: now,
-            proving,
-            closing: false,
-            fatal_seen: false,
-            cancels: None,
-        }));
+        lease.parts().1.proving = proving;
+        self.phase = Phase::Leased(lease);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Context;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -65,7 +65,7 @@ pub(super) struct Newcomer {
     pub(super) socket: Socket,
     pub(super) peer: Peer,
     pub(super) id: u64,
-    pub(super) connected: SystemTime,
+    pub(super) connected: Instant,
     user: Option<String>,
     database: Option<String>,
     waits_for_server: bool,
@@ -79,7 +79,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         socket,
         peer,
         id,
-        connected: SystemTime::now(),
+        connected: Instant::now(),
         user: None,
         database: None,
         waits_for_server: false,

@@ -22,7 +22,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use pgwire::messages::startup::Authentication;
@@ -95,32 +95,13 @@ enum Phase {
     /// The client asked something, and all servers are taken.
     Waiting(Box<Wait>),
     /// A server is this client's own.
-    Leased(Box<Loan>),
+    Leased(Lease),
 }
 
 #[derive(Debug)]
 struct Wait {
     place: Waiting,
     since: Instant,
-}
-
-/// A lease, and what is measured of it.
-#[derive(Debug)]
-struct Loan {
-    lease: Lease,
-    began: Instant,
-    /// When the oldest unanswered query was sent; `None` while none is.
-    query_began: Option<Instant>,
-    /// When the last answer was complete.
-    quiet_since: Instant,
-    /// Parameters were sent ahead that no server has accepted yet: the client's bytes wait.
-    proving: bool,
-    /// The client said Terminate; what it asked before is still answered.
-    closing: bool,
-    /// The server sent a FATAL error.
-    fatal_seen: bool,
-    /// Cancel requests on their way to this server.
-    cancels: Option<Rc<CancelsInFlight>>,
 }
 
 /// One client, after its login.
@@ -135,13 +116,15 @@ pub struct Session {
     pub cancel_key: CancelKey,
     peer: Peer,
     slot: u32,
-    connected: SystemTime,
-    last_request: SystemTime,
+    connected: Instant,
+    last_request: Instant,
     parameters: Arc<ParameterSet>,
     /// Whether some server has accepted the parameters.
     proven: bool,
     /// After an error of ours in a batch of the extended protocol.
     skip_to_sync: bool,
+    /// Cancel requests on their way to its server.
+    cancels: Option<Rc<CancelsInFlight>>,
     /// A CancelRequest came while the session waited for a server.
     canceled: bool,
     statements: Option<Box<ClientStatements>>,
@@ -173,7 +156,7 @@ pub struct NewSession {
     /// Its place among the connection limits.
     pub admission: login::Admission,
     /// When it connected.
-    pub connected: SystemTime,
+    pub connected: Instant,
 }
 
 impl Session {
@@ -198,6 +181,7 @@ impl Session {
             parameters: new.parameters,
             proven: new.proven,
             skip_to_sync: false,
+            cancels: None,
             canceled: false,
             statements: None,
             carry: None,
@@ -325,7 +309,7 @@ impl Session {
             let _ = self.send(&bytes);
         }
         if settings.log_disconnections {
-            let age = self.connected.elapsed().unwrap_or_default().as_secs();
+            let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());
         }
     }
@@ -334,13 +318,12 @@ impl Session {
     fn leave_server(&mut self) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle | Phase::Waiting(_) => {}
-            Phase::Leased(loan) => {
-                let lease = &loan.lease;
+            Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
                 if ready && !self.sends_a_body() {
-                    self.give_back(*loan);
+                    self.give_back(lease, Instant::now());
                 } else {
-                    loan.lease.close("client disconnect while server was not ready");
+                    lease.close("client disconnect while server was not ready");
                 }
             }
         }
@@ -353,25 +336,24 @@ impl Session {
 
     /// Returns a server that is idle: after the reset query where one is due, and not before the
     /// cancel requests on their way to it have arrived.
-    fn give_back(&self, loan: Loan) {
+    fn give_back(&mut self, lease: Lease, now: Instant) {
         let resets = self.group.mode.get() == PoolMode::Session || self.group.reset_always.get();
         let reset = if resets { self.group.settings.borrow().reset_query.clone() } else { String::new() };
-        let Loan { lease, cancels, .. } = loan;
-        match cancels.filter(|cancels| cancels.any()) {
-            None => finish_loan(lease, reset),
+        match self.cancels.take().filter(|cancels| cancels.any()) {
+            None => finish_loan(lease, reset, now),
             Some(cancels) => {
                 tokio::task::spawn_local(async move {
                     cancels.arrived().await;
-                    finish_loan(lease, reset);
+                    finish_loan(lease, reset, Instant::now());
                 });
             }
         }
     }
 }
 
-fn finish_loan(lease: Lease, reset: String) {
+fn finish_loan(lease: Lease, reset: String, now: Instant) {
     match reset.is_empty() {
-        true => lease.release(Instant::now()),
+        true => lease.release(now),
         false => lease.run_and_release(reset, "server_reset_query"),
     }
 }

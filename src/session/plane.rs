@@ -256,6 +256,8 @@ pub struct Scratch {
     pub read: Box<[u8]>,
     /// Edited bytes on their way out.
     pub out: Vec<u8>,
+    /// What an idle server may have said.
+    pub aside: [u8; 512],
 }
 
 /// One for each worker thread.
@@ -289,6 +291,7 @@ impl Plane {
             scratch: RefCell::new(Scratch {
                 read: vec![0; READ_BUFFER].into(),
                 out: Vec::with_capacity(READ_BUFFER / 4),
+                aside: [0; 512],
             }),
             metrics: RefCell::default(),
             logins: Cell::new(0),

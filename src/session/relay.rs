@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Farewell, Loan, Phase, READS_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
+use crate::pool::Lease;
 use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
@@ -61,16 +62,16 @@ impl Forward<'_> {
 }
 
 impl Session {
-    fn loan(&mut self) -> &mut Loan {
+    fn lease(&mut self) -> &mut Lease {
         match &mut self.phase {
-            Phase::Leased(loan) => loan,
+            Phase::Leased(lease) => lease,
             Phase::Idle | Phase::Waiting(_) => unreachable!("the relay runs only with a lease"),
         }
     }
 
     /// The first bytes of a lease: `scratch.out` may hold what goes in front of them.
     pub(super) fn forward_first(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<(), Farewell> {
-        if self.loan().proving {
+        if self.lease().loan().proving {
             self.stash(input);
             let front = std::mem::take(&mut scratch.out);
             let sent = self.write_server(&front);
@@ -106,8 +107,9 @@ impl Session {
         if !self.flush_server(context)? {
             return Ok(Pumped::Nothing);
         }
-        let loan = self.loan();
-        if loan.closing || loan.proving || loan.lease.pipeline.is_full() {
+        let lease = self.lease();
+        let loan = lease.loan();
+        if loan.closing || loan.proving || lease.pipeline.is_full() {
             return Ok(Pumped::Nothing);
         }
         if let Some(carry) = self.carry.take() {
@@ -125,7 +127,7 @@ impl Session {
             Poll::Ready(Ok(count)) => count,
         };
         self.note_received(count);
-        let loan = self.loan();
+        let (_, loan) = self.lease().parts();
         if loan.query_began.is_none() {
             loan.query_began = Some(Instant::now());
         }
@@ -144,10 +146,10 @@ impl Session {
     fn forward_client(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<(), Farewell> {
         let group = Rc::clone(&self.group);
         let mut stats = group.stats.borrow_mut();
-        let Phase::Leased(loan) = &mut self.phase else {
+        let Phase::Leased(lease) = &mut self.phase else {
             unreachable!("the relay runs only with a lease");
         };
-        let server = &mut *loan.lease;
+        let server = &mut **lease;
         let taken = Upstream {
             pipeline: &mut server.pipeline,
             server: &mut server.statements,
@@ -160,7 +162,7 @@ impl Session {
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);
         if taken.stop == upstream::Stop::Terminate {
-            self.loan().closing = true;
+            self.lease().parts().1.closing = true;
         }
         if scratch.out.is_empty() {
             self.write_server(&input[taken.forward])?;
@@ -179,12 +181,12 @@ impl Session {
     }
 
     fn answer_synthesized(&mut self, scratch: &mut Scratch) -> Result<(), Farewell> {
-        if !self.loan().lease.pipeline.has_synthesized() {
+        if !self.lease().pipeline.has_synthesized() {
             return Ok(());
         }
         scratch.out.clear();
         loop {
-            match self.loan().lease.pipeline.receive(&[])?.stop {
+            match self.lease().pipeline.receive(&[])?.stop {
                 Stop::Synthesized(bytes) => scratch.out.extend_from_slice(bytes),
                 _ => break,
             }
@@ -199,14 +201,14 @@ impl Session {
         if bytes.is_empty() {
             return Ok(());
         }
-        let loan = self.loan();
-        if !loan.lease.backlog.is_empty() {
-            loan.lease.backlog.extend_from_slice(bytes);
+        let lease = self.lease();
+        if !lease.backlog.is_empty() {
+            lease.backlog.extend_from_slice(bytes);
             return Ok(());
         }
-        match loan.lease.socket.write_now(bytes) {
+        match lease.socket.write_now(bytes) {
             Ok(written) => {
-                loan.lease.backlog.extend_from_slice(&bytes[written..]);
+                lease.backlog.extend_from_slice(&bytes[written..]);
                 Ok(())
             }
             // What the server said before it went may still be read: that is told to the client.
@@ -216,7 +218,7 @@ impl Session {
 
     /// Returns whether everything for the server is with the kernel.
     fn flush_server(&mut self, context: &mut Context<'_>) -> Result<bool, Farewell> {
-        let server = &mut *self.loan().lease;
+        let server = &mut **self.lease();
         while !server.backlog.is_empty() {
             match server.socket.poll_write(context, &server.backlog) {
                 Poll::Pending => return Ok(false),
@@ -237,10 +239,10 @@ impl Session {
         if self.poll_flush(context)?.is_pending() {
             return Ok(Pumped::Nothing);
         }
-        let Phase::Leased(loan) = &mut self.phase else {
+        let Phase::Leased(lease) = &mut self.phase else {
             unreachable!("the relay runs only with a lease");
         };
-        let server = &mut *loan.lease;
+        let (server, loan) = lease.parts();
         let carried = server.carry.len();
         scratch.read[..carried].copy_from_slice(&server.carry);
         let count = match server.socket.poll_read(context, &mut scratch.read[carried..]) {
@@ -263,7 +265,7 @@ impl Session {
         let mut forward = Forward { input, run: 0..0, out };
         let mut at = 0;
         loop {
-            let received = self.loan().lease.pipeline.receive(&input[at..])?;
+            let received = self.lease().pipeline.receive(&input[at..])?;
             let absolute = |range: Range<usize>| at + range.start..at + range.end;
             forward.push(absolute(received.forward));
             match received.stop {
@@ -286,7 +288,7 @@ impl Session {
             at += received.consumed;
         }
         let rest = &input[at..];
-        self.loan().lease.carry.extend_from_slice(rest);
+        self.lease().carry.extend_from_slice(rest);
         if forward.out.is_empty() {
             let run = forward.run.clone();
             return self.send_if_any(&input[run]);
@@ -305,13 +307,13 @@ impl Session {
     fn note_ready(&mut self) -> Result<(), Farewell> {
         let now = Instant::now();
         let group = Rc::clone(&self.group);
-        let loan = self.loan();
+        let (server, loan) = self.lease().parts();
         loan.quiet_since = now;
         let took = loan.query_began.take().map(|began| since(began, now));
-        if loan.lease.pipeline.owed() > 0 {
+        if server.pipeline.owed() > 0 {
             loan.query_began = Some(now);
         }
-        let status = loan.lease.pipeline.status();
+        let status = server.pipeline.status();
         let mut stats = group.stats.borrow_mut();
         stats.totals.query_count += 1;
         if let Some(took) = took {
@@ -333,17 +335,17 @@ impl Session {
 
     fn note_parameter(&mut self, body: &[u8]) {
         let plane = Rc::clone(&self.plane);
-        let lease = &mut self.loan().lease;
+        let lease = self.lease();
         let own = !lease.pipeline.runs_client_request() && lease.pipeline.owed() > 0;
         if lease.note_parameter(body, &plane.shared.server) && !own {
-            self.parameters = Arc::clone(&self.loan().lease.parameters);
+            self.parameters = Arc::clone(&self.lease().parameters);
         }
     }
 
     fn note_error(&mut self, body: &[u8]) {
         let fields = backend::error_fields(body);
         if fields.is_fatal() {
-            self.loan().fatal_seen = true;
+            self.lease().parts().1.fatal_seen = true;
         }
         if let Ok(code) = str::from_utf8(fields.code) {
             self.plane.metrics.borrow_mut().errors.record(code);
@@ -353,15 +355,15 @@ impl Session {
 
     /// Takes back what a failed batch did not do.
     fn undo(&mut self) {
-        let Phase::Leased(loan) = &mut self.phase else { return };
-        let undone = loan.lease.pipeline.take_undone();
+        let Phase::Leased(lease) = &mut self.phase else { return };
+        let undone = lease.pipeline.take_undone();
         if !undone.is_empty() {
-            statements::undo(undone, self.statements.as_deref_mut(), &mut loan.lease.statements);
+            statements::undo(undone, self.statements.as_deref_mut(), &mut lease.statements);
         }
     }
 
     fn drop_statements(&mut self) {
-        self.loan().lease.statements.clear();
+        self.lease().statements.clear();
         if let Some(statements) = &mut self.statements {
             statements.drop_all();
         }
@@ -375,9 +377,8 @@ impl Session {
             return Err(error.into());
         }
         self.proven = true;
-        let loan = self.loan();
-        loan.proving = false;
-        self.parameters = Arc::clone(&self.loan().lease.parameters);
+        self.lease().parts().1.proving = false;
+        self.parameters = Arc::clone(&self.lease().parameters);
         Ok(())
     }
 
@@ -385,8 +386,8 @@ impl Session {
 
     /// After Terminate only what PostgreSQL would have answered before it is waited for.
     fn end_if_closing(&mut self) -> Result<(), Farewell> {
-        let loan = self.loan();
-        match loan.closing && !loan.lease.pipeline.awaits_ready() {
+        let lease = self.lease();
+        match lease.loan().closing && !lease.pipeline.awaits_ready() {
             true => Err(Farewell::Terminate),
             false => Ok(()),
         }
@@ -396,9 +397,9 @@ impl Session {
         self.end_if_closing()?;
         let sends_a_body = self.sends_a_body();
         let mode = self.group.mode.get();
-        let loan = self.loan();
-        let server = &loan.lease;
-        if loan.proving
+        let lease = self.lease();
+        let server = &**lease;
+        if lease.loan().proving
             || !server.pipeline.is_idle()
             || !server.carry.is_empty()
             || !server.backlog.is_empty()
@@ -414,10 +415,11 @@ impl Session {
                 return Ok(Pumped::Some);
             }
         }
-        let Phase::Leased(loan) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+        let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the relay runs only with a lease");
         };
-        self.give_back(*loan);
+        let now = lease.loan().quiet_since;
+        self.give_back(lease, now);
         Ok(Pumped::Released)
     }
 }

@@ -1,6 +1,6 @@
 //! Limits of time. No session has a timer: its worker looks at all of them several times a second.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::{Farewell, Phase, Session, since};
 use crate::error::{SqlError, sqlstate};
@@ -11,7 +11,7 @@ impl Session {
     /// Ends the session if one of its limits has passed.
     pub fn check_time(&mut self, now: Instant) {
         let over = match &self.phase {
-            Phase::Idle => self.check_idle(),
+            Phase::Idle => self.check_idle(now),
             Phase::Waiting(wait) => self.check_waiting(since(wait.since, now)),
             Phase::Leased(_) => self.check_leased(now),
         };
@@ -22,9 +22,9 @@ impl Session {
         }
     }
 
-    fn check_idle(&self) -> Option<SqlError> {
+    fn check_idle(&self, now: Instant) -> Option<SqlError> {
         let limit = self.group.settings.borrow().policy.client_idle_timeout?;
-        let idle = SystemTime::now().duration_since(self.last_request).unwrap_or_default();
+        let idle = since(self.last_request, now);
         (idle > limit)
             .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
     }
@@ -36,10 +36,11 @@ impl Session {
     }
 
     fn check_leased(&self, now: Instant) -> Option<SqlError> {
-        let Phase::Leased(loan) = &self.phase else { return None };
+        let Phase::Leased(lease) = &self.phase else { return None };
+        let loan = lease.loan();
         let settings = self.group.settings.borrow();
         let policy = &settings.policy;
-        let pipeline = &loan.lease.pipeline;
+        let pipeline = &lease.pipeline;
         if let (Some(limit), Some(began)) = (policy.query_timeout, loan.query_began)
             && pipeline.owed() > 0
             && since(began, now) > limit
@@ -48,7 +49,7 @@ impl Session {
         }
         if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
             // Session mode, between transactions.
-            return self.check_idle();
+            return self.check_idle(now);
         }
         if let Some(limit) = policy.idle_transaction_timeout
             && pipeline.is_quiet()
@@ -70,7 +71,7 @@ fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> Sq
 }
 
 /// What a client is told that waited too long for a server.
-pub fn query_wait_timeout(pool: &Pool, user: &str, limit: Duration) -> SqlError {
+pub(super) fn query_wait_timeout(pool: &Pool, user: &str, limit: Duration) -> SqlError {
     let counts = pool.counts(Instant::now());
     let size = match pool.settings().policy.pool_size {
         0 => "an unlimited number".to_owned(),

@@ -28,7 +28,6 @@ struct Part {
     servers: Vec<ServerView>,
     consoles: u32,
     logins: u32,
-    cancels: u32,
     groups: Vec<GroupPart>,
     metrics: WorkerMetrics,
 }
@@ -41,16 +40,11 @@ struct GroupPart {
     transaction: Histogram,
     active: u32,
     idle: u32,
-    being_canceled: u32,
 }
 
 fn draw(plane: &Plane, connections: bool) -> Part {
-    let mut part = Part {
-        logins: plane.logins.get(),
-        cancels: plane.cancels.get(),
-        metrics: plane.metrics.borrow().clone(),
-        ..Part::default()
-    };
+    let mut part =
+        Part { logins: plane.logins.get(), metrics: plane.metrics.borrow().clone(), ..Part::default() };
     let mut counts: BTreeMap<*const super::plane::Group, (u32, u32)> = BTreeMap::new();
     for (_, session) in plane.sessions.borrow().iter() {
         let session = session.borrow();
@@ -83,7 +77,6 @@ fn draw(plane: &Plane, connections: bool) -> Part {
             transaction: stats.transaction.clone(),
             active,
             idle,
-            being_canceled: 0,
         });
     }
     let consoles = plane.consoles.clients();
@@ -94,7 +87,7 @@ fn draw(plane: &Plane, connections: bool) -> Part {
     part
 }
 
-fn console_view((id, user, peer, since): (u64, String, Peer, SystemTime)) -> ClientView {
+fn console_view((id, user, peer, since): (u64, String, Peer, Instant)) -> ClientView {
     ConnectionView {
         user: Some(user),
         database: Some(CONSOLE_DATABASE.to_owned()),
@@ -104,7 +97,7 @@ fn console_view((id, user, peer, since): (u64, String, Peer, SystemTime)) -> Cli
         remote_pid: process_id(&peer),
         peer,
         connect_time_us: unix_us(since),
-        request_time_us: unix_us(SystemTime::now()),
+        request_time_us: unix_us(Instant::now()),
         wait_us: 0,
         close_needed: false,
         pointer: id,
@@ -124,8 +117,10 @@ fn process_id(peer: &Peer) -> i32 {
     }
 }
 
-fn unix_us(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+/// The time on the wall of a moment in the past.
+fn unix_us(moment: Instant) -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = since.saturating_sub(moment.elapsed());
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -150,7 +145,7 @@ impl Session {
         let (state, wait, link) = match &self.phase {
             Phase::Idle => (ClientState::Idle, Duration::ZERO, None),
             Phase::Waiting(wait) => (ClientState::Waiting, since(wait.since, Instant::now()), None),
-            Phase::Leased(loan) => (ClientState::Active, Duration::ZERO, Some(loan.lease.id)),
+            Phase::Leased(lease) => (ClientState::Active, Duration::ZERO, Some(lease.id)),
         };
         let tracked = &self.plane.shared.server.tracked;
         let application = tracked.index("application_name").and_then(|index| self.parameters.get(index));
@@ -178,14 +173,14 @@ impl Session {
     }
 
     fn server_view(&self) -> Option<ServerView> {
-        let Phase::Leased(loan) = &self.phase else { return None };
-        let pool = loan.lease.pool();
-        let old = loan.lease.epoch != pool.epoch();
-        let state = match &loan.cancels {
+        let Phase::Leased(lease) = &self.phase else { return None };
+        let pool = lease.pool();
+        let old = lease.epoch != pool.epoch();
+        let state = match &self.cancels {
             Some(cancels) if cancels.any() => ServerState::BeingCanceled,
             _ => ServerState::Active,
         };
-        Some(server_view(&loan.lease, &pool.target.database, &pool.target.user, state, Some(self.id), old))
+        Some(server_view(lease, &pool.target.database, &pool.target.user, state, Some(self.id), old))
     }
 }
 
@@ -209,8 +204,8 @@ fn server_view(
         state,
         local: local_peer(&server.socket, server.endpoint.port),
         peer,
-        connect_time_us: unix_us(server.opened_time),
-        request_time_us: unix_us(server.used_time),
+        connect_time_us: unix_us(server.opened_at),
+        request_time_us: unix_us(server.used_at),
         wait_us: 0,
         close_needed,
         pointer: server.id,
@@ -311,18 +306,17 @@ fn idle_servers(shared: &Shared, now: Instant) -> Vec<ServerView> {
 }
 
 fn pools(shared: &Shared, parts: &[Part], now: Instant) -> Vec<PoolView> {
-    let mut clients: BTreeMap<(&str, &str), (u32, u32, u32)> = BTreeMap::new();
+    let mut clients: BTreeMap<(&str, &str), (u32, u32)> = BTreeMap::new();
     for group in parts.iter().flat_map(|part| &part.groups) {
         let entry = clients.entry((&group.database, &group.server_user)).or_default();
         entry.0 += group.active;
         entry.1 += group.idle;
-        entry.2 += group.being_canceled;
     }
     let view = |pool: Arc<crate::pool::Pool>| {
         let counts = pool.counts(now);
         let settings = pool.settings();
         let target = &pool.target;
-        let (active, idle, _) = clients.get(&(&*target.database, &*target.user)).copied().unwrap_or_default();
+        let (active, idle) = clients.get(&(&*target.database, &*target.user)).copied().unwrap_or_default();
         PoolView {
             database: target.database.to_string(),
             user: target.user.to_string(),
