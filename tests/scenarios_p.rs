@@ -160,6 +160,23 @@ async fn p8_an_error_after_flush_is_told_at_once_and_ready_only_after_sync() {
     pooler.is_clean().await;
 }
 
+/// The Query behind the Sync is owed an answer, too: the server must not go to B before it.
+#[tokio::test]
+async fn p8_a_query_behind_the_sync_of_a_failed_flush_is_not_answered_to_another() {
+    let pooler = Pooler::config().start().await;
+    let mut gate = Gate::close(&pooler).await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    a.send(run_of([parse("", "SELEC 1"), flush()])).await;
+    a.until(b'E').await.is("E(42601)");
+    b.send(query("SELECT 'b'")).await;
+    pooler.clients_wait(1).await;
+    a.send(run_of([sync(), query(&gate.sql("secret"))])).await;
+    gate.is_reached_by(1).await;
+    gate.open().await;
+    b.ready(1).await.is("T D(b) C(SELECT 1) Z(I)");
+    a.ready(2).await.is("Z(I) T D(secret) C(SELECT 1) Z(I)");
+}
+
 #[tokio::test]
 async fn p9_a_query_and_terminate_in_one_write_is_answered_before_the_end() {
     let pooler = Pooler::config().start().await;
