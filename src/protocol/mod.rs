@@ -500,9 +500,16 @@ impl Pipeline {
         self.requests.is_empty() && !self.batch_open && !self.skipping && self.body_left == 0
     }
 
-    /// Whether the server works on something that the client (and not we) asked for.
+    /// Whether the server works for the client. A Parse of ours in front of the client's Bind does not
+    /// count against it: its ParseComplete may stay in the server's buffer until the client's answer.
     pub fn runs_client_request(&self) -> bool {
-        self.requests.front().is_some_and(|request| request.answer != Answer::Discard)
+        !self.runs_own_query() && self.requests.iter().any(|request| request.answer != Answer::Discard)
+    }
+
+    /// Whether the server works on a query of ours, which is answered before the client's begins.
+    pub fn runs_own_query(&self) -> bool {
+        let is_own = |r: &Request| r.kind == RequestKind::Query && r.answer == Answer::Discard;
+        self.requests.front().is_some_and(is_own)
     }
 
     /// Whether no more requests should be sent until answers have come.
