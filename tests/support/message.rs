@@ -65,7 +65,10 @@ impl Message {
             b'E' | b'N' => self.field(b'C'),
             b'S' => self.strings().join("="),
             // A notification starts with the process id of its sender, which no test can know.
-            b'A' => String::from_utf8_lossy(&self.body[4..]).replace('\0', " "),
+            b'A' => {
+                let text = String::from_utf8_lossy(&self.body[4..]).replace('\0', " ");
+                text.trim_end().to_owned()
+            }
             _ => return None,
         })
     }

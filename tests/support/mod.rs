@@ -59,6 +59,13 @@ impl Pooler {
         assert_eq!(hanging, 0, "servers idle in transaction");
     }
 
+    /// Waits until PostgreSQL cannot send any more: the client does not read, so nobody does.
+    pub async fn server_waits_for_its_client(&self) {
+        let sql = "SELECT count(*) FROM pg_stat_activity \
+             WHERE datname = current_database() AND wait_event = 'ClientWrite'";
+        eventually("the server waits for its client", async || self.number(sql).await == 1).await;
+    }
+
     /// Sends the same bytes to PostgreSQL itself and through the pooler, on fresh connections, and
     /// requires the same answers; then the connection must be in step. Returns PostgreSQL's answer.
     pub async fn same_as_direct(&self, bytes: impl AsRef<[u8]>) -> Reply {
@@ -126,13 +133,24 @@ impl Gate {
 
     /// Waits until this many servers stand before the gate.
     pub async fn is_reached_by(&mut self, count: u32) {
+        let reached = self.is_reached_within(PATIENCE, count).await;
+        assert!(reached, "not within {PATIENCE:?}: {count} servers at the gate");
+    }
+
+    /// Whether this many servers come to stand before the gate within the time.
+    pub async fn is_reached_within(&mut self, patience: Duration, count: u32) -> bool {
         let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
              WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()";
-        let holder = &mut self.holder;
-        eventually(&format!("{count} servers wait at the gate"), async || {
-            holder.query(waiting).await.value() == count.to_string()
-        })
-        .await;
+        let deadline = Instant::now() + patience;
+        loop {
+            if self.holder.query(waiting).await.value() == count.to_string() {
+                return true;
+            }
+            if Instant::now() > deadline {
+                return false;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// The process id of the server that stands before the gate.

@@ -201,6 +201,14 @@ impl Pooler {
         ours.map_or(0, |pool| pool[column].parse().expect("a number"))
     }
 
+    /// One count of `SHOW LISTS`.
+    pub async fn list(&self, name: &str) -> u32 {
+        let lists = self.admin("SHOW LISTS").await;
+        let ours = lists.iter().find(|list| list["list"] == name);
+        let ours = ours.unwrap_or_else(|| panic!("SHOW LISTS has no {name}"));
+        ours["items"].parse().expect("a number")
+    }
+
     /// Waits until this many clients wait for a server connection.
     pub async fn clients_wait(&self, count: u32) {
         eventually(&format!("{count} clients wait"), async || self.pool("cl_waiting").await == count).await;
@@ -228,18 +236,30 @@ impl Pooler {
 
     /// Resident memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that the pooler ever had, in bytes.
+    pub fn memory_peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, which: &str) -> u64 {
         let file = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(file).expect("the pooler runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux reports VmRSS");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(which))
+            .expect("Linux reports the memory of a process");
         let number = line.trim().trim_end_matches(" kB");
-        number.parse::<u64>().expect("VmRSS is a number") * 1024
+        number.parse::<u64>().expect("it is a number of kB") * 1024
     }
 
     async fn accepts(&mut self) -> bool {
-        let address = self.tcp();
+        let (tcp, unix) = (self.tcp(), self.unix());
         let mut accepted = false;
         eventually("the pooler accepts connections or ends", async || {
-            accepted = Raw::connect(&address).await.is_ok();
+            accepted = Raw::connect(&tcp).await.is_ok() && Raw::connect(&unix).await.is_ok();
             accepted || matches!(self.child.try_wait(), Ok(Some(_)))
         })
         .await;

@@ -143,7 +143,7 @@ impl Raw {
     async fn login_message(&mut self) -> Result<Message, String> {
         match self.reader.message().await {
             Some(message) if message.tag == b'E' => {
-                Err(format!("{message:?} {} {}", message.field(b'V'), message.field(b'M')))
+                Err(format!("{message:?} {} {}", message.field(b'S'), message.field(b'M')))
             }
             Some(message) => Ok(message),
             None => Err("closed during login".to_owned()),
