@@ -210,7 +210,10 @@ impl Pipeline {
     fn push_request(&mut self, request: Request) -> bool {
         match request.kind {
             RequestKind::Sync if self.in_copy_data() => return false,
-            RequestKind::Sync => self.batch_open = false,
+            RequestKind::Sync => {
+                self.batch_open = false;
+                self.skipping = false;
+            }
             RequestKind::CopyEnd if self.requests.is_empty() => return false,
             RequestKind::CopyEnd => {}
             _ if self.skipping => return false,
@@ -376,7 +379,6 @@ impl Pipeline {
             }
             self.pop();
         }
-        self.skipping = false;
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {
