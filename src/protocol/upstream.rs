@@ -151,11 +151,10 @@ impl Upstream<'_> {
             if self.pipeline.is_full() {
                 break Stop::Full;
             }
-            let Some(header) = Header::read(&input[at..])? else {
-                break Stop::NeedMore;
-            };
-            let end = input.len().min(at + header.length);
-            match self.message(header, &input[at + HEADER_LENGTH..end], at, &mut output)? {
+            let Some((tag, length)) = frontend::header(&input[at..])? else { break Stop::NeedMore };
+            let end = input.len().min(at + length);
+            let message = Message { tag, length, body: &input[at + HEADER_LENGTH..end], at };
+            match self.message(message, &mut output)? {
                 Fate::Verbatim => body.dropped = false,
                 Fate::Rewritten(done) => {
                     output.run = at + done;
