@@ -128,7 +128,7 @@ impl Databases {
             pool.set_secret(secret);
             return Arc::clone(pool);
         }
-        let settings = pool_settings(config, database, user);
+        let settings = pool_settings(config, database, &server_user);
         let user_entry = self.user(&server_user);
         entry.servers.set_limit(settings.policy.max_db_connections);
         user_entry.servers.set_limit(settings.policy.max_user_connections);
@@ -154,7 +154,7 @@ impl Databases {
             let Some(database) = config.database(&entry.name) else {
                 self.databases.write().remove(&entry.name);
                 for pool in entry.pools() {
-                    pool.reconnect();
+                    pool.retire();
                 }
                 gone.push(entry);
                 continue;
@@ -172,17 +172,28 @@ impl Databases {
     /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
     pub fn share_limits(&self) {
         for entry in self.known() {
-            let limit = entry.servers.limit();
-            if limit == 0 || entry.servers.used() < limit {
-                continue;
-            }
-            let pools = entry.pools();
-            if pools.iter().any(|pool| pool.has_waiters()) {
-                let idle = pools.iter().filter(|pool| !pool.has_waiters());
-                // One at a time: the next look, a moment later, takes another one.
-                let _ = idle.into_iter().any(|pool| pool.evict_idle());
+            if is_exhausted(&entry.servers) {
+                make_room(&entry.pools());
             }
         }
+        for (name, user) in self.known_users() {
+            if is_exhausted(&user.servers) {
+                let of_user = |pool: &Arc<Pool>| *pool.target.user == *name;
+                make_room(&self.pools().into_iter().filter(of_user).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+fn is_exhausted(quota: &Quota) -> bool {
+    quota.limit() != 0 && quota.used() >= quota.limit()
+}
+
+/// Closes one idle server, if somebody waits: the next look, a moment later, closes another one.
+fn make_room(pools: &[Arc<Pool>]) {
+    if pools.iter().any(|pool| pool.has_waiters()) {
+        let mut idle = pools.iter().filter(|pool| !pool.has_waiters());
+        idle.any(|pool| pool.evict_idle());
     }
 }
 

@@ -17,29 +17,38 @@ impl Session {
         };
         if let Some(error) = over {
             self.end(Farewell::from(error));
-        } else if self.is_idle() && self.plane.shared.lifecycle.is_draining() {
-            self.wake();
+        } else if self.is_between_transactions()
+            && let Some(farewell) = self.drained()
+        {
+            self.end(farewell);
+        }
+    }
+
+    /// Without a server, or in session mode with one that does nothing.
+    fn is_between_transactions(&self) -> bool {
+        match &self.phase {
+            Phase::Idle => true,
+            Phase::Waiting(_) => false,
+            Phase::Leased(lease) => lease.pipeline.is_idle() && !lease.loan().proving,
         }
     }
 
     fn check_idle(&self, now: Instant) -> Option<SqlError> {
-        let limit = self.group.settings.borrow().policy.client_idle_timeout?;
+        let limit = self.group.policy().client_idle_timeout?;
         let idle = since(self.last_request, now);
         (idle > limit)
             .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
     }
 
     fn check_waiting(&self, waited: Duration) -> Option<SqlError> {
-        let settings = self.group.settings.borrow();
-        let limit = settings.policy.query_wait_timeout?;
+        let limit = self.group.policy().query_wait_timeout?;
         (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
     }
 
     fn check_leased(&self, now: Instant) -> Option<SqlError> {
         let Phase::Leased(lease) = &self.phase else { return None };
         let loan = lease.loan();
-        let settings = self.group.settings.borrow();
-        let policy = &settings.policy;
+        let policy = self.group.policy();
         let pipeline = &lease.pipeline;
         if let (Some(limit), Some(began)) = (policy.query_timeout, loan.query_began)
             && pipeline.owed() > 0
@@ -52,7 +61,7 @@ impl Session {
             return self.check_idle(now);
         }
         if let Some(limit) = policy.idle_transaction_timeout
-            && pipeline.is_quiet()
+            && pipeline.owed() == 0
             && since(loan.quiet_since, now) > limit
         {
             let what = "The client was idle inside a transaction";
