@@ -1,0 +1,1 @@
+//! Random conversations with a server that answers by PostgreSQL's rules.
