@@ -14,7 +14,7 @@ use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed};
 /// Also the largest unnamed one that outlives its transaction.
 pub const PARSE_MAX: usize = 16 * 1024 * 1024;
 
-/// Largest sum of a portal's and a statement's name.
+/// Largest sum of a portal's and a statement's name, with what closes or precedes them.
 const NAMES_MAX: usize = 64 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
@@ -166,7 +166,7 @@ impl Upstream<'_> {
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
-                *self.unnamed_present = true;
+                self.note_unnamed();
                 RequestKind::Query
             }
             FrontendTag::Sync => RequestKind::Sync,
@@ -184,6 +184,13 @@ impl Upstream<'_> {
         };
         self.pipeline.push(kind, Answer::Forward);
         Ok(Fate::Verbatim)
+    }
+
+    /// The server's unnamed statement is what this client made it.
+    #[inline]
+    fn note_unnamed(&mut self) {
+        self.pipeline.take_unnamed_doubt();
+        *self.unnamed_present = true;
     }
 
     fn forget_unnamed(&mut self) {
@@ -204,19 +211,28 @@ impl Upstream<'_> {
         if streams {
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             self.forget_unnamed();
-            *self.unnamed_present = true;
+            self.note_unnamed();
             return Ok(Fate::Verbatim);
         }
+        if !whole && body.is_empty() {
+            // Whether it has a name decides what it may be, and where its limit is.
+            return Ok(Fate::Incomplete);
+        }
+        check_size(header, PARSE_MAX)?;
         if !whole {
-            return incomplete(header, PARSE_MAX);
+            return Ok(Fate::Incomplete);
         }
         let parse = frontend::parse(body)?;
         let client = self.client.get_or_insert_default();
         if parse.name.is_empty() {
             client.set_unnamed(parse.definition);
-            *self.unnamed_present = true;
+            self.note_unnamed();
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             return Ok(Fate::Verbatim);
+        }
+        if self.pipeline.awaits_name(parse.name) {
+            // Whether the name is in use then depends on whether that batch fails.
+            return Ok(Fate::Wait);
         }
         if let Some(statement) = client.get(parse.name).cloned() {
             output.flush(at);
@@ -260,12 +276,12 @@ impl Upstream<'_> {
         output: &mut Output<'_>,
     ) -> Result<Fate, Malformed> {
         if self.tracking {
-            let Some(names) = frontend::bind_names(body) else {
+            let Some(names) = frontend::bind_names(&body[..body.len().min(NAMES_MAX)]) else {
                 return match whole {
-                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
-                    false if body.len() > NAMES_MAX => {
+                    _ if body.len() >= NAMES_MAX => {
                         Err(Malformed::TooLarge { tag: 'B', need: body.len(), limit: NAMES_MAX })
                     }
+                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
                     false => Ok(Fate::Incomplete),
                 };
             };
@@ -302,8 +318,9 @@ impl Upstream<'_> {
     ) -> Result<Fate, Malformed> {
         let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
         if self.tracking {
+            check_size(header, NAMES_MAX)?;
             if !whole {
-                return incomplete(header, NAMES_MAX);
+                return Ok(Fate::Incomplete);
             }
             let object = frontend::object(char::from(header.tag), body)?;
             if let Object::Statement(name) = object {
@@ -375,7 +392,8 @@ impl Upstream<'_> {
     /// The server's unnamed statement may be another client's. It becomes this client's own, or none,
     /// so that PostgreSQL itself says that there is none.
     fn ensure_unnamed(&mut self, at: usize, output: &mut Output<'_>) {
-        if *self.unnamed_present {
+        let doubted = self.pipeline.take_unnamed_doubt();
+        if *self.unnamed_present && !doubted {
             return;
         }
         *self.unnamed_present = true;
@@ -397,9 +415,9 @@ impl Upstream<'_> {
     }
 }
 
-fn incomplete(header: Header, limit: usize) -> Result<Fate, Malformed> {
+fn check_size(header: Header, limit: usize) -> Result<(), Malformed> {
     match header.length <= limit {
-        true => Ok(Fate::Incomplete),
+        true => Ok(()),
         false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
     }
 }
