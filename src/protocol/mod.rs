@@ -275,11 +275,14 @@ impl Pipeline {
             let tag = BackendTag::from_byte(header.tag)?;
             let end = input.len().min(at + header.length);
             let whole = end - at == header.length;
-            if !whole && header.length <= INSPECT_MAX && must_be_whole(tag) {
+            let inspected = header.length <= INSPECT_MAX;
+            if !whole && inspected && must_be_whole(tag) {
                 return Ok(need_more);
             }
-            let body = at + HEADER_LENGTH..end;
-            let action = self.handle(tag, &input[body.clone()], whole, body)?;
+            let range = at + HEADER_LENGTH..end;
+            // What may come in pieces is not looked into even if it came whole: chance decides nothing.
+            let body = inspected.then(|| &input[range.clone()]);
+            let action = self.handle(tag, body, range)?;
             self.body_left = header.length - (end - at);
             self.body_discarded = matches!(action, Action::Discard | Action::DiscardAndStop(_));
             at = end;
@@ -298,13 +301,13 @@ impl Pipeline {
         }
     }
 
-    /// What one message means. `body` may be cut short for messages that are not `whole`.
+    /// What one message means. `body` is whole if we look into such a message, and `None` when it is larger
+    /// than we hold.
     #[inline]
     fn handle(
         &mut self,
         tag: BackendTag,
-        body: &[u8],
-        whole: bool,
+        body: Option<&[u8]>,
         range: Range<usize>,
     ) -> Result<Action, OutOfStep> {
         use BackendTag as Tag;
@@ -317,7 +320,7 @@ impl Pipeline {
         }
         match tag {
             Tag::DataRow | Tag::CopyData | Tag::CopyDone => Ok(passed_on),
-            Tag::CommandComplete => Ok(self.command_complete(kind, body, whole, discard)),
+            Tag::CommandComplete => Ok(self.command_complete(kind, body, discard)),
             Tag::ReadyForQuery => self.ready_for_query(body, discard),
             Tag::ParseComplete if self.refuses_front() => Err(OutOfStep::Unexpected { tag, expected: kind }),
             Tag::ParseComplete
@@ -347,7 +350,7 @@ impl Pipeline {
             }
             Tag::FunctionCallResponse => Ok(passed_on),
             Tag::ErrorResponse => Ok(self.error_response(front, body, range)),
-            Tag::ParameterStatus if !whole => Ok(passed_on),
+            Tag::ParameterStatus if body.is_none() => Ok(passed_on),
             Tag::ParameterStatus if discard => Ok(Action::DiscardAndStop(Stop::Parameter(range))),
             Tag::ParameterStatus => Ok(Action::Stop(Stop::Parameter(range))),
             Tag::NoticeResponse | Tag::NotificationResponse => Ok(passed_on),
@@ -392,13 +395,7 @@ impl Pipeline {
             && matches!(self.changes.front(), Some(Change::Duplicate { .. }))
     }
 
-    fn command_complete(
-        &mut self,
-        kind: Option<RequestKind>,
-        body: &[u8],
-        whole: bool,
-        discard: bool,
-    ) -> Action {
+    fn command_complete(&mut self, kind: Option<RequestKind>, body: Option<&[u8]>, discard: bool) -> Action {
         if matches!(self.copy, Copy::In { .. })
             && let Some(end) = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd)
         {
@@ -408,7 +405,7 @@ impl Pipeline {
         if kind == Some(RequestKind::Execute) {
             self.pop();
         }
-        let drops_statements = whole && matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0");
+        let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
         match (discard, drops_statements) {
             (false, false) => Action::Forward,
             (true, false) => Action::Discard,
@@ -417,7 +414,8 @@ impl Pipeline {
         }
     }
 
-    fn ready_for_query(&mut self, body: &[u8], discard: bool) -> Result<Action, OutOfStep> {
+    fn ready_for_query(&mut self, body: Option<&[u8]>, discard: bool) -> Result<Action, OutOfStep> {
+        let body = body.unwrap_or_default();
         let malformed = Malformed::Field { tag: 'Z', field: "the transaction status", have: body.len() };
         let [status] = body else {
             return Err(malformed.into());
@@ -435,7 +433,7 @@ impl Pipeline {
         })
     }
 
-    fn error_response(&mut self, front: Option<Request>, body: &[u8], range: Range<usize>) -> Action {
+    fn error_response(&mut self, front: Option<Request>, body: Option<&[u8]>, range: Range<usize>) -> Action {
         if self.copy == (Copy::In { syncs: true }) {
             self.in_doubt = true;
         }
@@ -444,7 +442,7 @@ impl Pipeline {
             return Action::Stop(Stop::Error(range));
         };
         if front.kind.is_extended() {
-            let duplicate = self.take_duplicate(front, body);
+            let duplicate = self.take_duplicate(front, body.unwrap_or_default());
             self.skip_to_sync();
             return match duplicate {
                 Some(name) => Action::DiscardAndStop(Stop::Duplicate(name)),

@@ -486,6 +486,15 @@ fn an_error_larger_than_we_hold_still_undoes_what_failed() {
 }
 
 #[test]
+fn a_ready_for_query_larger_than_it_can_be_is_out_of_step_however_it_is_cut() {
+    for first in [5, 6, 7] {
+        let mut talk = Talk::default();
+        talk.ask("Query");
+        assert!(talk.hear(&b"Z\0\x01\0\0II"[..first]).is_err(), "first piece of {first} bytes");
+    }
+}
+
+#[test]
 fn more_requests_than_the_limit_are_refused() {
     let mut talk = Talk::default();
     for _ in 0..REQUESTS_MAX {
