@@ -91,6 +91,11 @@ impl Request {
         matches!(self.kind, RequestKind::Parse | RequestKind::Close | RequestKind::Query)
     }
 
+    /// A simple Query of the client's own.
+    fn is_client_query(&self) -> bool {
+        self.kind == RequestKind::Query && self.answer == Answer::Forward
+    }
+
     /// A Parse that the client sent and that has no change noted is of the unnamed statement.
     fn is_unnamed_parse(&self) -> bool {
         self.kind == RequestKind::Parse && self.answer == Answer::Forward && !self.changes
@@ -172,6 +177,12 @@ pub struct Pipeline {
     status: TransactionStatus,
     /// Extended-protocol messages were sent after the last Sync.
     batch_open: bool,
+    /// How many of `changes`, the last ones, were sent after the last Sync or Query.
+    batch_changes: usize,
+    /// The unnamed statement was prepared after the last Sync or Query.
+    batch_unnamed: bool,
+    /// Simple Queries of the client that are under way.
+    queries: usize,
     /// The server skips everything up to a Sync that was not sent yet.
     skipping: bool,
     copy: Copy,
@@ -193,6 +204,9 @@ impl Default for Pipeline {
             undone: Vec::new(),
             status: TransactionStatus::Idle,
             batch_open: false,
+            batch_changes: 0,
+            batch_unnamed: false,
+            queries: 0,
             skipping: false,
             copy: Copy::None,
             in_doubt: false,
@@ -245,8 +259,26 @@ impl Pipeline {
             RequestKind::Query | RequestKind::FunctionCall => self.batch_open = false,
             _ => self.batch_open = true,
         }
+        if request.kind.ends_with_ready() {
+            self.batch_changes = 0;
+            self.batch_unnamed = false;
+        } else {
+            self.batch_changes += usize::from(request.changes);
+            self.batch_unnamed |= request.is_unnamed_parse();
+        }
+        self.queries += usize::from(request.is_client_query());
         self.requests.push_back(request);
         true
+    }
+
+    /// Takes the front request away, and its change. The oldest go first, so what is left of the
+    /// changes shrinks to the current batch's.
+    fn take_front(&mut self) -> Option<(Request, Option<Change>)> {
+        let front = self.requests.pop_front()?;
+        let change = if front.changes { self.changes.pop_front() } else { None };
+        self.batch_changes = self.batch_changes.min(self.changes.len());
+        self.queries -= usize::from(front.is_client_query());
+        Some((front, change))
     }
 
     /// PostgreSQL's `CopyGetData` ignores Flush and Sync until CopyDone or CopyFail, "for the
@@ -478,10 +510,8 @@ impl Pipeline {
         {
             unnamed_failed |= front.is_unnamed_parse();
             self.unnamed_in_doubt |= front.may_touch_unnamed();
-            if front.changes {
-                self.undone.extend(self.changes.pop_front());
-            }
-            self.requests.pop_front();
+            let change = self.take_front().and_then(|(_, change)| change);
+            self.undone.extend(change);
         }
         // A Parse in a later batch has put another in its place already.
         if unnamed_failed && !self.requests.iter().any(Request::is_unnamed_parse) {
@@ -506,14 +536,10 @@ impl Pipeline {
 
     #[inline]
     fn pop(&mut self) {
-        if let Some(front) = self.requests.pop_front()
-            && front.changes
-        {
-            self.changes.pop_front();
-        }
+        self.take_front();
         // PostgreSQL ignores CopyDone and CopyFail outside of a COPY: nothing is owed for them.
         while self.requests.front().is_some_and(|r| r.kind == RequestKind::CopyEnd) {
-            self.requests.pop_front();
+            self.take_front();
         }
     }
 
@@ -603,7 +629,7 @@ impl Pipeline {
             Change::ServerParse(id) => *id == statement,
             _ => false,
         };
-        self.changes.iter().any(on_its_way) && self.awaits_ready()
+        self.earlier_changes().any(on_its_way)
     }
 
     /// Whether a Parse or Close of this name of the client's is on its way in an earlier batch.
@@ -612,7 +638,12 @@ impl Pipeline {
             Change::ClientParse { name, .. } | Change::ClientClose { name, .. } => **name == *wanted,
             _ => false,
         };
-        self.changes.iter().any(on_its_way) && self.awaits_ready()
+        self.earlier_changes().any(on_its_way)
+    }
+
+    /// Changes of batches before the current one: they may yet fail without its being skipped.
+    fn earlier_changes(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter().take(self.changes.len() - self.batch_changes)
     }
 
     /// Whether a ReadyForQuery is owed.
@@ -634,16 +665,17 @@ impl Pipeline {
     /// Whether a simple Query of the client is under way: only its end tells whether it was one that
     /// drops all statements. (Not while it takes COPY data, which must go on.)
     pub fn awaits_query(&self) -> bool {
-        let is_query = |r: &Request| r.kind == RequestKind::Query && r.answer == Answer::Forward;
-        !matches!(self.copy, Copy::In { .. }) && self.requests.iter().any(is_query)
+        self.queries > 0 && !matches!(self.copy, Copy::In { .. })
     }
 
     /// Whether an earlier batch that may yet fail decides what the unnamed statement is. A Parse of it
     /// in the same batch settles that: if it is skipped, so is what comes behind it.
     pub fn awaits_unnamed(&self) -> bool {
+        if self.batch_unnamed {
+            return false;
+        }
         let batch = self.requests.iter().rposition(|r| r.kind.ends_with_ready()).map_or(0, |last| last + 1);
-        let own = self.requests.range(batch..).any(Request::is_unnamed_parse);
-        !own && self.requests.range(..batch).any(Request::may_touch_unnamed)
+        self.requests.range(..batch).any(Request::may_touch_unnamed)
     }
 
     /// Changes that were sent and not answered yet, the oldest first.

@@ -198,7 +198,7 @@ fn a_named_statement_gets_the_name_that_the_server_knows_it_by() {
     check("P:s:q DS:s B::s DP: E S", "P:PGWEIR_1:q DS:PGWEIR_1 B::PGWEIR_1 DP: E S");
     check("P:s:q B:portal:s E S", "P:PGWEIR_1:q B:portal:PGWEIR_1 E S");
     check("P:a_name_longer_than_ours:q B::a_name_longer_than_ours", "P:PGWEIR_1:q B::PGWEIR_1");
-    check("Q:x P:s:q S", "Q:x P:PGWEIR_1:q S");
+    check("Q:x; S C ZI; P:s:q S", "Q:x P:PGWEIR_1:q S");
 }
 
 #[test]
@@ -211,7 +211,8 @@ fn r10_the_same_query_is_another_statement_with_other_types() {
 #[test]
 fn r2_a_server_that_lacks_a_statement_is_given_it_first() {
     check("P:s:q S; next server; B::s E S", "P:PGWEIR_1:q S P:PGWEIR_1:q B::PGWEIR_1 E S");
-    check("P:s:q S; next server; DS:s S B::s S", "P:PGWEIR_1:q S P:PGWEIR_1:q DS:PGWEIR_1 S B::PGWEIR_1 S");
+    let answered = "P:s:q S; next server; DS:s S; S 1 t n ZI; B::s S";
+    check(answered, "P:PGWEIR_1:q S P:PGWEIR_1:q DS:PGWEIR_1 S B::PGWEIR_1 S");
     let mut pair = play(9, "P:s:q S; S 1 ZI; next server; B::s E S");
     assert_eq!(pair.counts, StatementCounts { client_parses: 1, server_parses: 2, binds: 1 });
     assert_eq!(go_on(&mut pair, "S 1 2 C ZI"), "2CZ", "its ParseComplete is not for the client");
@@ -329,7 +330,7 @@ fn r15_after_discard_all_the_names_are_gone() {
 #[test]
 fn r11_the_unnamed_statement_is_the_clients_own_on_every_server() {
     check("P::q B:: E S", "P::q B:: E S");
-    check("P::q DS: S B:: E S", "P::q DS: S B:: E S");
+    check("P::q DS: S; S 1 t n ZI; B:: E S", "P::q DS: S B:: E S");
     check("P::q S; next server; B:: E S", "P::q S P::q B:: E S");
     check("P::q S; next server; DS: B:: S", "P::q S P::q DS: B:: S");
     check("P::1 S P::2 S; next server; B:: S", "P::1 S P::2 S P::2 B:: S");
