@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
@@ -170,19 +170,29 @@ impl Databases {
     }
 
     /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
-    pub fn share_limits(&self) {
+    pub fn share_limits(&self, now: Instant) {
         for entry in self.known() {
-            let limit = entry.servers.limit();
-            if limit == 0 || entry.servers.used() < limit {
-                continue;
-            }
-            let pools = entry.pools();
-            if pools.iter().any(|pool| pool.has_waiters()) {
-                let idle = pools.iter().filter(|pool| !pool.has_waiters());
-                // One at a time: the next look, a moment later, takes another one.
-                let _ = idle.into_iter().any(|pool| pool.evict_idle());
+            if entry.servers.is_full() {
+                make_room(&entry.pools(), now);
             }
         }
+        let users = self.users.read();
+        let full = users.iter().filter(|(_, user)| user.servers.is_full()).map(|(name, _)| Arc::clone(name));
+        let full: Vec<Arc<str>> = full.collect();
+        drop(users);
+        for name in full {
+            let mut pools = self.pools();
+            pools.retain(|pool| pool.target.user == name);
+            make_room(&pools, now);
+        }
+    }
+}
+
+/// Closes an idle server of one of the pools if another one waits for a server.
+fn make_room(pools: &[Arc<Pool>], now: Instant) {
+    if pools.iter().any(|pool| pool.wants_server(now)) {
+        // One at a time: the next look, a moment later, takes another one.
+        let _ = pools.iter().any(|pool| !pool.has_waiters() && pool.evict_idle());
     }
 }
 
