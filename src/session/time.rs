@@ -31,6 +31,11 @@ impl Session {
 
     fn check_waiting(&self, waited: Duration) -> Option<SqlError> {
         let settings = self.group.settings.borrow();
+        if let Some(limit) = settings.policy.query_timeout
+            && waited > limit
+        {
+            return Some(over("query_timeout", "A query waited for a server", limit, "query_timeout"));
+        }
         let limit = settings.policy.query_wait_timeout?;
         (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
     }
@@ -45,7 +50,7 @@ impl Session {
             && pipeline.owed() > 0
             && since(began, now) > limit
         {
-            return Some(over("query_timeout", "A query ran", limit, "query_timeout"));
+            return Some(over("query timeout", "A query ran", limit, "query_timeout"));
         }
         if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
             // Session mode, between transactions.
