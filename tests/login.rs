@@ -28,6 +28,12 @@ fn front_door(method: &str) -> Config {
     Pooler::config().users(&secrets()).setting("auth_type", method).database_option("user=app")
 }
 
+/// PgBouncer has its words, but no SQLSTATE of its own for them.
+fn denied(method: &str) -> String {
+    let code = if is_ours() { "28P01" } else { "08P01" };
+    format!("E({code}) FATAL {method} authentication failed")
+}
+
 async fn asks(pooler: &Pooler, user: &str, password: &str) -> String {
     let login = Login::new(user, "app").password(password);
     match Raw::try_login(&pooler.tcp(), &login).await {
@@ -43,7 +49,7 @@ async fn a_right_password_opens_every_method_that_can_check_the_secret() {
         for user in ["has_plain", "has_md5", "has_scram"] {
             // An MD5 hash cannot answer a SCRAM exchange: neither side knows the other's secret.
             let impossible = (method, user) == ("scram-sha-256", "has_md5");
-            let expected = if impossible { "E(28P01) FATAL SASL authentication failed" } else { "in" };
+            let expected = if impossible { denied("SASL") } else { "in".to_owned() };
             assert_eq!(asks(&pooler, user, "right").await, expected, "{method} {user}");
         }
     }
@@ -51,16 +57,14 @@ async fn a_right_password_opens_every_method_that_can_check_the_secret() {
 
 #[tokio::test]
 async fn a_wrong_password_and_an_unknown_user_are_told_the_same() {
-    for (method, message) in [
-        ("plain", "E(28P01) FATAL password authentication failed"),
-        ("md5", "E(28P01) FATAL password authentication failed"),
-        ("scram-sha-256", "E(28P01) FATAL SASL authentication failed"),
-    ] {
+    for (method, message) in
+        [("plain", denied("password")), ("md5", denied("password")), ("scram-sha-256", denied("SASL"))]
+    {
         let pooler = front_door(method).start().await;
         for user in ["has_plain", "has_scram", "nobody"] {
             // With auth_type md5, a SCRAM secret is asked for by SCRAM.
             let scram = (method, user) == ("md5", "has_scram");
-            let message = if scram { "E(28P01) FATAL SASL authentication failed" } else { message };
+            let message = if scram { denied("SASL") } else { message.clone() };
             assert_eq!(asks(&pooler, user, "wrong").await, message, "{method} {user}");
         }
     }
@@ -112,7 +116,7 @@ async fn a_scram_secret_without_a_password_serves_the_server_with_the_key_that_t
     let mut second = Raw::login(&pooler.tcp(), &login).await;
     assert_eq!(second.query("SELECT user").await.value(), "scram_user");
     let wrong = Login::new("scram_user", "app").password("wrong");
-    assert_eq!(pooler.refuses(&wrong).await, "E(28P01) FATAL SASL authentication failed");
+    assert_eq!(pooler.refuses(&wrong).await, denied("SASL"));
 }
 
 #[tokio::test]
@@ -124,7 +128,10 @@ async fn the_servers_refusal_of_the_poolers_password_is_passed_on_with_its_sqlst
     let cached = "server login has been failing, cached error: \
          password authentication failed for user \"scram_user\" (server_login_retry)";
     let refusal = pooler.refuses(&login).await;
-    assert_eq!(refusal, format!("E(28P01) FATAL {cached}"));
+    // PgBouncer may try again first.
+    if is_ours() {
+        assert_eq!(refusal, format!("E(28P01) FATAL {cached}"));
+    }
 }
 
 #[tokio::test]
@@ -172,6 +179,8 @@ async fn other_major_protocols_are_refused() {
     }
 }
 
+const OPTIONS: &str = "E(08P01) FATAL unsupported options startup parameter: \
+     only '-c config=val' and '--config=val' are allowed";
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
@@ -266,7 +275,7 @@ async fn a_startup_parameter_that_cannot_be_kept_is_refused_unless_it_is_ignored
     let refusal = pooler.refuses(&login.clone().option("options", "-c work_mem=1MB")).await;
     assert_eq!(refusal, "E(08P01) FATAL unsupported startup parameter in options: work_mem");
     let refusal = pooler.refuses(&login.clone().option("options", "-x")).await;
-    assert_eq!(refusal, "E(08P01) FATAL unsupported startup parameter: options");
+    assert_eq!(refusal, OPTIONS);
     let ignored = login.option("extra_float_digits", "3").option("options", "-c search_path=nowhere");
     let mut client = Raw::login(&pooler.tcp(), &ignored).await;
     client.query("SHOW search_path").await.is("T D(\"$user\", public) C Z(I)");
@@ -351,7 +360,7 @@ async fn a_database_that_nobody_configured_is_no_such_database_after_the_passwor
     let right = pooler.refuses(&login.clone().password("app-secret")).await;
     assert!(right.ends_with("FATAL no such database: nowhere"), "{right}");
     let wrong = pooler.refuses(&login.password("wrong")).await;
-    assert_eq!(wrong, "E(28P01) FATAL SASL authentication failed");
+    assert_eq!(wrong, denied("SASL"));
 }
 
 #[tokio::test]
