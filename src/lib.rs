@@ -17,9 +17,11 @@
 //! | 3 | [`session`] | who asks: one client, from accept to goodbye |
 //! | 3 | [`worker`], [`listener`] | the data plane's threads; accept and hand over |
 //! | 4 | [`process`] | start, signals, reload, drain, exit |
+//! | 4 | [`command`] | what an operator runs by hand: the demo |
 
 pub mod admin;
 pub mod auth;
+pub mod command;
 pub mod config;
 pub mod error;
 pub mod listener;

@@ -1,19 +1,23 @@
 //! The `pgweir` command: reads the command line and runs the pooler, or one of the commands that an
 //! operator runs by hand.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
+use pgweir::command::demo::{self, DemoArguments};
 use pgweir::process::{self, Options};
 
 /// A connection pooler for PostgreSQL, a drop-in replacement for PgBouncer.
 #[derive(Debug, Parser)]
 #[command(name = "pgweir", version, disable_version_flag = true, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Settings: pgbouncer.ini, or a file that ends in .toml
     #[arg(value_name = "CONFIG_FILE")]
-    config: Option<std::path::PathBuf>,
+    config: Option<PathBuf>,
     /// Do not log to stderr
     #[arg(short, long)]
     quiet: bool,
@@ -25,14 +29,25 @@ struct Arguments {
     version: Option<bool>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A private PostgreSQL with two standbys, and pgweir in front, to play with
+    Demo(DemoArguments),
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let Some(config) = arguments.config else {
-        eprintln!("pgweir: no settings file was given\nTry \"pgweir --help\" for more information.");
-        return ExitCode::FAILURE;
+    let outcome = match (arguments.command, arguments.config) {
+        (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
+        (None, Some(config)) => {
+            let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };
+            process::run(&options).map_err(|error| error.to_string())
+        }
+        (None, None) => {
+            Err("no settings file was given\nTry \"pgweir --help\" for more information.".to_owned())
+        }
     };
-    let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };
-    match process::run(&options) {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pgweir: {error}");

@@ -119,8 +119,12 @@ impl Client {
         let prepare = Request::new(run_of([self.author.statement(), sync()]), Vec::new(), 1);
         self.exchange(connection, prepare).await?;
         while !self.tally.stopped() {
-            match self.author.chance.random_range(0..5) {
-                0 => self.transaction(connection).await?,
+            match self.author.chance.random_range(0..15) {
+                0..3 => self.transaction(connection).await?,
+                3 => {
+                    let request = self.author.refused();
+                    self.exchange(connection, request).await?;
+                }
                 _ => {
                     let request = self.author.any();
                     self.exchange(connection, request).await?;
@@ -164,7 +168,7 @@ impl Client {
         }
         self.tally.note(&reply);
         judge(&request, &reply).map_err(End::Fault)?;
-        if reply.closed || reply.count(b'E') > 0 {
+        if reply.closed || reply.count(b'E') > request.refusals {
             return Err(End::Over);
         }
         Ok(())

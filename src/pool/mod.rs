@@ -284,7 +284,7 @@ impl Pool {
             let mut state = self.state.lock();
             let Some(lent) = state.acquire(worker, now) else {
                 let slot = Slot::new(worker);
-                let ticket = state.enqueue(Arc::clone(&slot), now);
+                let ticket = state.enqueue(Arc::clone(&slot), worker, now);
                 drop(state);
                 self.open_more(worker, now);
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
@@ -326,7 +326,7 @@ impl Pool {
     fn queue_again(self: &Arc<Self>, worker: usize) -> (Arc<Slot>, Ticket) {
         let slot = Slot::new(worker);
         let now = Instant::now();
-        let ticket = self.state.lock().enqueue(Arc::clone(&slot), now);
+        let ticket = self.state.lock().enqueue(Arc::clone(&slot), worker, now);
         self.open_more(worker, now);
         (slot, ticket)
     }

@@ -71,7 +71,7 @@ impl Pool {
 
     fn retire_one_idle(&self, worker: usize, now: Instant) {
         let lifetime = self.settings.load().policy.server_lifetime;
-        let is_old = |pooled: &Box<Pooled>| pooled.server.age(now) > lifetime;
+        let is_old = |pooled: &Pooled| pooled.server.age(now) > lifetime;
         if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled)) || !self.may_retire(lifetime, now) {
             return;
         }

@@ -210,7 +210,10 @@ impl Pipeline {
     fn push_request(&mut self, request: Request) -> bool {
         match request.kind {
             RequestKind::Sync if self.in_copy_data() => return false,
-            RequestKind::Sync => self.batch_open = false,
+            RequestKind::Sync => {
+                self.batch_open = false;
+                self.skipping = false;
+            }
             RequestKind::CopyEnd if self.requests.is_empty() => return false,
             RequestKind::CopyEnd => {}
             _ if self.skipping => return false,
@@ -376,7 +379,6 @@ impl Pipeline {
             }
             self.pop();
         }
-        self.skipping = false;
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {
@@ -500,9 +502,16 @@ impl Pipeline {
         self.requests.is_empty() && !self.batch_open && !self.skipping && self.body_left == 0
     }
 
-    /// Whether the server works on something that the client (and not we) asked for.
+    /// Whether the server works for the client. A Parse of ours in front of the client's Bind does not
+    /// count against it: its ParseComplete may stay in the server's buffer until the client's answer.
     pub fn runs_client_request(&self) -> bool {
-        self.requests.front().is_some_and(|request| request.answer != Answer::Discard)
+        !self.runs_own_query() && self.requests.iter().any(|request| request.answer != Answer::Discard)
+    }
+
+    /// Whether the server works on a query of ours, which is answered before the client's begins.
+    pub fn runs_own_query(&self) -> bool {
+        let is_own = |r: &Request| r.kind == RequestKind::Query && r.answer == Answer::Discard;
+        self.requests.front().is_some_and(is_own)
     }
 
     /// Whether no more requests should be sent until answers have come.

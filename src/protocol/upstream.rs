@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement};
 use super::{Answer, Pipeline, RequestKind};
 use crate::wire::frontend::{self, Object};
-use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed};
+use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 
 /// Largest named Parse: it is held whole, since it may have to be sent to another server again.
 /// Also the largest unnamed one that outlives its transaction.
@@ -95,6 +95,35 @@ enum Fate {
     Terminate,
 }
 
+/// A client's message, as far as it is there.
+#[derive(Clone, Copy)]
+struct Message<'a> {
+    tag: FrontendTag,
+    /// Of the whole message, its header included.
+    length: usize,
+    /// What is there of what follows the header.
+    body: &'a [u8],
+    /// Where the message begins in the input.
+    at: usize,
+}
+
+impl Message<'_> {
+    fn is_whole(&self) -> bool {
+        self.body.len() + HEADER_LENGTH == self.length
+    }
+
+    /// Waits for the rest of a message that must be whole, unless it is too large for that.
+    fn incomplete(&self, limit: usize) -> Result<Fate, Malformed> {
+        match self.length <= limit {
+            true => Ok(Fate::Incomplete),
+            false => {
+                let tag = char::from(self.tag as u8);
+                Err(Malformed::TooLarge { tag, need: self.length, limit })
+            }
+        }
+    }
+}
+
 /// Bytes to a server: the run of input not yet copied, and where edited bytes go.
 struct Output<'a> {
     input: &'a [u8],
@@ -122,11 +151,10 @@ impl Upstream<'_> {
             if self.pipeline.is_full() {
                 break Stop::Full;
             }
-            let Some(header) = Header::read(&input[at..])? else {
-                break Stop::NeedMore;
-            };
-            let end = input.len().min(at + header.length);
-            match self.message(header, &input[at + HEADER_LENGTH..end], at, &mut output)? {
+            let Some((tag, length)) = frontend::header(&input[at..])? else { break Stop::NeedMore };
+            let end = input.len().min(at + length);
+            let message = Message { tag, length, body: &input[at + HEADER_LENGTH..end], at };
+            match self.message(message, &mut output)? {
                 Fate::Verbatim => body.dropped = false,
                 Fate::Rewritten(done) => {
                     output.run = at + done;
@@ -141,7 +169,7 @@ impl Upstream<'_> {
                 Fate::Wait => break Stop::Full,
                 Fate::Terminate => break Stop::Terminate,
             }
-            body.left = header.length - (end - at);
+            body.left = length - (end - at);
             at = end;
         };
         let run = output.run;
@@ -149,19 +177,12 @@ impl Upstream<'_> {
     }
 
     #[inline]
-    fn message(
-        &mut self,
-        header: Header,
-        body: &[u8],
-        at: usize,
-        output: &mut Output<'_>,
-    ) -> Result<Fate, Malformed> {
-        let tag = FrontendTag::from_byte(header.tag)?;
+    fn message(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
+        let tag = message.tag;
         if self.pipeline.is_skipping() && !matches!(tag, FrontendTag::Sync | FrontendTag::Terminate) {
             // The server would read it only to throw it away.
             return Ok(Fate::Dropped);
         }
-        let whole = body.len() + HEADER_LENGTH == header.length;
         let kind = match tag {
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
@@ -174,10 +195,10 @@ impl Upstream<'_> {
             FrontendTag::FunctionCall => RequestKind::FunctionCall,
             FrontendTag::CopyDone | FrontendTag::CopyFail => RequestKind::CopyEnd,
             FrontendTag::CopyData | FrontendTag::Flush => return Ok(Fate::Verbatim),
-            FrontendTag::Parse => return self.parse(header, body, whole, at, output),
-            FrontendTag::Bind => return self.bind(header, body, whole, at, output),
+            FrontendTag::Parse => return self.parse(message, output),
+            FrontendTag::Bind => return self.bind(message, output),
             FrontendTag::Describe | FrontendTag::Close => {
-                return self.object(tag, header, body, whole, at, output);
+                return self.object(message, output);
             }
             FrontendTag::Terminate => return Ok(Fate::Terminate),
             FrontendTag::Password => return Err(Malformed::Tag { tag: 'p' }),
@@ -192,23 +213,17 @@ impl Upstream<'_> {
         }
     }
 
-    fn parse(
-        &mut self,
-        header: Header,
-        body: &[u8],
-        whole: bool,
-        at: usize,
-        output: &mut Output<'_>,
-    ) -> Result<Fate, Malformed> {
-        let streams = !self.tracking || (body.first() == Some(&0) && header.length > UNNAMED_MAX);
+    fn parse(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
+        let Message { length, body, at, .. } = message;
+        let streams = !self.tracking || (body.first() == Some(&0) && length > UNNAMED_MAX);
         if streams {
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             self.forget_unnamed();
             *self.unnamed_present = true;
             return Ok(Fate::Verbatim);
         }
-        if !whole {
-            return incomplete(header, PARSE_MAX);
+        if !message.is_whole() {
+            return message.incomplete(PARSE_MAX);
         }
         let parse = frontend::parse(body)?;
         let client = self.client.get_or_insert_default();
@@ -221,7 +236,7 @@ impl Upstream<'_> {
         if let Some(statement) = client.get(parse.name).cloned() {
             output.flush(at);
             self.duplicate(parse.name, &statement, output.out);
-            return Ok(Fate::Rewritten(header.length));
+            return Ok(Fate::Rewritten(length));
         }
         let statement = self.interner.intern(parse.definition);
         let present = self.server.touch(statement.id);
@@ -239,7 +254,7 @@ impl Upstream<'_> {
             write_parse(statement.id, &statement.definition, output.out);
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
         }
-        Ok(Fate::Rewritten(header.length))
+        Ok(Fate::Rewritten(length))
     }
 
     /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
@@ -251,17 +266,11 @@ impl Upstream<'_> {
         self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
     }
 
-    fn bind(
-        &mut self,
-        header: Header,
-        body: &[u8],
-        whole: bool,
-        at: usize,
-        output: &mut Output<'_>,
-    ) -> Result<Fate, Malformed> {
+    fn bind(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
+        let Message { length, body, at, .. } = message;
         if self.tracking {
             let Some(names) = frontend::bind_names(body) else {
-                return match whole {
+                return match message.is_whole() {
                     true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
                     false if body.len() > NAMES_MAX => {
                         Err(Malformed::TooLarge { tag: 'B', need: body.len(), limit: NAMES_MAX })
@@ -277,7 +286,7 @@ impl Upstream<'_> {
                 self.ensure_present(&statement, output.out);
                 let done = HEADER_LENGTH + names.portal.len() + 1 + names.statement.len() + 1;
                 let name = Statement::server_name(statement.id);
-                write_header(b'B', header.length - names.statement.len() + name.len(), output.out);
+                write_header(b'B', length - names.statement.len() + name.len(), output.out);
                 output.out.extend_from_slice(names.portal);
                 output.out.push(0);
                 output.out.extend_from_slice(name.as_bytes());
@@ -291,26 +300,19 @@ impl Upstream<'_> {
     }
 
     /// Describe and Close.
-    fn object(
-        &mut self,
-        tag: FrontendTag,
-        header: Header,
-        body: &[u8],
-        whole: bool,
-        at: usize,
-        output: &mut Output<'_>,
-    ) -> Result<Fate, Malformed> {
+    fn object(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
+        let Message { tag, length, body, at } = message;
         let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
         if self.tracking {
-            if !whole {
-                return incomplete(header, NAMES_MAX);
+            if !message.is_whole() {
+                return message.incomplete(NAMES_MAX);
             }
-            let object = frontend::object(char::from(header.tag), body)?;
+            let object = frontend::object(char::from(tag as u8), body)?;
             if let Object::Statement(name) = object {
                 match kind {
                     RequestKind::Close => {
                         if self.close(name, at, output) {
-                            return Ok(Fate::Rewritten(header.length));
+                            return Ok(Fate::Rewritten(length));
                         }
                     }
                     _ if name.is_empty() => self.ensure_unnamed(at, output),
@@ -320,7 +322,7 @@ impl Upstream<'_> {
                             self.ensure_present(&statement, output.out);
                             write_object(b'D', statement.id, output.out);
                             self.pipeline.push(kind, Answer::Forward);
-                            return Ok(Fate::Rewritten(header.length));
+                            return Ok(Fate::Rewritten(length));
                         }
                     }
                 }
@@ -394,13 +396,6 @@ impl Upstream<'_> {
                 self.pipeline.push(RequestKind::Close, Answer::Discard);
             }
         }
-    }
-}
-
-fn incomplete(header: Header, limit: usize) -> Result<Fate, Malformed> {
-    match header.length <= limit {
-        true => Ok(Fate::Incomplete),
-        false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
     }
 }
 

@@ -89,7 +89,7 @@ pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address) {
 
 impl Session {
     /// Cancels what the client waits for: its turn, or its server's answer. Otherwise nothing.
-    fn cancel(&mut self, plane: &Rc<Plane>) {
+    pub(super) fn cancel(&mut self, plane: &Rc<Plane>) {
         let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
         let lease = match &mut self.phase {
             Phase::Idle => {
@@ -102,7 +102,11 @@ impl Session {
             }
             Phase::Leased(lease) => lease,
         };
-        // Not our own SETs: the client does not know of them.
+        if lease.pipeline.runs_own_query() {
+            // The client means what comes after our SETs.
+            self.canceled = true;
+            return;
+        }
         if !lease.pipeline.runs_client_request() {
             plane.metrics.borrow_mut().cancels_idle += 1;
             return;

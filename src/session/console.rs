@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::BytesMut;
-use pgwire::messages::startup::Authentication;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -97,7 +96,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
 
     let mut out = BytesMut::new();
     let (process_id, secret) = key.process_id_and_secret();
-    originate::authentication(Authentication::Ok, &mut out);
+    originate::authentication_ok(&mut out);
     admin::greeting(process_id, secret, &mut out);
     let mut console = Console::new(Control::new(&plane), rights, jiff::tz::TimeZone::system());
     let reason = talk(&mut console, &mut client.socket, &notify, out).await;

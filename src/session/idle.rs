@@ -13,7 +13,7 @@ use crate::pool::{Acquired, Lease};
 use crate::protocol::upstream::Body;
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
-use crate::wire::{FrontendTag, HEADER_LENGTH, Header, Malformed, originate};
+use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
 
 /// A message of this size or larger gets a server before all of it is there; a smaller one only when
 /// it is whole, so that a client which stalls in the middle of one holds no server.
@@ -125,8 +125,7 @@ impl Session {
             let rest = self.body.left.min(input.len() - *at);
             self.body.left -= rest;
             *at += rest;
-            let Some(header) = Header::read(&input[*at..])? else { return Ok(Idle::NeedMore) };
-            let tag = FrontendTag::from_byte(header.tag)?;
+            let Some((tag, length)) = frontend::header(&input[*at..])? else { return Ok(Idle::NeedMore) };
             let available = input.len() - *at;
             match tag {
                 FrontendTag::Terminate => return Err(Farewell::Terminate),
@@ -139,8 +138,8 @@ impl Session {
                 // Left over from a COPY that failed: PostgreSQL ignores them, and so do we.
                 FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {}
                 _ if self.skip_to_sync => {}
-                FrontendTag::Close if self.group.tracking.get() && available >= header.length => {
-                    let body = &input[*at + HEADER_LENGTH..*at + header.length];
+                FrontendTag::Close if self.group.tracking.get() && available >= length => {
+                    let body = &input[*at + HEADER_LENGTH..*at + length];
                     self.close_statement(body)?;
                     answer.extend_from_slice(CLOSE_COMPLETE);
                 }
@@ -151,11 +150,11 @@ impl Session {
                 | FrontendTag::Execute
                 | FrontendTag::Close
                 | FrontendTag::FunctionCall => {
-                    let enough = available >= header.length.min(STREAM_FROM);
+                    let enough = available >= length.min(STREAM_FROM);
                     return Ok(if enough { Idle::NeedServer } else { Idle::NeedMore });
                 }
             }
-            self.body = Body { left: header.length, dropped: true };
+            self.body = Body { left: length, dropped: true };
         }
     }
 
@@ -261,11 +260,11 @@ impl Session {
         let mut answer = BytesMut::new();
         originate::error(&error, &mut answer);
         let carry = self.carry.take().unwrap_or_default();
-        let header = Header::read(&carry)?.expect("a request was looked at before it waited");
-        match FrontendTag::from_byte(header.tag)? {
+        let (tag, length) = frontend::header(&carry)?.expect("a request was looked at before it waited");
+        match tag {
             FrontendTag::Query | FrontendTag::FunctionCall => {
                 answer.extend_from_slice(READY_FOR_QUERY);
-                self.body = Body { left: header.length, dropped: true };
+                self.body = Body { left: length, dropped: true };
             }
             _ => self.skip_to_sync = true,
         }

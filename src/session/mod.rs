@@ -25,7 +25,6 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use pgwire::messages::startup::Authentication;
 
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
@@ -129,9 +128,11 @@ pub struct Session {
     canceled: bool,
     statements: Option<Box<ClientStatements>>,
     /// Client bytes that were read but not dealt with.
+    #[expect(clippy::box_collection, reason = "an idle client has none, and a pointer is a third of a Vec")]
     carry: Option<Box<Vec<u8>>>,
     body: Body,
     /// Bytes for the client that its socket did not take.
+    #[expect(clippy::box_collection, reason = "as above")]
     backlog: Option<Box<Vec<u8>>>,
     /// Set from outside: the session ends with this.
     doom: Option<Box<Farewell>>,
@@ -199,7 +200,7 @@ impl Session {
     fn greet(&mut self, welcome: &Welcome) {
         let tracked = &self.plane.shared.server.tracked;
         let mut out = BytesMut::new();
-        originate::authentication(Authentication::Ok, &mut out);
+        originate::authentication_ok(&mut out);
         for (name, value) in &welcome.0 {
             let own = tracked.index(name).and_then(|index| self.parameters.get(index));
             originate::parameter_status(name, own.unwrap_or(value), &mut out);

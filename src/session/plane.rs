@@ -55,8 +55,10 @@ pub enum Message {
     Run(Task),
 }
 
+type Work = dyn FnOnce(&Rc<Plane>) + Send;
+
 /// Work for a worker's thread.
-pub struct Task(pub Box<dyn FnOnce(&Rc<Plane>) + Send>);
+pub struct Task(pub Box<Work>);
 
 impl std::fmt::Debug for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -260,6 +262,9 @@ pub struct Scratch {
     pub aside: [u8; 512],
 }
 
+/// Login user and database.
+type GroupKey = (Arc<str>, Arc<str>);
+
 /// One for each worker thread.
 pub struct Plane {
     /// The worker's number.
@@ -278,7 +283,7 @@ pub struct Plane {
     pub consoles: Consoles,
     /// Cancel requests on their way to a server.
     pub cancels: Cell<u32>,
-    groups: RefCell<HashMap<(Arc<str>, Arc<str>), Rc<Group>>>,
+    groups: RefCell<HashMap<GroupKey, Rc<Group>>>,
 }
 
 impl Plane {

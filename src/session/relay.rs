@@ -185,11 +185,8 @@ impl Session {
             return Ok(());
         }
         scratch.out.clear();
-        loop {
-            match self.lease().pipeline.receive(&[])?.stop {
-                Stop::Synthesized(bytes) => scratch.out.extend_from_slice(bytes),
-                _ => break,
-            }
+        while let Stop::Synthesized(bytes) = self.lease().pipeline.receive(&[])?.stop {
+            scratch.out.extend_from_slice(bytes);
         }
         let out = std::mem::take(&mut scratch.out);
         let sent = self.send(&out);
@@ -336,7 +333,7 @@ impl Session {
     fn note_parameter(&mut self, body: &[u8]) {
         let plane = Rc::clone(&self.plane);
         let lease = self.lease();
-        let own = !lease.pipeline.runs_client_request() && lease.pipeline.owed() > 0;
+        let own = lease.pipeline.runs_own_query();
         if lease.note_parameter(body, &plane.shared.server) && !own {
             self.parameters = Arc::clone(&self.lease().parameters);
         }
@@ -377,6 +374,10 @@ impl Session {
             return Err(error.into());
         }
         self.proven = true;
+        if std::mem::take(&mut self.canceled) {
+            let plane = Rc::clone(&self.plane);
+            self.cancel(&plane);
+        }
         self.lease().parts().1.proving = false;
         self.parameters = Arc::clone(&self.lease().parameters);
         Ok(())

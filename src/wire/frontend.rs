@@ -1,7 +1,36 @@
 //! Views of the client messages that we look into: of Parse, Bind, Describe and Close only the names.
 //! A view borrows the message's bytes; nothing is decoded that is only passed on.
 
-use super::{Malformed, split_cstring};
+use super::{FrontendTag, HEADER_LENGTH, Header, Malformed, split_cstring};
+
+/// Largest body of a message that can be large: PostgreSQL's `PQ_LARGE_MESSAGE_LIMIT`.
+const LARGE_MAX: usize = 0x3fff_ffff - 1;
+
+/// Largest body of the others: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
+const SMALL_MAX: usize = 10_000;
+
+/// Reads the header of a client's message: its type and the length of the whole message. `None` when
+/// fewer than five bytes are there. A length that PostgreSQL would refuse is refused.
+#[inline]
+pub fn header(bytes: &[u8]) -> Result<Option<(FrontendTag, usize)>, Malformed> {
+    let Some(header) = Header::read(bytes)? else { return Ok(None) };
+    let tag = FrontendTag::from_byte(header.tag)?;
+    let limit = HEADER_LENGTH + if may_be_large(tag) { LARGE_MAX } else { SMALL_MAX };
+    match header.length <= limit {
+        true => Ok(Some((tag, header.length))),
+        false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
+    }
+}
+
+/// As `SocketBackend` in PostgreSQL's `postgres.c` has it. Names of statements and portals make
+/// Describe, Close and Execute no larger than small.
+fn may_be_large(tag: FrontendTag) -> bool {
+    use FrontendTag::*;
+    match tag {
+        Query | Parse | Bind | FunctionCall | CopyData | Password => true,
+        Close | CopyDone | CopyFail | Describe | Execute | Flush | Sync | Terminate => false,
+    }
+}
 
 /// Parse: a name for a statement, and everything that makes the statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

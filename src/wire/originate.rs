@@ -78,7 +78,12 @@ pub fn parameter_status(name: &str, value: &str, out: &mut BytesMut) {
     encode(&ParameterStatus::new(name.to_owned(), value.to_owned()), out);
 }
 
-/// AuthenticationOk and its relatives: what a server says during login.
+/// AuthenticationOk.
+pub fn authentication_ok(out: &mut BytesMut) {
+    encode(&Authentication::Ok, out);
+}
+
+/// AuthenticationOk's relatives: what a server says during login.
 pub fn authentication(message: Authentication, out: &mut BytesMut) {
     encode(&message, out);
 }
