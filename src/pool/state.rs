@@ -179,12 +179,11 @@ impl<S, W> PoolState<S, W> {
     }
 
     fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
-        if self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
+        // PAUSE is complete when no server is left.
+        if self.paused || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
             return Err(server);
         }
-        if !self.paused
-            && let Some(first) = self.take_next(worker)
-        {
+        if let Some(first) = self.take_next(worker) {
             self.leased += 1;
             return Ok(Some((first.waiter, server)));
         }
