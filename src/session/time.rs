@@ -54,7 +54,10 @@ impl Session {
         }
         if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
             // Session mode, between transactions.
-            return self.check_idle(now);
+            return match self.plane.shared.lifecycle.is_draining() {
+                true => Some(shutting_down()),
+                false => self.check_idle(now),
+            };
         }
         if let Some(limit) = policy.idle_transaction_timeout
             && pipeline.is_quiet()
@@ -67,6 +70,13 @@ impl Session {
         (since(loan.began, now) > limit)
             .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
     }
+}
+
+/// The last word to a client of a pooler that drains.
+fn shutting_down() -> SqlError {
+    SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+        .detail("The pooler is shutting down.")
+        .hint("Reconnect.")
 }
 
 fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> SqlError {
