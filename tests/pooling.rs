@@ -229,6 +229,9 @@ async fn waiting_is_first_come_first_served_across_workers() {
         client.send(request).await;
         pooler.clients_wait(number + 1).await;
         clients.push(client);
+        // Who comes within a millisecond of another comes at the same time.
+        let now = Instant::now();
+        eventually("the next moment", async || now.elapsed() > Duration::from_millis(3)).await;
     }
     gate.open().await;
     for client in &mut clients {
