@@ -9,9 +9,10 @@ pub mod state;
 mod upkeep;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -23,7 +24,7 @@ use crate::config::PoolPolicy;
 use crate::error::{SqlError, sqlstate};
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::server::login::{OpenError, Recipe, Welcome};
-use crate::server::{ServerConnection, Session};
+use crate::server::{QueryError, ServerConnection, Session};
 use quota::{Permit, Quota};
 use state::{Lent, Limits, PoolState, Ticket};
 use wait::Slot;
@@ -103,9 +104,35 @@ impl PoolSettings {
 struct Pooled {
     server: ServerConnection,
     loan: Loan,
-    /// The pool holds its idle servers, and each server its pool: closing a server ends the circle.
-    pool: Arc<Pool>,
+    membership: Membership,
     _permits: [Permit; 2],
+}
+
+/// A server's place among those of its epoch. The pool holds its idle servers, and each server its
+/// pool: closing a server ends the circle.
+#[derive(Debug)]
+struct Membership {
+    pool: Arc<Pool>,
+    epoch: u64,
+}
+
+impl Membership {
+    fn new(pool: &Arc<Pool>, epoch: u64) -> Self {
+        *pool.members.lock().entry(epoch).or_default() += 1;
+        Membership { pool: Arc::clone(pool), epoch }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        let mut members = self.pool.members.lock();
+        if let Some(count) = members.get_mut(&self.epoch) {
+            *count -= 1;
+            if *count == 0 {
+                members.remove(&self.epoch);
+            }
+        }
+    }
 }
 
 /// What is known of the present loan of a server.
@@ -146,6 +173,9 @@ struct Failure {
     refusal: Option<SqlError>,
 }
 
+/// Why a server is closed that came back to a pool which is paused, or has become too small.
+const NOT_WANTED: &str = "server connection is no longer wanted";
+
 /// A request to a worker: open a server for this pool.
 pub type OpenRequest = Arc<Pool>;
 
@@ -155,11 +185,16 @@ struct QuickSettings {
     /// Idle servers are checked when they were idle for longer; `u64::MAX` is never.
     check_after_us: AtomicU64,
     lifetime_us: AtomicU64,
+    statements_max: AtomicUsize,
 }
 
 impl QuickSettings {
     fn new(settings: &PoolSettings) -> Self {
-        let quick = QuickSettings { check_after_us: AtomicU64::new(0), lifetime_us: AtomicU64::new(0) };
+        let quick = QuickSettings {
+            check_after_us: AtomicU64::new(0),
+            lifetime_us: AtomicU64::new(0),
+            statements_max: AtomicUsize::new(0),
+        };
         quick.store(settings);
         quick
     }
@@ -168,6 +203,7 @@ impl QuickSettings {
         let check_after = settings.check_query.as_ref().map_or(u64::MAX, |_| micros(settings.check_delay));
         self.check_after_us.store(check_after, Ordering::Relaxed);
         self.lifetime_us.store(micros(settings.policy.server_lifetime), Ordering::Relaxed);
+        self.statements_max.store(settings.statements_max, Ordering::Relaxed);
     }
 }
 
@@ -207,8 +243,10 @@ pub struct Pool {
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
-    /// Servers that were lent at the last RECONNECT and have not come back.
-    old_leased: AtomicU32,
+    /// Open servers, lent or not, by epoch.
+    members: Mutex<BTreeMap<u64, u32>>,
+    /// The database is gone: nothing is opened any more.
+    retired: AtomicBool,
     quotas: [Arc<Quota>; 2],
     /// One for each worker.
     openers: Arc<[UnboundedSender<OpenRequest>]>,
@@ -272,7 +310,8 @@ impl Pool {
             next_endpoint: AtomicUsize::new(0),
             tested: AtomicU32::new(0),
             last_retired: Mutex::new(None),
-            old_leased: AtomicU32::new(0),
+            members: Mutex::default(),
+            retired: AtomicBool::new(false),
             quotas,
             openers,
         })
@@ -312,9 +351,9 @@ impl Pool {
         if pooled.server.worker == worker {
             return Some(Lease(Some(pooled)));
         }
-        let Pooled { server, loan, pool, _permits } = *pooled;
+        let Pooled { server, loan, membership, _permits } = *pooled;
         match server.move_to(worker) {
-            Ok(server) => Some(Lease(Some(Box::new(Pooled { server, loan, pool, _permits })))),
+            Ok(server) => Some(Lease(Some(Box::new(Pooled { server, loan, membership, _permits })))),
             Err(_) => {
                 self.state.lock().forget_leased();
                 self.open_more(worker, Instant::now());
@@ -336,8 +375,11 @@ impl Pool {
         self.state.lock().abandon(ticket).is_some()
     }
 
-    /// A leased server comes back, to the next waiter or to the idle ones.
-    fn put_back(&self, mut pooled: Box<Pooled>, now: Instant) {
+    /// A leased server comes back, to the next waiter or to the idle ones; one that is too old is closed.
+    fn put_back(self: &Arc<Self>, mut pooled: Box<Pooled>, now: Instant) {
+        if let Some(reason) = self.retirement(&pooled.server, now) {
+            return close_lent(pooled, reason);
+        }
         let worker = pooled.server.worker;
         loop {
             let placed = self.state.lock().release(pooled, worker, now);
@@ -348,24 +390,24 @@ impl Pool {
                     // That waiter left between our looking and our giving: the next one, then.
                     Err(server) => pooled = server,
                 },
-                Err(surplus) => return close(surplus, "pool is too large"),
+                Err(surplus) => return close(surplus, NOT_WANTED),
             }
         }
     }
 
     /// Asks for as many new servers as the queue and the limits call for.
     pub fn open_more(self: &Arc<Self>, worker: usize, now: Instant) {
-        if self.is_failing(now) {
+        if self.is_failing(now) || self.is_retired() {
             return;
         }
-        let wanted = self.state.lock().openings_wanted(now, u32::MAX);
+        let wanted = self.state.lock().begin_openings(now);
         for _ in 0..wanted {
             self.request_open(worker);
         }
     }
 
+    /// The attempt was begun in the ledger.
     fn request_open(self: &Arc<Self>, worker: usize) {
-        self.state.lock().begin_opening();
         if self.openers[worker].send(Arc::clone(self)).is_err() {
             // The worker has stopped: the process is on its way out.
             self.state.lock().end_opening();
@@ -379,7 +421,7 @@ impl Pool {
         failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
     }
 
-    /// Opens one server; `begin_opening` was said. Runs on the thread of `worker`.
+    /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
     pub async fn open(self: Arc<Self>, worker: usize) {
         let Some(permits) = self.permits() else {
             self.state.lock().end_opening();
@@ -401,8 +443,8 @@ impl Pool {
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
-                let pool = Arc::clone(&self);
-                let pooled = Pooled { server, loan: Loan::new(now), pool, _permits: permits };
+                let membership = Membership::new(&self, epoch);
+                let pooled = Pooled { server, loan: Loan::new(now), membership, _permits: permits };
                 self.place_opened(Box::new(pooled), worker, now);
             }
             Err(error) => self.note_failure(&error, &recipe.endpoint, now),
@@ -410,7 +452,7 @@ impl Pool {
         self.open_more(worker, now);
     }
 
-    fn place_opened(&self, pooled: Box<Pooled>, worker: usize, now: Instant) {
+    fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
         let placed = self.state.lock().opened(pooled, worker, now);
         match placed {
             Ok(None) => {}
@@ -419,7 +461,7 @@ impl Pool {
                     self.put_back(server, now);
                 }
             }
-            Err(surplus) => close(surplus, "pool is too large"),
+            Err(surplus) => close(surplus, NOT_WANTED),
         }
     }
 
@@ -510,6 +552,20 @@ impl Pool {
     }
 }
 
+/// Runs a statement of our own, for at most `server_connect_timeout`.
+async fn within(
+    limit: Option<Duration>,
+    statement: impl Future<Output = Result<(), QueryError>>,
+) -> Result<(), QueryError> {
+    match limit {
+        None => statement.await,
+        Some(limit) => match tokio::time::timeout(limit, statement).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(QueryError::Refused("it took longer than server_connect_timeout".into())),
+        },
+    }
+}
+
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
 fn close(pooled: Box<Pooled>, reason: &str) {
     let server = &pooled.server;
@@ -537,6 +593,8 @@ impl Lease {
     pub fn begin(&mut self, now: Instant) {
         let pooled = self.pooled_mut();
         pooled.server.unnamed_present = false;
+        let limit = pooled.membership.pool.quick.statements_max.load(Ordering::Relaxed);
+        pooled.server.statements.set_limit(limit);
         pooled.server.used_at = now;
         pooled.loan = Loan::new(now);
     }
@@ -557,11 +615,8 @@ impl Lease {
     /// The server must be idle: nothing owed, no transaction open.
     pub fn release(mut self, now: Instant) {
         assert!(self.pipeline.is_idle(), "a lease ends when nothing is owed");
-        if let Some(reason) = self.pool().retirement(self.server(), now) {
-            return self.close(reason);
-        }
         if let Some(pooled) = self.0.take() {
-            let pool = Arc::clone(&pooled.pool);
+            let pool = Arc::clone(&pooled.membership.pool);
             pool.put_back(pooled, now);
         }
     }
@@ -575,7 +630,8 @@ impl Lease {
         let pool = Arc::clone(self.pool());
         pool.tested.fetch_add(1, Ordering::Relaxed);
         tokio::task::spawn_local(async move {
-            let result = self.run(&sql, &pool.session).await;
+            let limit = pool.settings.load().connect_timeout;
+            let result = within(limit, self.run(&sql, &pool.session)).await;
             pool.tested.fetch_sub(1, Ordering::Relaxed);
             match result {
                 Ok(()) => self.release(Instant::now()),
@@ -593,14 +649,13 @@ impl Lease {
 
     /// The pool that it is from.
     pub fn pool(&self) -> &Arc<Pool> {
-        &self.pooled().pool
+        &self.pooled().membership.pool
     }
 }
 
 fn close_lent(pooled: Box<Pooled>, reason: &str) {
     let worker = pooled.server.worker;
-    let pool = Arc::clone(&pooled.pool);
-    pool.note_closed(&pooled.server);
+    let pool = Arc::clone(&pooled.membership.pool);
     close(pooled, reason);
     pool.state.lock().forget_leased();
     pool.open_more(worker, Instant::now());

@@ -126,7 +126,7 @@ impl<S, W> PoolState<S, W> {
     }
 
     /// A lent server comes back: it goes to the oldest waiter, else it is idle. `Err` gives it back to
-    /// be closed, because the pool has become too small for it.
+    /// be closed, because the pool has become too small for it, or is paused.
     pub fn release(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
         assert!(self.leased > 0, "a server came back that was not lent");
         self.leased -= 1;
@@ -139,16 +139,22 @@ impl<S, W> PoolState<S, W> {
         self.leased -= 1;
     }
 
-    /// How many servers should be opened now, given that `room` more are allowed by limits that span
-    /// pools. The caller opens them and says [`PoolState::begin_opening`] for each.
-    pub fn openings_wanted(&self, now: Instant, room: u32) -> u32 {
+    /// Begins as many attempts to open a server as the queue calls for and the limits allow.
+    pub fn begin_openings(&mut self, now: Instant) -> u32 {
+        let wanted = self.openings_wanted(now);
+        self.opening += wanted;
+        wanted
+    }
+
+    /// How many servers should be opened now.
+    pub fn openings_wanted(&self, now: Instant) -> u32 {
         if self.paused {
             return 0;
         }
         let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
         let parallel = OPENING_MAX.saturating_sub(self.opening);
         let unserved = waiting.saturating_sub(self.opening);
-        self.room(now).min(room).min(unserved).min(parallel)
+        self.room(now).min(unserved).min(parallel)
     }
 
     /// Servers that may still be opened under the pool's own limits.
@@ -161,9 +167,11 @@ impl<S, W> PoolState<S, W> {
         self.limits.size.saturating_add(reserve).saturating_sub(self.total())
     }
 
-    /// An attempt to open a server has begun.
-    pub fn begin_opening(&mut self) {
-        self.opening += 1;
+    /// Begins one attempt, if the pool has fewer than `minimum` servers and may have more.
+    pub fn begin_filling(&mut self, minimum: u32, now: Instant) -> bool {
+        let lacks = minimum > self.total() && self.opening == 0 && self.room(now) > 0 && !self.paused;
+        self.opening += u32::from(lacks);
+        lacks
     }
 
     /// The attempt succeeded; the new server is placed as in [`PoolState::release`].

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use super::{Counts, Pool, PoolSettings, Pooled, close};
+use super::{Counts, NOT_WANTED, Pool, PoolSettings, Pooled, close};
 use crate::error::SqlError;
 use crate::server::ServerConnection;
 
@@ -14,7 +14,7 @@ impl Pool {
     /// Why a server that comes back is closed instead of kept.
     pub(super) fn retirement(&self, server: &ServerConnection, now: Instant) -> Option<&'static str> {
         if server.epoch != self.epoch.load(Ordering::Acquire) {
-            return Some("server connection is no longer wanted");
+            return Some(NOT_WANTED);
         }
         let lifetime = Duration::from_micros(self.quick.lifetime_us.load(Ordering::Relaxed));
         if lifetime.is_zero() {
@@ -54,7 +54,7 @@ impl Pool {
             let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
                 Some(reason)
             } else if server.epoch != epoch {
-                Some("server connection is no longer wanted")
+                Some(NOT_WANTED)
             } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
                 Some("server idle timeout")
             } else {
@@ -89,12 +89,10 @@ impl Pool {
     /// `min_pool_size`, once a client has shown that the pool is used.
     fn fill_up(self: &Arc<Self>, worker: usize, now: Instant) {
         let minimum = self.settings.load().policy.min_pool_size;
-        if minimum == 0 || self.is_failing(now) || self.welcome.load().is_none() {
+        if minimum == 0 || self.is_retired() || self.is_failing(now) || self.welcome.load().is_none() {
             return;
         }
-        let state = self.state.lock();
-        let lacks = minimum > state.total() && state.opening() == 0 && state.room(now) > 0;
-        drop(state);
+        let lacks = self.state.lock().begin_filling(minimum, now);
         if lacks {
             self.request_open(worker);
         }
@@ -130,7 +128,6 @@ impl Pool {
     /// RECONNECT: every server of now is closed as soon as nobody uses it.
     pub fn reconnect(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.old_leased.store(self.state.lock().leased(), Ordering::Release);
         while self.evict_idle() {}
     }
 
@@ -172,18 +169,21 @@ impl Pool {
         }
     }
 
-    /// Whether servers are left that RECONNECT or a RELOAD wants closed. Idle ones close at once, so
-    /// they are lent ones.
+    /// Whether servers are left that RECONNECT or a RELOAD wants closed.
     pub fn has_old_servers(&self) -> bool {
-        self.old_leased.load(Ordering::Acquire) > 0
+        let epoch = self.epoch();
+        self.members.lock().keys().any(|of| *of != epoch)
     }
 
-    pub(super) fn note_closed(&self, server: &ServerConnection) {
-        if server.epoch != self.epoch() {
-            let less = |count: u32| Some(count.saturating_sub(1));
-            // The closure never gives None, so this cannot fail.
-            let _ = self.old_leased.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
-        }
+    /// The database is gone: what is idle closes, nothing is opened any more.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.reconnect();
+    }
+
+    /// Whether the database is gone.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
     }
 
     /// Whether a client waits.
@@ -193,7 +193,7 @@ impl Pool {
 
     /// Whether a client waits for a server that the pool's own size allows.
     pub fn wants_server(&self, now: Instant) -> bool {
-        self.state.lock().openings_wanted(now, 1) > 0
+        self.state.lock().openings_wanted(now) > 0
     }
 
     /// Whether no server is left.

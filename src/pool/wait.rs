@@ -86,8 +86,7 @@ impl Waiting {
                 }
                 return Poll::Pending;
             }
-            SlotState::Gone => return Poll::Pending,
-            SlotState::Granted(_) | SlotState::Failed(_) => {}
+            SlotState::Gone | SlotState::Granted(_) | SlotState::Failed(_) => {}
         }
         match std::mem::replace(&mut *state, SlotState::Gone) {
             SlotState::Granted(server) => {
@@ -95,7 +94,7 @@ impl Waiting {
                 self.settle_in(server, context)
             }
             SlotState::Failed(error) => Poll::Ready(Err(error)),
-            SlotState::Waiting(_) | SlotState::Gone => unreachable!("both were ruled out above"),
+            SlotState::Waiting(_) | SlotState::Gone => unreachable!("a waiter is served once"),
         }
     }
 

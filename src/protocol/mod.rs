@@ -545,6 +545,11 @@ impl Pipeline {
         self.body_left == 0 && self.requests.front().is_some_and(|r| r.answer == Answer::Synthesize)
     }
 
+    /// Whether a message for the client was passed on in part.
+    pub fn is_mid_message(&self) -> bool {
+        self.body_left > 0 && !self.body_discarded
+    }
+
     /// Answers that the server owes.
     pub fn owed(&self) -> usize {
         self.requests.len()

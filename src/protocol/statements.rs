@@ -7,7 +7,6 @@
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -210,11 +209,9 @@ impl ServerStatements {
     }
 
     /// `max_prepared_statements` after a RELOAD; what is too many goes with the next Parse.
+    #[inline]
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
-        if let Some(room) = NonZeroUsize::new(limit.max(self.present.len()) + 1) {
-            self.present.resize(room);
-        }
     }
 }
 

@@ -124,6 +124,22 @@ impl Message<'_> {
     }
 }
 
+/// How many bytes the message at the start of `input` has if it is of use only when it is whole, as a
+/// statement that may have to be prepared again is; else 0.
+pub fn whole_length(input: &[u8], tracking: bool) -> usize {
+    match frontend::header(input) {
+        Ok(Some((FrontendTag::Parse, length))) if tracking && !streams(length, &input[HEADER_LENGTH..]) => {
+            length.min(PARSE_MAX)
+        }
+        _ => 0,
+    }
+}
+
+/// Whether a Parse is of the unnamed statement, and too large to be remembered.
+fn streams(length: usize, body: &[u8]) -> bool {
+    length > UNNAMED_MAX && body.first() == Some(&0)
+}
+
 /// Bytes to a server: the run of input not yet copied, and where edited bytes go.
 struct Output<'a> {
     input: &'a [u8],
@@ -215,8 +231,7 @@ impl Upstream<'_> {
 
     fn parse(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
         let Message { length, body, at, .. } = message;
-        let streams = !self.tracking || (body.first() == Some(&0) && length > UNNAMED_MAX);
-        if streams {
+        if !self.tracking || streams(length, body) {
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             self.forget_unnamed();
             *self.unnamed_present = true;

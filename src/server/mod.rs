@@ -179,7 +179,11 @@ impl ServerConnection {
                 BackendTag::ParameterStatus => {
                     self.note_parameter(&body, session);
                 }
-                BackendTag::CommandComplete if body == b"DISCARD ALL\0" => self.statements.clear(),
+                BackendTag::CommandComplete
+                    if matches!(&body[..], b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") =>
+                {
+                    self.statements.clear();
+                }
                 BackendTag::ReadyForQuery => break self.own_query_done(&body, failure),
                 BackendTag::CopyInResponse => {
                     return Err(QueryError::Refused("it wants COPY data".into()));

@@ -23,6 +23,8 @@ const CANCELS_MAX: u32 = 100;
 #[derive(Debug, Default)]
 pub struct CancelsInFlight {
     count: Cell<u32>,
+    /// One was sent, and nobody knows whether the server has dealt with it or will yet.
+    lost: Cell<bool>,
     arrived: Notify,
 }
 
@@ -32,11 +34,17 @@ impl CancelsInFlight {
         self.count.get() > 0
     }
 
-    /// Returns when there are none.
-    pub async fn arrived(&self) {
+    /// Returns when there are none: whether the server can be trusted not to be canceled any more.
+    pub async fn arrived(&self) -> bool {
         while self.any() {
             self.arrived.notified().await;
         }
+        !self.lost.get()
+    }
+
+    /// Whether the server must not go to another client now.
+    pub fn are_pending(&self) -> bool {
+        self.any() || self.lost.get()
     }
 }
 
@@ -126,6 +134,7 @@ impl Session {
             match sent {
                 Ok(Ok(())) => metrics.cancels_forwarded += 1,
                 Ok(Err(_)) | Err(_) => {
+                    in_flight.at_server.lost.set(true);
                     metrics.cancels_failed += 1;
                     tracing::warn!("cancel request to {endpoint} failed");
                 }

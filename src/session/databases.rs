@@ -128,7 +128,7 @@ impl Databases {
             pool.set_secret(secret);
             return Arc::clone(pool);
         }
-        let settings = pool_settings(config, database, user);
+        let settings = pool_settings(config, database, &server_user);
         let user_entry = self.user(&server_user);
         entry.servers.set_limit(settings.policy.max_db_connections);
         user_entry.servers.set_limit(settings.policy.max_user_connections);
@@ -154,7 +154,7 @@ impl Databases {
             let Some(database) = config.database(&entry.name) else {
                 self.databases.write().remove(&entry.name);
                 for pool in entry.pools() {
-                    pool.reconnect();
+                    pool.retire();
                 }
                 gone.push(entry);
                 continue;

@@ -1,7 +1,6 @@
 //! A session without a server: what it answers itself, and how it gets a server.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -10,7 +9,7 @@ use bytes::BytesMut;
 use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::{Acquired, Lease};
-use crate::protocol::upstream::Body;
+use crate::protocol::upstream::{self, Body};
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
@@ -43,7 +42,8 @@ impl Session {
         }
         // A client that does not take its answers is not asked for more questions.
         ready!(self.poll_flush(context))?;
-        if let Some(carry) = self.carry.take() {
+        let worth_a_look = |carry: &mut Box<Vec<u8>>| carry.len() >= self.needed;
+        if let Some(carry) = self.carry.take_if(worth_a_look) {
             let progress = self.handle_idle(&carry, context, scratch, carry.len());
             if !matches!(progress, Ok(false)) {
                 return Poll::Ready(progress.map(|_| ()));
@@ -67,9 +67,8 @@ impl Session {
     }
 
     /// While the process drains, a client is told to go when it is between transactions.
-    fn drained(&self) -> Option<Farewell> {
-        let draining = self.plane.shared.lifecycle.draining.load(Ordering::Relaxed);
-        draining.then(|| {
+    pub(super) fn drained(&self) -> Option<Farewell> {
+        self.plane.shared.lifecycle.is_draining().then(|| {
             SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
                 .detail("The pooler is shutting down.")
                 .hint("Reconnect.")
@@ -105,6 +104,7 @@ impl Session {
         }
         match wanted? {
             Idle::NeedMore => {
+                self.needed = upstream::whole_length(&input[at..], self.group.tracking.get());
                 self.stash(&input[at..]);
                 Ok(at > 0 || known == 0)
             }
@@ -150,7 +150,8 @@ impl Session {
                 | FrontendTag::Execute
                 | FrontendTag::Close
                 | FrontendTag::FunctionCall => {
-                    let enough = available >= length.min(STREAM_FROM);
+                    let whole = upstream::whole_length(&input[*at..], self.group.tracking.get());
+                    let enough = available >= whole.max(length.min(STREAM_FROM));
                     return Ok(if enough { Idle::NeedServer } else { Idle::NeedMore });
                 }
             }

@@ -21,7 +21,7 @@ use crate::config::{AuthType, Config, Database};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
-use crate::pool::quota::Permit;
+use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::server::login::Welcome;
@@ -181,14 +181,14 @@ impl Newcomer {
             return Err(fatal("pooler is shutting down").into());
         }
         let wanted = client_parameters(&startup, &config, &self.plane)?;
-        let admission = self.admit(&config, &user, &name)?;
-        let database = config.database(&name);
+        let place = self.admit(&config)?;
         let (credentials, proof) = self.authenticate(&config, &user).await?;
-        let Some(database) = database else {
+        let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
+        let admission = self.admit_user(&config, &database, &user, place)?;
         self.check_enabled(&name)?;
-        let secret = server_secret(&database, credentials.as_deref(), &proof);
+        let secret = self.server_secret(&database, credentials.as_deref(), &proof);
         let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
         let (parameters, proven) = self.own_parameters(&welcome, &wanted);
         Ok(Entry::Session(group, parameters, proven, admission))
@@ -238,44 +238,51 @@ impl Newcomer {
 
     // ---- whether it may ----
 
-    fn admit(&self, config: &Config, user: &str, name: &str) -> Result<Admission, SqlError> {
-        let shared = &self.plane.shared;
-        let permit = |quota: &Arc<crate::pool::quota::Quota>, limit: u32, message: &'static str| {
-            quota.set_limit(limit);
-            quota.take().ok_or_else(|| {
-                let (_, setting) = message.split_once('(').unwrap_or((message, message));
-                let setting = setting.trim_end_matches(')');
-                fatal(message)
-                    .detail(format!("{} of {limit} client connections are in use.", quota.used()))
-                    .hint(format!("Raise {setting}, or close connections."))
-            })
-        };
-        let all = permit(
-            &shared.clients,
-            config.settings.max_client_conn,
-            "no more connections allowed (max_client_conn)",
-        )?;
-        // A database that does not exist has no limit of its own; it is told apart only after the
-        // password, so that its name stays a secret.
-        let unknown = Database::new(name.to_owned());
-        let database = config.database(name);
-        let policy = config.pool_policy(database.as_deref().unwrap_or(&unknown), user);
-        let of_database = match &database {
-            None => Arc::default(),
-            Some(_) => Arc::clone(&shared.databases.database(name).clients),
-        };
-        let of_user = Arc::clone(&shared.databases.user(user).clients);
-        let database = permit(
-            &of_database,
+    fn admit(&self, config: &Config) -> Result<Permit, SqlError> {
+        let limit = config.settings.max_client_conn;
+        permit(&self.plane.shared.clients, limit, "no more connections allowed (max_client_conn)")
+    }
+
+    /// After the password, so that strangers leave no trace.
+    fn admit_user(
+        &self,
+        config: &Config,
+        database: &Database,
+        user: &str,
+        place: Permit,
+    ) -> Result<Admission, SqlError> {
+        let databases = &self.plane.shared.databases;
+        let policy = config.pool_policy(database, user);
+        let of_database = permit(
+            &databases.database(&database.name).clients,
             policy.max_db_client_connections,
             "client connections exceeded (max_db_client_connections)",
         )?;
-        let user = permit(
-            &of_user,
+        let of_user = permit(
+            &databases.user(user).clients,
             policy.max_user_client_connections,
             "client connections exceeded (max_user_client_connections)",
         )?;
-        Ok(Admission { _permits: [all, database, user] })
+        Ok(Admission { _permits: [place, of_database, of_user] })
+    }
+
+    /// What proves to the server that we are the user.
+    fn server_secret(
+        &self,
+        database: &Database,
+        credentials: Option<&Credentials>,
+        proof: &Proof,
+    ) -> Arc<ServerSecret> {
+        if let Some(password) = &database.password {
+            return Arc::new(ServerSecret::plain(crate::auth::Password::new(password.expose())));
+        }
+        let forced = database.user.as_deref().map(|user| self.plane.shared.credentials(user));
+        match (forced, credentials) {
+            // The login proved nothing of the user that the database forces.
+            (Some(Some(credentials)), _) => credentials.server_secret(&Proof::default()),
+            (None, Some(credentials)) => credentials.server_secret(proof),
+            (Some(None), _) | (None, None) => Arc::new(ServerSecret::None),
+        }
     }
 
     fn check_enabled(&self, name: &str) -> Result<(), SqlError> {
@@ -461,15 +468,15 @@ fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
     SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
 }
 
-/// What proves to the server that we are the user.
-fn server_secret(database: &Database, credentials: Option<&Credentials>, proof: &Proof) -> Arc<ServerSecret> {
-    if let Some(password) = &database.password {
-        return Arc::new(ServerSecret::plain(crate::auth::Password::new(password.expose())));
-    }
-    match credentials {
-        Some(credentials) => credentials.server_secret(proof),
-        None => Arc::new(ServerSecret::None),
-    }
+/// One more connection under a limit; the message names the setting in parentheses.
+fn permit(quota: &Arc<Quota>, limit: u32, message: &'static str) -> Result<Permit, SqlError> {
+    quota.set_limit(limit);
+    quota.take().ok_or_else(|| {
+        let setting = message.split(['(', ')']).nth(1).unwrap_or(message);
+        fatal(message)
+            .detail(format!("{} of {limit} client connections are in use.", quota.used()))
+            .hint(format!("Raise {setting}, or close connections."))
+    })
 }
 
 /// The startup parameters that follow the client; an error for those that would be lost.

@@ -58,6 +58,8 @@ pub enum Farewell {
     EndOfStream,
     /// An error of ours.
     Error(Box<SqlError>),
+    /// The server's bytes make no sense.
+    ServerBroken,
     /// The server is gone; `told` when its last word went to the client already.
     ServerGone {
         /// Whether the client got a FATAL error from the server itself.
@@ -75,8 +77,7 @@ impl From<Malformed> for Farewell {
 impl From<OutOfStep> for Farewell {
     fn from(error: OutOfStep) -> Self {
         tracing::error!("server connection is out of step: {error}");
-        let told = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "bad packet from server");
-        Farewell::Error(Box::new(told.detail("The server's answer does not fit what was asked.")))
+        Farewell::ServerBroken
     }
 }
 
@@ -131,6 +132,8 @@ pub struct Session {
     #[expect(clippy::box_collection, reason = "an idle client has none, and a pointer is a third of a Vec")]
     carry: Option<Box<Vec<u8>>>,
     body: Body,
+    /// The carry must have so many bytes before it is worth a look.
+    needed: usize,
     /// Bytes for the client that its socket did not take.
     #[expect(clippy::box_collection, reason = "as above")]
     backlog: Option<Box<Vec<u8>>>,
@@ -187,6 +190,7 @@ impl Session {
             statements: None,
             carry: None,
             body: Body::default(),
+            needed: 0,
             backlog: None,
             doom: None,
             waker: None,
@@ -291,13 +295,19 @@ impl Session {
             Farewell::EndOfStream => ("client unexpected eof".to_owned(), None),
             Farewell::Gone(error) => (format!("client unexpected eof ({error})"), None),
             Farewell::Error(error) => (error.message.to_string(), Some((**error).clone())),
+            Farewell::ServerBroken => {
+                let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "bad packet from server")
+                    .detail("The server's answer does not fit what was asked.");
+                ("bad packet from server".to_owned(), Some(error))
+            }
             Farewell::ServerGone { told } => {
                 let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server conn crashed?")
                     .detail("The connection to the server was lost while a request was running or a transaction was open.");
                 ("server conn crashed?".to_owned(), (!told).then_some(error))
             }
         };
-        self.leave_server();
+        let may_speak = self.may_speak();
+        self.leave_server(matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken));
         let settings = &self.plane.shared.config.load().settings;
         if let Some(error) = error {
             self.plane.metrics.borrow_mut().errors.record(&error.code);
@@ -306,8 +316,10 @@ impl Session {
             }
             let mut bytes = BytesMut::new();
             originate::error(&error, &mut bytes);
-            // The client may be gone already; then there is nobody to tell.
-            let _ = self.send(&bytes);
+            if may_speak {
+                // The client may be gone already; then there is nobody to tell.
+                let _ = self.send(&bytes);
+            }
         }
         if settings.log_disconnections {
             let age = self.connected.elapsed().as_secs();
@@ -315,13 +327,20 @@ impl Session {
         }
     }
 
-    /// Frees or closes the server, and leaves the queue.
-    fn leave_server(&mut self) {
+    /// Whether the client is between two messages of its server, where one of ours can stand.
+    fn may_speak(&self) -> bool {
+        !matches!(&self.phase, Phase::Leased(lease) if lease.pipeline.is_mid_message())
+    }
+
+    /// Frees the server, or closes it when it is not ready or `broken`; leaves the queue.
+    fn leave_server(&mut self, broken: bool) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Idle | Phase::Waiting(_) => {}
             Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
-                if ready && !self.sends_a_body() {
+                if broken {
+                    lease.close("server conn crashed?");
+                } else if ready && !self.sends_a_body() {
                     self.give_back(lease, Instant::now());
                 } else {
                     lease.close("client disconnect while server was not ready");
@@ -340,12 +359,14 @@ impl Session {
     fn give_back(&mut self, lease: Lease, now: Instant) {
         let resets = self.group.mode.get() == PoolMode::Session || self.group.reset_always.get();
         let reset = if resets { self.group.settings.borrow().reset_query.clone() } else { String::new() };
-        match self.cancels.take().filter(|cancels| cancels.any()) {
+        match self.cancels.take().filter(|cancels| cancels.are_pending()) {
             None => finish_loan(lease, reset, now),
             Some(cancels) => {
                 tokio::task::spawn_local(async move {
-                    cancels.arrived().await;
-                    finish_loan(lease, reset, Instant::now());
+                    match cancels.arrived().await {
+                        true => finish_loan(lease, reset, Instant::now()),
+                        false => lease.close("a cancel request may still reach it"),
+                    }
                 });
             }
         }

@@ -1,6 +1,6 @@
 //! What sessions stand on: [`Shared`] is one for the process, [`Plane`] one for each worker thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::databases::Databases;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
-use crate::config::{Config, PoolMode};
+use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
 use crate::net::DetachedSocket;
@@ -213,16 +213,19 @@ pub struct Group {
     pub tracking: Cell<bool>,
     /// Whether the reset query runs at each release.
     pub reset_always: Cell<bool>,
-    /// The rules, for limits of time.
+    /// The pool's settings.
     pub settings: RefCell<Arc<PoolSettings>>,
+    /// The rules for this login user, and the configuration that they are from.
+    policy: RefCell<(PoolPolicy, Arc<Config>)>,
     /// What they did.
     pub stats: RefCell<LocalStats>,
 }
 
 impl Group {
-    fn new(user: &str, database: &str, pool: Arc<Pool>) -> Rc<Self> {
+    fn new(user: &str, database: &str, pool: Arc<Pool>, config: Arc<Config>) -> Rc<Self> {
         let settings = arc_swap::Guard::into_inner(pool.settings());
         let group = Group {
+            policy: RefCell::new((settings.policy.clone(), Arc::new(Config::default()))),
             user: user.into(),
             database: database.into(),
             pool,
@@ -233,15 +236,25 @@ impl Group {
             stats: RefCell::default(),
         };
         group.configure(settings);
+        group.refresh(&config);
         Rc::new(group)
     }
 
-    /// Takes over the pool's settings after a RELOAD.
-    pub fn refresh(&self) {
+    /// Takes over new settings after a RELOAD.
+    pub fn refresh(&self, config: &Arc<Config>) {
         let settings = arc_swap::Guard::into_inner(self.pool.settings());
         if !Arc::ptr_eq(&settings, &self.settings.borrow()) {
             self.configure(settings);
         }
+        let known = Arc::ptr_eq(config, &self.policy.borrow().1);
+        if let (false, Some(database)) = (known, config.database(&self.database)) {
+            *self.policy.borrow_mut() = (config.pool_policy(&database, &self.user), Arc::clone(config));
+        }
+    }
+
+    /// The rules for this login user.
+    pub fn policy(&self) -> Ref<'_, PoolPolicy> {
+        Ref::map(self.policy.borrow(), |(policy, _)| policy)
     }
 
     fn configure(&self, settings: Arc<PoolSettings>) {
@@ -310,12 +323,14 @@ impl Plane {
     pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>) -> Rc<Group> {
         let mut groups = self.groups.borrow_mut();
         let key = (Arc::from(user), Arc::from(database));
-        let group = groups.entry(key).or_insert_with(|| Group::new(user, database, Arc::clone(pool)));
+        let config = self.shared.config.load_full();
+        let new = || Group::new(user, database, Arc::clone(pool), Arc::clone(&config));
+        let group = groups.entry(key).or_insert_with(new);
         if !Arc::ptr_eq(&group.pool, pool) {
             // The database was removed and came back: its pool is another one.
-            *group = Group::new(user, database, Arc::clone(pool));
+            *group = new();
         }
-        group.refresh();
+        group.refresh(&config);
         Rc::clone(group)
     }
 
@@ -332,8 +347,11 @@ impl Plane {
     /// Several times a second: pools' upkeep, and clients whose time is over.
     pub fn tick(&self, now: Instant) {
         let mut seen = BTreeSet::new();
+        let config = self.shared.config.load_full();
+        // A database that is gone, and its last client too.
+        self.groups.borrow_mut().retain(|_, group| !group.pool.is_retired() || Rc::strong_count(group) > 1);
         for group in self.groups() {
-            group.refresh();
+            group.refresh(&config);
             if seen.insert(Arc::as_ptr(&group.pool)) {
                 group.pool.tick(self.worker, now);
             }

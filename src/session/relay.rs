@@ -78,7 +78,9 @@ impl Session {
             scratch.out = front;
             return sent;
         }
-        self.forward_client(input, scratch)
+        let consumed = self.forward_client(input, scratch)?;
+        self.stash(&input[consumed..]);
+        Ok(())
     }
 
     pub(super) fn poll_leased(
@@ -92,6 +94,9 @@ impl Session {
                 return Poll::Ready(Ok(()));
             }
             let from_client = self.pump_client(context, scratch)?;
+            if from_client == Pumped::Released {
+                return Poll::Ready(Ok(()));
+            }
             if from_server == Pumped::Nothing && from_client == Pumped::Nothing {
                 return Poll::Pending;
             }
@@ -104,7 +109,8 @@ impl Session {
     // ---- client to server ----
 
     fn pump_client(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<Pumped, Farewell> {
-        if !self.flush_server(context)? {
+        // A client that does not take its answers is not asked for more questions.
+        if self.backlog.is_some() || !self.flush_server(context)? {
             return Ok(Pumped::Nothing);
         }
         let lease = self.lease();
@@ -112,38 +118,57 @@ impl Session {
         if loan.closing || loan.proving || lease.pipeline.is_full() {
             return Ok(Pumped::Nothing);
         }
-        if let Some(carry) = self.carry.take() {
+        if let Some(mut carry) = self.carry.take() {
             scratch.out.clear();
-            let before = carry.len();
-            self.forward_client(&carry, scratch)?;
-            if self.carry.as_ref().map_or(0, |carry| carry.len()) < before {
+            let consumed = if self.needed <= carry.len() { self.forward_client(&carry, scratch)? } else { 0 };
+            carry.drain(..consumed);
+            if !carry.is_empty() {
+                self.carry = Some(carry);
+            }
+            if consumed > 0 {
                 return Ok(Pumped::Some);
             }
         }
         let count = match self.socket.poll_read(context, &mut scratch.read) {
-            Poll::Pending => return Ok(Pumped::Nothing),
+            // What was sent just now may have been all that the lease waited for.
+            Poll::Pending => return self.finish_if_idle(Pumped::Nothing),
             Poll::Ready(Ok(0)) => return Err(Farewell::EndOfStream),
             Poll::Ready(Err(error)) => return Err(Farewell::Gone(error)),
             Poll::Ready(Ok(count)) => count,
         };
         self.note_received(count);
-        let (_, loan) = self.lease().parts();
-        if loan.query_began.is_none() {
-            loan.query_began = Some(Instant::now());
-        }
+        self.note_request();
         if self.carry.is_some() {
             self.stash(&scratch.read[..count]);
             return Ok(Pumped::Some);
         }
         let buffer = std::mem::take(&mut scratch.read);
         scratch.out.clear();
-        let result = self.forward_client(&buffer[..count], scratch);
+        let consumed = self.forward_client(&buffer[..count], scratch);
+        if let Ok(consumed) = consumed {
+            self.stash(&buffer[consumed..count]);
+        }
         scratch.read = buffer;
-        result.map(|()| Pumped::Some)
+        consumed.map(|_| Pumped::Some)
+    }
+
+    /// Notes when a query begins, and with the first after a silence its transaction.
+    fn note_request(&mut self) {
+        let (server, loan) = self.lease().parts();
+        if loan.query_began.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        loan.query_began = Some(now);
+        if server.pipeline.is_idle() {
+            loan.began = now;
+        }
+        self.last_request = now;
     }
 
     /// Sends what `scratch.out` holds, then what the rules make of `input`; keeps what is left over.
-    fn forward_client(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<(), Farewell> {
+    /// Returns how many bytes of it were dealt with.
+    fn forward_client(&mut self, input: &[u8], scratch: &mut Scratch) -> Result<usize, Farewell> {
         let group = Rc::clone(&self.group);
         let mut stats = group.stats.borrow_mut();
         let Phase::Leased(lease) = &mut self.phase else {
@@ -173,11 +198,19 @@ impl Session {
             scratch.out = out;
             sent?;
         }
-        if taken.stop != upstream::Stop::Terminate {
-            self.stash(&input[taken.consumed..]);
-        }
         self.answer_synthesized(scratch)?;
-        self.end_if_closing()
+        self.end_if_closing()?;
+        self.needed = match taken.stop {
+            // A statement is prepared only when it is there to its end.
+            upstream::Stop::NeedMore => {
+                upstream::whole_length(&input[taken.consumed..], group.tracking.get())
+            }
+            upstream::Stop::Full | upstream::Stop::Terminate => 0,
+        };
+        match taken.stop {
+            upstream::Stop::Terminate => Ok(input.len()),
+            upstream::Stop::NeedMore | upstream::Stop::Full => Ok(taken.consumed),
+        }
     }
 
     fn answer_synthesized(&mut self, scratch: &mut Scratch) -> Result<(), Farewell> {
@@ -254,7 +287,7 @@ impl Session {
         let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
         scratch.read = buffer;
         result?;
-        self.finish_if_idle()
+        self.finish_if_idle(Pumped::Some)
     }
 
     fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), Farewell> {
@@ -394,7 +427,8 @@ impl Session {
         }
     }
 
-    fn finish_if_idle(&mut self) -> Result<Pumped, Farewell> {
+    /// Ends the lease if nothing is owed on either side; else says `otherwise`.
+    fn finish_if_idle(&mut self, otherwise: Pumped) -> Result<Pumped, Farewell> {
         self.end_if_closing()?;
         let sends_a_body = self.sends_a_body();
         let mode = self.group.mode.get();
@@ -407,19 +441,20 @@ impl Session {
             || sends_a_body
             || mode == PoolMode::Session
         {
-            return Ok(Pumped::Some);
+            return Ok(otherwise);
         }
         if self.carry.is_some() {
             // More was asked already; it was waiting for the SETs, or for answers.
             let carry = self.carry.as_ref().map_or(&[][..], |carry| &carry[..]);
             if crate::wire::Header::read(carry)?.is_some_and(|header| carry.len() >= header.length) {
-                return Ok(Pumped::Some);
+                return Ok(otherwise);
             }
         }
         let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the relay runs only with a lease");
         };
         let now = lease.loan().quiet_since;
+        self.last_request = now;
         self.give_back(lease, now);
         Ok(Pumped::Released)
     }

@@ -17,34 +17,44 @@ impl Session {
         };
         if let Some(error) = over {
             self.end(Farewell::from(error));
-        } else if self.is_idle() && self.plane.shared.lifecycle.is_draining() {
-            self.wake();
+        } else if self.is_between_transactions()
+            && let Some(farewell) = self.drained()
+        {
+            self.end(farewell);
+        }
+    }
+
+    /// Without a server, or in session mode with one that does nothing.
+    fn is_between_transactions(&self) -> bool {
+        match &self.phase {
+            Phase::Idle => true,
+            Phase::Waiting(_) => false,
+            Phase::Leased(lease) => lease.pipeline.is_idle() && !lease.loan().proving,
         }
     }
 
     fn check_idle(&self, now: Instant) -> Option<SqlError> {
-        let limit = self.group.settings.borrow().policy.client_idle_timeout?;
+        let limit = self.group.policy().client_idle_timeout?;
         let idle = since(self.last_request, now);
         (idle > limit)
             .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
     }
 
     fn check_waiting(&self, waited: Duration) -> Option<SqlError> {
-        let settings = self.group.settings.borrow();
-        if let Some(limit) = settings.policy.query_timeout
+        let policy = self.group.policy();
+        if let Some(limit) = policy.query_timeout
             && waited > limit
         {
             return Some(over("query_timeout", "A query waited for a server", limit, "query_timeout"));
         }
-        let limit = settings.policy.query_wait_timeout?;
+        let limit = policy.query_wait_timeout?;
         (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
     }
 
     fn check_leased(&self, now: Instant) -> Option<SqlError> {
         let Phase::Leased(lease) = &self.phase else { return None };
         let loan = lease.loan();
-        let settings = self.group.settings.borrow();
-        let policy = &settings.policy;
+        let policy = self.group.policy();
         let pipeline = &lease.pipeline;
         if let (Some(limit), Some(began)) = (policy.query_timeout, loan.query_began)
             && pipeline.owed() > 0
@@ -54,13 +64,10 @@ impl Session {
         }
         if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
             // Session mode, between transactions.
-            return match self.plane.shared.lifecycle.is_draining() {
-                true => Some(shutting_down()),
-                false => self.check_idle(now),
-            };
+            return self.check_idle(now);
         }
         if let Some(limit) = policy.idle_transaction_timeout
-            && pipeline.is_quiet()
+            && pipeline.owed() == 0
             && since(loan.quiet_since, now) > limit
         {
             let what = "The client was idle inside a transaction";
@@ -70,13 +77,6 @@ impl Session {
         (since(loan.began, now) > limit)
             .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
     }
-}
-
-/// The last word to a client of a pooler that drains.
-fn shutting_down() -> SqlError {
-    SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-        .detail("The pooler is shutting down.")
-        .hint("Reconnect.")
 }
 
 fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> SqlError {
