@@ -66,9 +66,10 @@ async fn tick(plane: Rc<Plane>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        plane.tick(Instant::now());
+        let now = Instant::now();
+        plane.tick(now);
         if plane.worker == 0 {
-            plane.shared.databases.share_limits();
+            plane.shared.databases.share_limits(now);
         }
     }
 }

@@ -25,6 +25,12 @@ impl Quota {
         self.limit.store(limit, Ordering::Relaxed);
     }
 
+    /// Whether the limit is reached.
+    pub fn is_full(&self) -> bool {
+        let limit = self.limit();
+        limit != 0 && self.used() >= limit
+    }
+
     /// The limit, 0 for none.
     pub fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
@@ -55,7 +61,7 @@ mod tests {
         let quota = Arc::new(Quota::default());
         quota.set_limit(2);
         let (first, second) = (quota.take(), quota.take());
-        assert!(first.is_some() && second.is_some() && quota.take().is_none());
+        assert!(first.is_some() && second.is_some() && quota.take().is_none() && quota.is_full());
         drop(first);
         assert!(quota.take().is_some());
     }

@@ -146,7 +146,8 @@ impl<S, W> PoolState<S, W> {
         wanted
     }
 
-    fn openings_wanted(&self, now: Instant) -> u32 {
+    /// How many servers should be opened now.
+    pub fn openings_wanted(&self, now: Instant) -> u32 {
         if self.paused {
             return 0;
         }
@@ -193,6 +194,7 @@ impl<S, W> PoolState<S, W> {
     }
 
     fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+        // PAUSE is complete when no server is left.
         if self.paused || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
             return Err(server);
         }

@@ -191,6 +191,11 @@ impl Pool {
         self.state.lock().waiting() > 0
     }
 
+    /// Whether a client waits for a server that the pool's own size allows.
+    pub fn wants_server(&self, now: Instant) -> bool {
+        self.state.lock().openings_wanted(now) > 0
+    }
+
     /// Whether no server is left.
     pub fn is_empty(&self) -> bool {
         self.state.lock().total() == 0

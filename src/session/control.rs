@@ -133,10 +133,9 @@ impl Pooler for Control {
     async fn pause(&self, database: Option<&str>) -> Result<(), ConsoleError> {
         let paused = &self.shared().lifecycle.paused;
         let meant = self.meant(database)?;
-        match database {
-            None if paused.swap(true, Ordering::AcqRel) => return Err(ConsoleError::AlreadyPaused),
-            Some(_) if meant[0].paused.load(Ordering::Acquire) => return Err(ConsoleError::AlreadyPaused),
-            _ => {}
+        // A database may be paused again, as in PgBouncer: the command then waits like the first one.
+        if database.is_none() && paused.swap(true, Ordering::AcqRel) {
+            return Err(ConsoleError::AlreadyPaused);
         }
         for entry in &meant {
             entry.set_paused(true);

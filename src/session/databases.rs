@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
@@ -170,30 +170,29 @@ impl Databases {
     }
 
     /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
-    pub fn share_limits(&self) {
+    pub fn share_limits(&self, now: Instant) {
         for entry in self.known() {
-            if is_exhausted(&entry.servers) {
-                make_room(&entry.pools());
+            if entry.servers.is_full() {
+                make_room(&entry.pools(), now);
             }
         }
-        for (name, user) in self.known_users() {
-            if is_exhausted(&user.servers) {
-                let of_user = |pool: &Arc<Pool>| *pool.target.user == *name;
-                make_room(&self.pools().into_iter().filter(of_user).collect::<Vec<_>>());
-            }
+        let users = self.users.read();
+        let full = users.iter().filter(|(_, user)| user.servers.is_full()).map(|(name, _)| Arc::clone(name));
+        let full: Vec<Arc<str>> = full.collect();
+        drop(users);
+        for name in full {
+            let mut pools = self.pools();
+            pools.retain(|pool| pool.target.user == name);
+            make_room(&pools, now);
         }
     }
 }
 
-fn is_exhausted(quota: &Quota) -> bool {
-    quota.limit() != 0 && quota.used() >= quota.limit()
-}
-
-/// Closes one idle server, if somebody waits: the next look, a moment later, closes another one.
-fn make_room(pools: &[Arc<Pool>]) {
-    if pools.iter().any(|pool| pool.has_waiters()) {
-        let mut idle = pools.iter().filter(|pool| !pool.has_waiters());
-        idle.any(|pool| pool.evict_idle());
+/// Closes an idle server of one of the pools if another one waits for a server.
+fn make_room(pools: &[Arc<Pool>], now: Instant) {
+    if pools.iter().any(|pool| pool.wants_server(now)) {
+        // One at a time: the next look, a moment later, takes another one.
+        let _ = pools.iter().any(|pool| !pool.has_waiters() && pool.evict_idle());
     }
 }
 

@@ -516,8 +516,7 @@ fn options(
     wanted: &mut Vec<(usize, String)>,
 ) -> Result<(), SqlError> {
     let unsupported = || {
-        fatal("unsupported startup parameter: options")
-            .detail("Only -c name=value and --name=value are understood.")
+        fatal("unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed")
     };
     let mut words = split_options(text).into_iter();
     while let Some(word) = words.next() {

@@ -41,7 +41,13 @@ impl Session {
     }
 
     fn check_waiting(&self, waited: Duration) -> Option<SqlError> {
-        let limit = self.group.policy().query_wait_timeout?;
+        let policy = self.group.policy();
+        if let Some(limit) = policy.query_timeout
+            && waited > limit
+        {
+            return Some(over("query_timeout", "A query waited for a server", limit, "query_timeout"));
+        }
+        let limit = policy.query_wait_timeout?;
         (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
     }
 
@@ -54,7 +60,7 @@ impl Session {
             && pipeline.owed() > 0
             && since(began, now) > limit
         {
-            return Some(over("query_timeout", "A query ran", limit, "query_timeout"));
+            return Some(over("query timeout", "A query ran", limit, "query_timeout"));
         }
         if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
             // Session mode, between transactions.

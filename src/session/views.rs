@@ -19,6 +19,8 @@ use crate::config::{Config, Host};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
 use crate::net::Socket;
+use crate::pool::Target;
+use crate::protocol::parameters::ParameterSet;
 use crate::server::ServerConnection;
 
 /// What one worker knows.
@@ -147,8 +149,7 @@ impl Session {
             Phase::Waiting(wait) => (ClientState::Waiting, since(wait.since, Instant::now()), None),
             Phase::Leased(lease) => (ClientState::Active, Duration::ZERO, Some(lease.id)),
         };
-        let tracked = &self.plane.shared.server.tracked;
-        let application = tracked.index("application_name").and_then(|index| self.parameters.get(index));
+        let application = application_name(&self.plane.shared, &self.parameters);
         let statements = self.statements.as_ref().map_or(0, |statements| statements.len());
         ConnectionView {
             user: Some(self.group.user.to_string()),
@@ -165,7 +166,7 @@ impl Session {
             pointer: self.id,
             link,
             tls: String::new(),
-            application_name: application.unwrap_or_default().to_owned(),
+            application_name: application,
             prepared_statements: u32::try_from(statements).unwrap_or(u32::MAX),
             id: self.id,
             buffers: BufferView::default(),
@@ -180,14 +181,23 @@ impl Session {
             Some(cancels) if cancels.any() => ServerState::BeingCanceled,
             _ => ServerState::Active,
         };
-        Some(server_view(lease, &pool.target.database, &pool.target.user, state, Some(self.id), old))
+        let application = application_name(&self.plane.shared, &lease.parameters);
+        let link = Some(self.id);
+        Some(ServerView {
+            application_name: application,
+            ..server_view(lease, &pool.target, state, link, old)
+        })
     }
+}
+
+fn application_name(shared: &Shared, parameters: &ParameterSet) -> String {
+    let index = shared.server.tracked.index("application_name");
+    index.and_then(|index| parameters.get(index)).unwrap_or_default().to_owned()
 }
 
 fn server_view(
     server: &ServerConnection,
-    database: &str,
-    user: &str,
+    target: &Target,
     state: ServerState,
     link: Option<u64>,
     close_needed: bool,
@@ -198,8 +208,8 @@ fn server_view(
         None => Peer::Unix { pid: None, port: server.endpoint.port },
     };
     ConnectionView {
-        user: Some(user.to_owned()),
-        database: Some(database.to_owned()),
+        user: Some(target.user.to_string()),
+        database: Some(target.database.to_string()),
         replication: Replication::None,
         state,
         local: local_peer(&server.socket, server.endpoint.port),
@@ -297,9 +307,10 @@ fn idle_servers(shared: &Shared, now: Instant) -> Vec<ServerView> {
         let epoch = pool.epoch();
         pool.for_each_idle(now, |server, used| {
             let state = if used { ServerState::Used } else { ServerState::Idle };
-            let target = &pool.target;
             let old = server.epoch != epoch;
-            views.push(server_view(server, &target.database, &target.user, state, None, old));
+            let application_name = application_name(shared, &server.parameters);
+            let view = server_view(server, &pool.target, state, None, old);
+            views.push(ServerView { application_name, ..view });
         });
     }
     views

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,10 @@ pub struct Config {
     database: String,
     server: Option<SocketAddr>,
     postgres: Option<Arc<Postgres>>,
+    databases: String,
+    sections: String,
+    users: String,
+    environment: Vec<(String, String)>,
 }
 
 impl Config {
@@ -54,6 +58,32 @@ impl Config {
         self
     }
 
+    /// A further line of `[databases]`. `{server}` stands for host and port, `{database}` for the
+    /// test's own database.
+    pub fn database_line(mut self, line: &str) -> Config {
+        self.databases.push_str(line);
+        self.databases.push('\n');
+        self
+    }
+
+    /// Further sections, with their headings.
+    pub fn sections(mut self, text: &str) -> Config {
+        self.sections.push_str(text);
+        self
+    }
+
+    /// Another `auth_file`.
+    pub fn users(mut self, text: &str) -> Config {
+        text.clone_into(&mut self.users);
+        self
+    }
+
+    /// An environment variable of the pooler.
+    pub fn environment(mut self, name: &str, value: &str) -> Config {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// What the pooler takes for PostgreSQL: a proxy or an impostor. Default: PostgreSQL.
     pub fn server(mut self, address: SocketAddr) -> Config {
         self.server = Some(address);
@@ -68,47 +98,58 @@ impl Config {
 
     /// Starts the pooler and waits until it accepts connections.
     pub async fn start(self) -> Pooler {
+        let (postgres, database) = self.backend().await;
+        for _ in 0..5 {
+            let mut pooler = self.launch(&postgres, &database);
+            if pooler.accepts().await {
+                return pooler;
+            }
+            eprintln!("pooler ended: {}\n{}", pooler.wait(), pooler.log());
+        }
+        panic!("the pooler does not start: see the logs above");
+    }
+
+    /// Starts a pooler that must not run. Returns its exit code and what it said.
+    pub async fn refused(self) -> (Option<i32>, String) {
+        let (postgres, database) = self.backend().await;
+        let mut pooler = self.launch(&postgres, &database);
+        let status = pooler.wait();
+        (status.code(), pooler.log())
+    }
+
+    async fn backend(&self) -> (Arc<Postgres>, String) {
         let postgres = match self.postgres.clone() {
             Some(postgres) => postgres,
             None => Postgres::shared().await,
         };
         let database = postgres.new_database().await;
-        for _ in 0..5 {
-            if let Some(pooler) = self.launch(&postgres, &database).await {
-                return pooler;
-            }
-        }
-        panic!("the pooler does not start: see the logs above");
+        (postgres, database)
     }
 
-    async fn launch(&self, postgres: &Arc<Postgres>, database: &str) -> Option<Pooler> {
+    fn launch(&self, postgres: &Arc<Postgres>, database: &str) -> Pooler {
         let directory = private_directory("weir-");
         let port = process::free_port();
         let ini = directory.path().join("pooler.ini");
         let users = directory.path().join("users.txt");
         let log = directory.path().join("log");
-        fs::write(&users, USERS).expect("our directory is writable");
+        fs::write(&users, &self.users).expect("our directory is writable");
         let text = self.ini(&directory, port, postgres, database);
         fs::write(&ini, text).expect("our directory is writable");
         let output = File::create(&log).expect("our directory is writable");
         let program = process::reachable(&program(), directory.path());
         let mut command = unprivileged(&program, "KILL");
         command.arg(&ini).stdin(Stdio::null());
+        command.envs(self.environment.iter().cloned());
         command.stdout(output.try_clone().expect("a file handle can be doubled"));
         command.stderr(output);
-        let mut pooler = Pooler {
+        Pooler {
             port,
             database: database.to_owned(),
             postgres: postgres.clone(),
             child: process::spawn(command),
             directory,
             status: None,
-        };
-        if pooler.accepts().await {
-            return Some(pooler);
         }
-        eprintln!("pooler ended: {}\n{}", pooler.wait(), pooler.log());
-        None
     }
 
     fn ini(&self, directory: &tempfile::TempDir, port: u16, postgres: &Postgres, database: &str) -> String {
@@ -116,20 +157,30 @@ impl Config {
         let server = self.server.unwrap_or(server);
         let folder = directory.path().display();
         let mut text = format!(
-            "[databases]\napp = host={} port={} dbname={database}{}\n\n[pgbouncer]\n\
+            "[databases]\napp = host={} port={} dbname={database}{}\n{}\n[pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {folder}\n\
              auth_type = trust\nauth_file = {folder}/users.txt\nadmin_users = admin\n\
              pool_mode = transaction\ndefault_pool_size = 1\nmax_client_conn = 1000\n\
              server_login_retry = 1\nserver_tls_sslmode = disable\n",
             server.ip(),
             server.port(),
-            self.database
+            self.database,
+            self.databases
         );
         for (name, value) in &self.settings {
             writeln!(text, "{name} = {value}").expect("a String takes all text");
         }
-        text
+        text.push_str(&self.sections);
+        let address = format!("host={} port={}", server.ip(), server.port());
+        text.replace("{server}", &address)
+            .replace("{database}", database)
+            .replace("{folder}", &folder.to_string())
     }
+}
+
+/// Whether the pooler is ours, and not the one of `PGWEIR_TEST_POOLER`: for what only we do.
+pub fn is_ours() -> bool {
+    std::env::var_os("PGWEIR_TEST_POOLER").is_none()
 }
 
 fn program() -> PathBuf {
@@ -151,7 +202,16 @@ pub struct Pooler {
 impl Pooler {
     /// The standard set-up: transaction mode and one server connection.
     pub fn config() -> Config {
-        Config { settings: Vec::new(), database: String::new(), server: None, postgres: None }
+        Config {
+            settings: Vec::new(),
+            database: String::new(),
+            server: None,
+            postgres: None,
+            databases: String::new(),
+            sections: String::new(),
+            users: USERS.to_owned(),
+            environment: Vec::new(),
+        }
     }
 
     pub fn tcp(&self) -> Address {
@@ -161,6 +221,42 @@ impl Pooler {
     pub fn unix(&self) -> Address {
         let socket = format!(".s.PGSQL.{}", self.port);
         Address::Unix(self.directory.path().join(socket))
+    }
+
+    /// The directory of its files; settings may call it `{folder}`.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Changes the ini file; the pooler is not told.
+    pub fn edit(&self, from: &str, to: &str) {
+        let ini = self.directory.path().join("pooler.ini");
+        let text = fs::read_to_string(&ini).expect("we wrote it");
+        assert!(text.contains(from), "the ini file has no {from}");
+        fs::write(&ini, text.replace(from, to)).expect("our directory is writable");
+    }
+
+    /// Whether the process is there.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// A console as administrator.
+    pub async fn console(&self) -> Raw {
+        Raw::login(&self.tcp(), &Login::new("admin", "pgbouncer")).await
+    }
+
+    /// What the pooler says to a login that it must refuse.
+    pub async fn refuses(&self, login: &Login) -> String {
+        match Raw::try_login(&self.tcp(), login).await {
+            Ok(_) => panic!("{login:?} was let in"),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Waits until the log has the text.
+    pub async fn logs(&self, text: &str) {
+        eventually(&format!("the log has: {text}"), async || self.log().contains(text)).await;
     }
 
     /// A client of the database `app` as user `app`.

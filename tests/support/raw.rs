@@ -119,6 +119,11 @@ impl Raw {
         }
     }
 
+    /// The same for a task of its own.
+    pub async fn login_owned(address: Address, login: Login) -> Raw {
+        Raw::login(&address, &login).await
+    }
+
     /// Connects and logs in; a refusal is what the server said.
     pub async fn try_login(address: &Address, login: &Login) -> Result<Raw, String> {
         let mut client = Raw::connect(address).await.map_err(|error| error.to_string())?;
