@@ -1,6 +1,8 @@
 //! Operating it: metrics and health pages, the log, signals, draining, and what is said when it cannot
 //! start.
 
+#![allow(clippy::unwrap_used, reason = "the line of an unwrap says enough about a failed test")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -358,9 +360,15 @@ async fn with_a_drain_timeout_sigterm_lets_every_begun_transaction_commit_and_cu
     if !is_ours() {
         return;
     }
-    for mode in ["simple", "prepared"] {
-        let mut pooler =
-            Pooler::config().pool_size(4).environment("PGWEIR_SHUTDOWN_DRAIN_TIMEOUT", "10").start().await;
+    for (pool_mode, size, mode) in
+        [("transaction", 4, "simple"), ("transaction", 4, "prepared"), ("session", 12, "simple")]
+    {
+        let mut pooler = Pooler::config()
+            .mode(pool_mode)
+            .pool_size(size)
+            .environment("PGWEIR_SHUTDOWN_DRAIN_TIMEOUT", "10")
+            .start()
+            .await;
         pooler.sql("CREATE TABLE done (n serial); GRANT ALL ON done, done_n_seq TO app").await;
         let load = pgbench(&pooler, mode);
         eventually("the load runs", async || pooler.number("SELECT count(*) FROM done").await > 100).await;
