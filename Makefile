@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
-export PATH := $(PATH):$(HOME)/.cargo/bin
+export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.cache/bin
 export RUSTDOCFLAGS := -Dwarnings
 
 CARGO := cargo
@@ -16,6 +16,8 @@ TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev
 ARGS ?=
 # How many random cases each property is tried with by `make fuzz`.
 CASES ?= 20000
+# How long `make fuzz` feeds each target of fuzz/ with bytes, in seconds.
+FUZZ_SECONDS ?= 30
 
 .PHONY: help demo test lint unit integration bench fuzz
 
@@ -48,6 +50,9 @@ bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	$(CARGO) build --release --quiet
 	scripts/bench $(ARGS)
 
-fuzz: ## the properties with many more random cases: make fuzz CASES=1000000
+fuzz: ## the properties with many more random cases, then libFuzzer on each parser: make fuzz FUZZ_SECONDS=600
 	@scripts/setup fuzz
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --lib
+	for target in $$($(CARGO) fuzz list); do \
+		$(CARGO) fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0; \
+	done

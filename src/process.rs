@@ -20,7 +20,7 @@ use crate::protocol::parameters::{Interner, Tracked};
 use crate::server;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
-use crate::session::plane::{Message, Shared};
+use crate::session::plane::{Message, Plane, Shared};
 use crate::session::views;
 use crate::worker;
 
@@ -168,6 +168,7 @@ impl Process {
 
     async fn live(&mut self, signals: &mut Signals, mut commands: UnboundedReceiver<ProcessCommand>) {
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut tick = tokio::time::interval(Plane::TICK);
         let mut stats_began = Instant::now();
         loop {
             tokio::select! {
@@ -201,6 +202,12 @@ impl Process {
                     ProcessCommand::Shutdown(Shutdown::WaitForClients) => self.end_with_clients(),
                     ProcessCommand::Shutdown(Shutdown::WaitForServers) => self.end_with_servers(),
                 },
+                _ = tick.tick() => {
+                    for worker in &self.shared.workers {
+                        // One that has stopped has nothing to look after.
+                        let _ = worker.send(Message::Tick);
+                    }
+                }
                 _ = look.tick() => {
                     if self.is_over() {
                         return tracing::info!("shutdown complete");

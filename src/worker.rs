@@ -41,13 +41,22 @@ async fn run(
             spawn_local(pool.open(number));
         }
     });
-    spawn_local(tick(Rc::clone(&plane)));
     while let Some(message) = mailbox.recv().await {
         match message {
             Message::Client(socket, peer) => welcome(&plane, socket, peer),
             Message::Cancel(key, address) => cancel::deliver(&plane, key, address),
             Message::Run(task) => (task.0)(&plane),
+            Message::Tick => tick(&plane),
         }
+    }
+}
+
+fn tick(plane: &Plane) {
+    let now = Instant::now();
+    plane.tick(now);
+    if plane.worker == 0 {
+        plane.shared.databases.share_limits(now);
+        databases::keep_ready(&plane.shared, plane.worker, now);
     }
 }
 
@@ -57,20 +66,6 @@ fn welcome(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {
         Err(error) => {
             tracing::error!("cannot watch a new client connection: {error}");
             plane.disconnected();
-        }
-    }
-}
-
-async fn tick(plane: Rc<Plane>) {
-    let mut interval = tokio::time::interval(Plane::TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        interval.tick().await;
-        let now = Instant::now();
-        plane.tick(now);
-        if plane.worker == 0 {
-            plane.shared.databases.share_limits(now);
-            databases::keep_ready(&plane.shared, plane.worker, now);
         }
     }
 }

@@ -142,7 +142,7 @@ impl<S, W> PoolState<S, W> {
     /// Begins as many attempts to open a server as the queue calls for and the limits allow.
     pub fn begin_openings(&mut self, now: Instant) -> u32 {
         let wanted = self.openings_wanted(now);
-        self.opening += wanted;
+        (0..wanted).for_each(|_| self.begin_opening());
         wanted
     }
 
@@ -170,8 +170,15 @@ impl<S, W> PoolState<S, W> {
     /// Begins one attempt, if the pool has fewer than `minimum` servers and may have more.
     pub fn begin_filling(&mut self, minimum: u32, now: Instant) -> bool {
         let lacks = minimum > self.total() && self.opening == 0 && self.room(now) > 0 && !self.paused;
-        self.opening += u32::from(lacks);
+        if lacks {
+            self.begin_opening();
+        }
         lacks
+    }
+
+    /// An attempt to open a server has begun.
+    pub fn begin_opening(&mut self) {
+        self.opening += 1;
     }
 
     /// The attempt succeeded; the new server is placed as in [`PoolState::release`].

@@ -13,7 +13,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::wire::backend::TransactionStatus;
+use crate::error::sqlstate;
+use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed};
 use statements::Change;
 
@@ -84,6 +85,23 @@ struct Request {
     changes: bool,
 }
 
+impl Request {
+    /// Whether it may make or drop the unnamed statement.
+    fn may_touch_unnamed(&self) -> bool {
+        matches!(self.kind, RequestKind::Parse | RequestKind::Close | RequestKind::Query)
+    }
+
+    /// A simple Query of the client's own.
+    fn is_client_query(&self) -> bool {
+        self.kind == RequestKind::Query && self.answer == Answer::Forward
+    }
+
+    /// A Parse that the client sent and that has no change noted is of the unnamed statement.
+    fn is_unnamed_parse(&self) -> bool {
+        self.kind == RequestKind::Parse && self.answer == Answer::Forward && !self.changes
+    }
+}
+
 /// Why the server's bytes cannot be understood. The connection is closed: its next owner must not
 /// get what is left on it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -123,7 +141,7 @@ pub enum Stop {
     Synthesized(&'static [u8]),
     /// The body of a ParameterStatus, which ends at `consumed`.
     Parameter(Range<usize>),
-    /// The body of an ErrorResponse, which ends at `consumed`.
+    /// The body of an ErrorResponse, which ends at `consumed`; cut short when it is larger than we hold.
     Error(Range<usize>),
     /// The error of a Parse whose name the client has in use already: not forwarded, the client gets
     /// PostgreSQL's own words about its own name.
@@ -142,7 +160,10 @@ pub enum Stop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copy {
     None,
-    In,
+    /// Syncs in front of the data and inside it are ignored; `syncs` when there were any.
+    In {
+        syncs: bool,
+    },
     Out,
 }
 
@@ -156,9 +177,19 @@ pub struct Pipeline {
     status: TransactionStatus,
     /// Extended-protocol messages were sent after the last Sync.
     batch_open: bool,
+    /// How many of `changes`, the last ones, were sent after the last Sync or Query.
+    batch_changes: usize,
+    /// The unnamed statement was prepared after the last Sync or Query.
+    batch_unnamed: bool,
+    /// Simple Queries of the client that are under way.
+    queries: usize,
     /// The server skips everything up to a Sync that was not sent yet.
     skipping: bool,
     copy: Copy,
+    /// Nobody knows how many ReadyForQuery the server still owes, see [`Pipeline::is_in_doubt`].
+    in_doubt: bool,
+    /// See [`Pipeline::take_unnamed_doubt`].
+    unnamed_in_doubt: bool,
     own_query_failed: bool,
     /// Bytes of the current server message that are still to come.
     body_left: usize,
@@ -173,8 +204,13 @@ impl Default for Pipeline {
             undone: Vec::new(),
             status: TransactionStatus::Idle,
             batch_open: false,
+            batch_changes: 0,
+            batch_unnamed: false,
+            queries: 0,
             skipping: false,
             copy: Copy::None,
+            in_doubt: false,
+            unnamed_in_doubt: false,
             own_query_failed: false,
             body_left: 0,
             body_discarded: false,
@@ -209,7 +245,10 @@ impl Pipeline {
     /// Returns whether the request was queued: not when the server will never answer it.
     fn push_request(&mut self, request: Request) -> bool {
         match request.kind {
-            RequestKind::Sync if self.in_copy_data() => return false,
+            RequestKind::Sync if self.in_copy_data() => {
+                self.copy = Copy::In { syncs: true };
+                return false;
+            }
             RequestKind::Sync => {
                 self.batch_open = false;
                 self.skipping = false;
@@ -220,14 +259,32 @@ impl Pipeline {
             RequestKind::Query | RequestKind::FunctionCall => self.batch_open = false,
             _ => self.batch_open = true,
         }
+        if request.kind.ends_with_ready() {
+            self.batch_changes = 0;
+            self.batch_unnamed = false;
+        } else {
+            self.batch_changes += usize::from(request.changes);
+            self.batch_unnamed |= request.is_unnamed_parse();
+        }
+        self.queries += usize::from(request.is_client_query());
         self.requests.push_back(request);
         true
+    }
+
+    /// Takes the front request away, and its change. The oldest go first, so what is left of the
+    /// changes shrinks to the current batch's.
+    fn take_front(&mut self) -> Option<(Request, Option<Change>)> {
+        let front = self.requests.pop_front()?;
+        let change = if front.changes { self.changes.pop_front() } else { None };
+        self.batch_changes = self.batch_changes.min(self.changes.len());
+        self.queries -= usize::from(front.is_client_query());
+        Some((front, change))
     }
 
     /// PostgreSQL's `CopyGetData` ignores Flush and Sync until CopyDone or CopyFail, "for the
     /// convenience of client libraries".
     fn in_copy_data(&self) -> bool {
-        self.copy == Copy::In && !self.requests.iter().any(|r| r.kind == RequestKind::CopyEnd)
+        matches!(self.copy, Copy::In { .. }) && !self.requests.iter().any(|r| r.kind == RequestKind::CopyEnd)
     }
 
     /// Looks at the server's bytes: how many may go to the client as they are, and why no more.
@@ -250,11 +307,14 @@ impl Pipeline {
             let tag = BackendTag::from_byte(header.tag)?;
             let end = input.len().min(at + header.length);
             let whole = end - at == header.length;
-            if !whole && header.length <= INSPECT_MAX && must_be_whole(tag) {
+            let inspected = header.length <= INSPECT_MAX;
+            if !whole && inspected && must_be_whole(tag) {
                 return Ok(need_more);
             }
-            let body = at + HEADER_LENGTH..end;
-            let action = self.handle(tag, &input[body.clone()], whole, body)?;
+            let range = at + HEADER_LENGTH..end;
+            // What may come in pieces is not looked into even if it came whole: chance decides nothing.
+            let body = inspected.then(|| &input[range.clone()]);
+            let action = self.handle(tag, body, range)?;
             self.body_left = header.length - (end - at);
             self.body_discarded = matches!(action, Action::Discard | Action::DiscardAndStop(_));
             at = end;
@@ -273,13 +333,13 @@ impl Pipeline {
         }
     }
 
-    /// What one message means. `body` may be cut short for messages that are not `whole`.
+    /// What one message means. `body` is whole if we look into such a message, and `None` when it is larger
+    /// than we hold.
     #[inline]
     fn handle(
         &mut self,
         tag: BackendTag,
-        body: &[u8],
-        whole: bool,
+        body: Option<&[u8]>,
         range: Range<usize>,
     ) -> Result<Action, OutOfStep> {
         use BackendTag as Tag;
@@ -287,27 +347,31 @@ impl Pipeline {
         let discard = front.is_some_and(|request| request.answer == Answer::Discard);
         let passed_on = if discard { Action::Discard } else { Action::Forward };
         let kind = front.map(|request| request.kind);
+        if !self.is_expected(tag, kind) {
+            return Err(OutOfStep::Unexpected { tag, expected: kind });
+        }
         match tag {
-            Tag::DataRow | Tag::CopyData | Tag::ParameterDescription => Ok(passed_on),
-            Tag::RowDescription => {
-                if kind == Some(RequestKind::Describe) {
-                    self.pop();
-                }
-                Ok(passed_on)
-            }
-            Tag::CommandComplete => self.command_complete(kind, body, whole, discard),
+            Tag::DataRow | Tag::CopyData | Tag::CopyDone => Ok(passed_on),
+            Tag::CommandComplete => Ok(self.command_complete(kind, body, discard)),
             Tag::ReadyForQuery => self.ready_for_query(body, discard),
-            Tag::ParseComplete => self.answer(tag, RequestKind::Parse, passed_on),
-            Tag::BindComplete => self.answer(tag, RequestKind::Bind, passed_on),
-            Tag::CloseComplete => self.answer(tag, RequestKind::Close, passed_on),
-            Tag::NoData => self.answer(tag, RequestKind::Describe, passed_on),
-            Tag::PortalSuspended => self.answer(tag, RequestKind::Execute, passed_on),
-            Tag::EmptyQueryResponse => {
-                if kind == Some(RequestKind::Execute) {
-                    self.pop();
-                }
+            Tag::ParseComplete if self.refuses_front() => Err(OutOfStep::Unexpected { tag, expected: kind }),
+            Tag::ParseComplete
+            | Tag::BindComplete
+            | Tag::CloseComplete
+            | Tag::NoData
+            | Tag::PortalSuspended => {
+                self.pop();
                 Ok(passed_on)
             }
+            Tag::RowDescription if kind == Some(RequestKind::Describe) => {
+                self.pop();
+                Ok(passed_on)
+            }
+            Tag::EmptyQueryResponse if kind == Some(RequestKind::Execute) => {
+                self.pop();
+                Ok(passed_on)
+            }
+            Tag::RowDescription | Tag::EmptyQueryResponse | Tag::ParameterDescription => Ok(passed_on),
             Tag::CopyInResponse => {
                 self.begin_copy_in();
                 Ok(passed_on)
@@ -316,36 +380,55 @@ impl Pipeline {
                 self.copy = Copy::Out;
                 Ok(passed_on)
             }
-            Tag::CopyDone | Tag::FunctionCallResponse => Ok(passed_on),
-            Tag::ErrorResponse => Ok(self.error_response(front, whole, range)),
-            Tag::ParameterStatus if !whole => Ok(passed_on),
+            Tag::FunctionCallResponse => Ok(passed_on),
+            Tag::ErrorResponse => Ok(self.error_response(front, body, range)),
+            Tag::ParameterStatus if body.is_none() => Ok(passed_on),
             Tag::ParameterStatus if discard => Ok(Action::DiscardAndStop(Stop::Parameter(range))),
             Tag::ParameterStatus => Ok(Action::Stop(Stop::Parameter(range))),
             Tag::NoticeResponse | Tag::NotificationResponse => Ok(passed_on),
             Tag::Authentication | Tag::BackendKeyData | Tag::NegotiateProtocolVersion => {
-                Err(OutOfStep::Unexpected { tag, expected: kind })
+                unreachable!("is_expected() refuses what belongs to the login")
             }
         }
     }
 
-    fn answer(&mut self, tag: BackendTag, kind: RequestKind, passed_on: Action) -> Result<Action, OutOfStep> {
-        match self.requests.front() {
-            Some(front) if front.kind == kind => {
-                self.pop();
-                Ok(passed_on)
+    /// Whether a message may come while a request of this kind is the next to be answered.
+    #[inline]
+    fn is_expected(&self, tag: BackendTag, next: Option<RequestKind>) -> bool {
+        use BackendTag as Tag;
+        use RequestKind::*;
+        match tag {
+            Tag::DataRow
+            | Tag::CommandComplete
+            | Tag::EmptyQueryResponse
+            | Tag::CopyData
+            | Tag::CopyDone
+            | Tag::CopyInResponse
+            | Tag::CopyOutResponse
+            | Tag::CopyBothResponse => matches!(next, Some(Query | Execute)),
+            Tag::RowDescription => matches!(next, Some(Query | Execute | Describe)),
+            Tag::ParameterDescription | Tag::NoData => next == Some(Describe),
+            Tag::ParseComplete => next == Some(Parse),
+            Tag::BindComplete => next == Some(Bind),
+            Tag::CloseComplete => next == Some(Close),
+            Tag::PortalSuspended => next == Some(Execute),
+            Tag::FunctionCallResponse => next == Some(FunctionCall),
+            Tag::ReadyForQuery => next.map_or(self.in_doubt, RequestKind::ends_with_ready),
+            Tag::ErrorResponse | Tag::NoticeResponse | Tag::NotificationResponse | Tag::ParameterStatus => {
+                true
             }
-            front => Err(OutOfStep::Unexpected { tag, expected: front.map(|request| request.kind) }),
+            Tag::Authentication | Tag::BackendKeyData | Tag::NegotiateProtocolVersion => false,
         }
     }
 
-    fn command_complete(
-        &mut self,
-        kind: Option<RequestKind>,
-        body: &[u8],
-        whole: bool,
-        discard: bool,
-    ) -> Result<Action, OutOfStep> {
-        if self.copy == Copy::In
+    /// Whether the request at the front is a Parse that must fail.
+    fn refuses_front(&self) -> bool {
+        self.requests.front().is_some_and(|front| front.changes)
+            && matches!(self.changes.front(), Some(Change::Duplicate { .. }))
+    }
+
+    fn command_complete(&mut self, kind: Option<RequestKind>, body: Option<&[u8]>, discard: bool) -> Action {
+        if matches!(self.copy, Copy::In { .. })
             && let Some(end) = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd)
         {
             self.requests.remove(end);
@@ -354,31 +437,24 @@ impl Pipeline {
         if kind == Some(RequestKind::Execute) {
             self.pop();
         }
-        let drops_statements = whole && matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0");
-        Ok(match (discard, drops_statements) {
+        let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
+        match (discard, drops_statements) {
             (false, false) => Action::Forward,
             (true, false) => Action::Discard,
             (false, true) => Action::Stop(Stop::StatementsDropped),
             (true, true) => Action::DiscardAndStop(Stop::StatementsDropped),
-        })
+        }
     }
 
-    fn ready_for_query(&mut self, body: &[u8], discard: bool) -> Result<Action, OutOfStep> {
+    fn ready_for_query(&mut self, body: Option<&[u8]>, discard: bool) -> Result<Action, OutOfStep> {
+        let body = body.unwrap_or_default();
         let malformed = Malformed::Field { tag: 'Z', field: "the transaction status", have: body.len() };
         let [status] = body else {
             return Err(malformed.into());
         };
         self.status = TransactionStatus::from_byte(*status).ok_or(malformed)?;
         self.copy = Copy::None;
-        if let Some(front) = self.requests.front() {
-            if !front.kind.ends_with_ready() {
-                return Err(OutOfStep::Unexpected {
-                    tag: BackendTag::ReadyForQuery,
-                    expected: Some(front.kind),
-                });
-            }
-            self.pop();
-        }
+        self.pop();
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {
@@ -388,80 +464,82 @@ impl Pipeline {
         })
     }
 
-    fn error_response(&mut self, front: Option<Request>, whole: bool, range: Range<usize>) -> Action {
+    fn error_response(&mut self, front: Option<Request>, body: Option<&[u8]>, range: Range<usize>) -> Action {
+        if self.copy == (Copy::In { syncs: true }) {
+            self.in_doubt = true;
+        }
         self.copy = Copy::None;
         let Some(front) = front else {
-            return self.report(whole, range);
+            return Action::Stop(Stop::Error(range));
         };
         if front.kind.is_extended() {
-            if front.changes
-                && let Some(Change::Duplicate { name }) = self.changes.front()
-            {
-                let name = name.clone();
-                self.skip_to_sync();
-                return Action::DiscardAndStop(Stop::Duplicate(name));
-            }
+            let duplicate = self.take_duplicate(front, body.unwrap_or_default());
             self.skip_to_sync();
-            return self.report(whole, range);
+            return match duplicate {
+                Some(name) => Action::DiscardAndStop(Stop::Duplicate(name)),
+                None => Action::Stop(Stop::Error(range)),
+            };
         }
         if front.answer == Answer::Discard {
             self.own_query_failed = true;
-            return match whole {
-                true => Action::DiscardAndStop(Stop::Error(range)),
-                false => Action::Discard,
-            };
+            return Action::DiscardAndStop(Stop::Error(range));
         }
-        self.report(whole, range)
+        Action::Stop(Stop::Error(range))
     }
 
-    fn report(&self, whole: bool, range: Range<usize>) -> Action {
-        match whole {
-            true => Action::Stop(Stop::Error(range)),
-            false => Action::Forward,
+    /// The client's name for the statement, when the server refuses it for being in use already.
+    fn take_duplicate(&mut self, front: Request, body: &[u8]) -> Option<Box<[u8]>> {
+        match self.changes.front_mut() {
+            Some(Change::Duplicate { name })
+                if front.changes
+                    && backend::error_fields(body).code
+                        == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes() =>
+            {
+                Some(std::mem::take(name))
+            }
+            _ => None,
         }
     }
 
     /// After an error in the extended protocol the server skips to Sync: answers owed for what was
     /// sent before that Sync will never come, a simple Query's among them.
     fn skip_to_sync(&mut self) {
-        while let Some(front) = self.requests.front() {
-            if front.kind == RequestKind::Sync {
-                return;
-            }
-            if front.changes {
-                self.undone.extend(self.changes.pop_front());
-            } else if front.kind == RequestKind::Parse {
-                self.undone.push(Change::UnnamedParse);
-            }
-            self.requests.pop_front();
+        let mut unnamed_failed = false;
+        while let Some(front) = self.requests.front()
+            && front.kind != RequestKind::Sync
+        {
+            unnamed_failed |= front.is_unnamed_parse();
+            self.unnamed_in_doubt |= front.may_touch_unnamed();
+            let change = self.take_front().and_then(|(_, change)| change);
+            self.undone.extend(change);
         }
-        self.skipping = true;
-        self.batch_open = false;
+        // A Parse in a later batch has put another in its place already.
+        if unnamed_failed && !self.requests.iter().any(Request::is_unnamed_parse) {
+            self.undone.push(Change::UnnamedParse);
+        }
+        if self.requests.is_empty() {
+            self.skipping = true;
+            self.batch_open = false;
+        }
     }
 
-    /// CopyInResponse: Syncs that the client sent before its data are swallowed by the COPY.
+    /// CopyInResponse: Syncs that the client sent before its data are swallowed by the COPY. In the
+    /// extended protocol its batch then goes on until a Sync behind the data.
     fn begin_copy_in(&mut self) {
-        self.copy = Copy::In;
-        let data_end = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd);
-        let mut index = 0;
-        let limit = data_end.unwrap_or(self.requests.len());
-        self.requests.retain(|request| {
-            let swallowed = index > 0 && index < limit && request.kind == RequestKind::Sync;
-            index += 1;
-            !swallowed
-        });
+        let syncs = self.requests.iter().skip(1).take_while(|r| r.kind == RequestKind::Sync).count();
+        self.requests.drain(1..=syncs);
+        self.copy = Copy::In { syncs: syncs > 0 };
+        if syncs > 0 && !self.awaits_ready() {
+            self.batch_open = true;
+        }
     }
 
     #[inline]
     fn pop(&mut self) {
-        if let Some(front) = self.requests.pop_front()
-            && front.changes
-        {
-            self.changes.pop_front();
-        }
+        self.take_front();
         // PostgreSQL ignores CopyDone and CopyFail outside of a COPY: nothing is owed for them.
         while self.requests.front().is_some_and(|r| r.kind == RequestKind::CopyEnd) {
-            self.requests.pop_front();
+            self.take_front();
         }
     }
 
@@ -485,6 +563,19 @@ impl Pipeline {
         std::mem::take(&mut self.undone)
     }
 
+    /// Whether the server's unnamed statement may be other than the Parse and Query messages say that
+    /// were pushed, since some were skipped. Says so once.
+    pub fn take_unnamed_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.unnamed_in_doubt)
+    }
+
+    /// Whether nobody knows how many ReadyForQuery are still to come: a COPY failed with Syncs among its
+    /// data. Those that the server read before it failed are ignored, those behind are answered. Such
+    /// a server is never idle again; closing it once it [is quiet](Pipeline::is_quiet) is safe.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
+    }
+
     /// Whether the server may serve another client: nothing is owed, no transaction is open, and no
     /// message is half read.
     #[inline]
@@ -493,6 +584,7 @@ impl Pipeline {
             && self.status == TransactionStatus::Idle
             && !self.batch_open
             && !self.skipping
+            && !self.in_doubt
             && self.body_left == 0
     }
 
@@ -500,6 +592,11 @@ impl Pipeline {
     /// inside a transaction.
     pub fn is_quiet(&self) -> bool {
         self.requests.is_empty() && !self.batch_open && !self.skipping && self.body_left == 0
+    }
+
+    /// Whether nothing is under way and no transaction is open, be the server in doubt or not.
+    pub fn is_over(&self) -> bool {
+        self.is_quiet() && self.status == TransactionStatus::Idle
     }
 
     /// Whether the server works for the client. A Parse of ours in front of the client's Bind does not
@@ -528,10 +625,25 @@ impl Pipeline {
     /// without the current one's being skipped.
     pub fn awaits_parse(&self, statement: u64) -> bool {
         let on_its_way = |change: &Change| match change {
-            Change::ClientParse { id, sent: true, .. } | Change::ServerParse(id) => *id == statement,
+            Change::ClientParse { statement: sent, sent: true, .. } => sent.id == statement,
+            Change::ServerParse(id) => *id == statement,
             _ => false,
         };
-        self.changes.iter().any(on_its_way) && self.requests.iter().any(|r| r.kind.ends_with_ready())
+        self.earlier_changes().any(on_its_way)
+    }
+
+    /// Whether a Parse or Close of this name of the client's is on its way in an earlier batch.
+    pub fn awaits_name(&self, wanted: &[u8]) -> bool {
+        let on_its_way = |change: &Change| match change {
+            Change::ClientParse { name, .. } | Change::ClientClose { name, .. } => **name == *wanted,
+            _ => false,
+        };
+        self.earlier_changes().any(on_its_way)
+    }
+
+    /// Changes of batches before the current one: they may yet fail without its being skipped.
+    fn earlier_changes(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter().take(self.changes.len() - self.batch_changes)
     }
 
     /// Whether a ReadyForQuery is owed.
@@ -548,6 +660,27 @@ impl Pipeline {
     /// Whether a message for the client was passed on in part.
     pub fn is_mid_message(&self) -> bool {
         self.body_left > 0 && !self.body_discarded
+    }
+
+    /// Whether a simple Query of the client is under way: only its end tells whether it was one that
+    /// drops all statements. (Not while it takes COPY data, which must go on.)
+    pub fn awaits_query(&self) -> bool {
+        self.queries > 0 && !matches!(self.copy, Copy::In { .. })
+    }
+
+    /// Whether an earlier batch that may yet fail decides what the unnamed statement is. A Parse of it
+    /// in the same batch settles that: if it is skipped, so is what comes behind it.
+    pub fn awaits_unnamed(&self) -> bool {
+        if self.batch_unnamed {
+            return false;
+        }
+        let batch = self.requests.iter().rposition(|r| r.kind.ends_with_ready()).map_or(0, |last| last + 1);
+        self.requests.range(..batch).any(Request::may_touch_unnamed)
+    }
+
+    /// Changes that were sent and not answered yet, the oldest first.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter()
     }
 
     /// Answers that the server owes.

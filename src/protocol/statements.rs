@@ -17,6 +17,9 @@ use lru::LruCache;
 /// twice as many as were left.
 const CLEAN_FIRST: usize = 1_024;
 
+/// How the names of statements on servers begin; their number follows.
+const SERVER_NAMES: &str = "PGWEIR_";
+
 /// One distinct prepared statement: what a Parse says after the name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -29,7 +32,12 @@ pub struct Statement {
 impl Statement {
     /// The name on the server.
     pub fn server_name(id: u64) -> String {
-        format!("PGWEIR_{id}")
+        format!("{SERVER_NAMES}{id}")
+    }
+
+    /// Whether a name looks like one that we gave.
+    pub fn is_server_name(name: &[u8]) -> bool {
+        name.starts_with(SERVER_NAMES.as_bytes())
     }
 }
 
@@ -225,7 +233,7 @@ pub enum Change {
         /// The client's name for it.
         name: Box<[u8]>,
         /// The statement.
-        id: u64,
+        statement: Arc<Statement>,
         /// Whether a Parse went to the server.
         sent: bool,
     },
@@ -254,12 +262,12 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
     let mut client = client;
     for change in changes.into_iter().rev() {
         match change {
-            Change::ClientParse { name, id, sent } => {
+            Change::ClientParse { name, statement, sent } => {
                 if let Some(client) = client.as_deref_mut() {
                     client.remove(&name);
                 }
                 if sent {
-                    server.remove(id);
+                    server.remove(statement.id);
                 }
             }
             Change::UnnamedParse => {
@@ -276,6 +284,45 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
             Change::ServerClose(id) => server.restore(id),
             Change::Duplicate { .. } => {}
         }
+    }
+}
+
+/// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.
+pub fn drop_all<'a>(
+    sent_behind: impl Iterator<Item = &'a Change>,
+    client: Option<&mut ClientStatements>,
+    server: &mut ServerStatements,
+) {
+    server.clear();
+    let mut client = client;
+    if let Some(client) = client.as_deref_mut() {
+        client.drop_all();
+    }
+    for change in sent_behind {
+        match change {
+            Change::ClientParse { name, statement, sent } => {
+                if let Some(client) = client.as_deref_mut() {
+                    client.insert(name, Arc::clone(statement));
+                }
+                if *sent {
+                    server.restore(statement.id);
+                }
+            }
+            Change::ServerParse(id) => server.restore(*id),
+            Change::UnnamedParse
+            | Change::ClientClose { .. }
+            | Change::ServerClose(_)
+            | Change::Duplicate { .. } => {}
+        }
+    }
+}
+
+/// A Parse of ours was refused because the server has the statement already: then it has.
+pub fn note_present(failed: &[Change], server: &mut ServerStatements) {
+    match failed.first() {
+        Some(Change::ClientParse { statement, sent: true, .. }) => server.restore(statement.id),
+        Some(Change::ServerParse(id)) => server.restore(*id),
+        _ => {}
     }
 }
 
@@ -320,7 +367,7 @@ mod tests {
         client.insert(b"s", new.clone());
         let changes = vec![
             Change::ClientClose { name: (*b"s").into(), statement: old.clone() },
-            Change::ClientParse { name: (*b"s").into(), id: new.id, sent: true },
+            Change::ClientParse { name: (*b"s").into(), statement: new.clone(), sent: true },
         ];
         undo(changes, Some(&mut client), &mut server);
         assert_eq!(client.get(b"s").map(|s| s.id), Some(old.id));

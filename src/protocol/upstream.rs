@@ -14,7 +14,7 @@ use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 /// Also the largest unnamed one that outlives its transaction.
 pub const PARSE_MAX: usize = 16 * 1024 * 1024;
 
-/// Largest sum of a portal's and a statement's name.
+/// Largest sum of a portal's and a statement's name, with what closes or precedes them.
 const NAMES_MAX: usize = 64 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
@@ -95,6 +95,20 @@ enum Fate {
     Terminate,
 }
 
+/// What becomes of a statement's name.
+enum Name {
+    AsItIs,
+    Server(Vec<u8>),
+    /// Earlier answers decide.
+    Wait,
+}
+
+/// A client must not reach a statement by the name that it has on the server, where it may be another
+/// client's: it gets the error for a name that no statement has.
+fn nobodys_name(name: &[u8]) -> Vec<u8> {
+    [name, b"_"].concat()
+}
+
 /// A client's message, as far as it is there.
 #[derive(Clone, Copy)]
 struct Message<'a> {
@@ -112,10 +126,9 @@ impl Message<'_> {
         self.body.len() + HEADER_LENGTH == self.length
     }
 
-    /// Waits for the rest of a message that must be whole, unless it is too large for that.
-    fn incomplete(&self, limit: usize) -> Result<Fate, Malformed> {
+    fn check_size(&self, limit: usize) -> Result<(), Malformed> {
         match self.length <= limit {
-            true => Ok(Fate::Incomplete),
+            true => Ok(()),
             false => {
                 let tag = char::from(self.tag as u8);
                 Err(Malformed::TooLarge { tag, need: self.length, limit })
@@ -203,7 +216,7 @@ impl Upstream<'_> {
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
-                *self.unnamed_present = true;
+                self.note_unnamed();
                 RequestKind::Query
             }
             FrontendTag::Sync => RequestKind::Sync,
@@ -223,6 +236,13 @@ impl Upstream<'_> {
         Ok(Fate::Verbatim)
     }
 
+    /// The server's unnamed statement is what this client made it.
+    #[inline]
+    fn note_unnamed(&mut self) {
+        self.pipeline.take_unnamed_doubt();
+        *self.unnamed_present = true;
+    }
+
     fn forget_unnamed(&mut self) {
         if let Some(client) = self.client {
             client.drop_unnamed();
@@ -234,19 +254,28 @@ impl Upstream<'_> {
         if !self.tracking || streams(length, body) {
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             self.forget_unnamed();
-            *self.unnamed_present = true;
+            self.note_unnamed();
             return Ok(Fate::Verbatim);
         }
+        if !message.is_whole() && body.is_empty() {
+            // Whether it has a name decides what it may be, and where its limit is.
+            return Ok(Fate::Incomplete);
+        }
+        message.check_size(PARSE_MAX)?;
         if !message.is_whole() {
-            return message.incomplete(PARSE_MAX);
+            return Ok(Fate::Incomplete);
         }
         let parse = frontend::parse(body)?;
         let client = self.client.get_or_insert_default();
         if parse.name.is_empty() {
             client.set_unnamed(parse.definition);
-            *self.unnamed_present = true;
+            self.note_unnamed();
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             return Ok(Fate::Verbatim);
+        }
+        if self.pipeline.awaits_name(parse.name) || self.pipeline.awaits_query() {
+            // Whether the name is in use then depends on whether that batch fails.
+            return Ok(Fate::Wait);
         }
         if let Some(statement) = client.get(parse.name).cloned() {
             output.flush(at);
@@ -260,7 +289,11 @@ impl Upstream<'_> {
         }
         self.counts.client_parses += 1;
         client.insert(parse.name, Arc::clone(&statement));
-        let change = Change::ClientParse { name: parse.name.into(), id: statement.id, sent: !present };
+        let change = Change::ClientParse {
+            name: parse.name.into(),
+            statement: Arc::clone(&statement),
+            sent: !present,
+        };
         output.flush(at);
         if present {
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
@@ -284,27 +317,28 @@ impl Upstream<'_> {
     fn bind(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
         let Message { length, body, at, .. } = message;
         if self.tracking {
-            let Some(names) = frontend::bind_names(body) else {
+            let Some(names) = frontend::bind_names(&body[..body.len().min(NAMES_MAX)]) else {
                 return match message.is_whole() {
-                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
-                    false if body.len() > NAMES_MAX => {
+                    _ if body.len() >= NAMES_MAX => {
                         Err(Malformed::TooLarge { tag: 'B', need: body.len(), limit: NAMES_MAX })
                     }
+                    true => Err(Malformed::Field { tag: 'B', field: "a name", have: body.len() }),
                     false => Ok(Fate::Incomplete),
                 };
             };
-            if names.statement.is_empty() {
-                self.ensure_unnamed(at, output);
-            } else if let Some(statement) = self.known(names.statement) {
+            let name = match self.resolve(names.statement, at, output) {
+                Name::AsItIs => None,
+                Name::Server(name) => Some(name),
+                Name::Wait => return Ok(Fate::Wait),
+            };
+            if let Some(name) = name {
                 output.flush(at);
                 self.counts.binds += 1;
-                self.ensure_present(&statement, output.out);
                 let done = HEADER_LENGTH + names.portal.len() + 1 + names.statement.len() + 1;
-                let name = Statement::server_name(statement.id);
                 write_header(b'B', length - names.statement.len() + name.len(), output.out);
                 output.out.extend_from_slice(names.portal);
                 output.out.push(0);
-                output.out.extend_from_slice(name.as_bytes());
+                output.out.extend_from_slice(&name);
                 output.out.push(0);
                 self.pipeline.push(RequestKind::Bind, Answer::Forward);
                 return Ok(Fate::Rewritten(done));
@@ -319,26 +353,23 @@ impl Upstream<'_> {
         let Message { tag, length, body, at } = message;
         let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
         if self.tracking {
+            message.check_size(NAMES_MAX)?;
             if !message.is_whole() {
-                return message.incomplete(NAMES_MAX);
+                return Ok(Fate::Incomplete);
             }
             let object = frontend::object(char::from(tag as u8), body)?;
             if let Object::Statement(name) = object {
-                match kind {
-                    RequestKind::Close => {
-                        if self.close(name, at, output) {
-                            return Ok(Fate::Rewritten(length));
-                        }
-                    }
-                    _ if name.is_empty() => self.ensure_unnamed(at, output),
-                    _ => {
-                        if let Some(statement) = self.known(name) {
-                            output.flush(at);
-                            self.ensure_present(&statement, output.out);
-                            write_object(b'D', statement.id, output.out);
-                            self.pipeline.push(kind, Answer::Forward);
-                            return Ok(Fate::Rewritten(length));
-                        }
+                if kind == RequestKind::Close {
+                    return Ok(self.close(name, message, output));
+                }
+                match self.resolve(name, at, output) {
+                    Name::AsItIs => {}
+                    Name::Wait => return Ok(Fate::Wait),
+                    Name::Server(name) => {
+                        output.flush(at);
+                        write_object(b'D', &name, output.out);
+                        self.pipeline.push(kind, Answer::Forward);
+                        return Ok(Fate::Rewritten(length));
                     }
                 }
             }
@@ -347,26 +378,59 @@ impl Upstream<'_> {
         Ok(Fate::Verbatim)
     }
 
-    /// Answers the Close of a statement that we hold the name of; the server keeps the statement.
-    fn close(&mut self, name: &[u8], at: usize, output: &mut Output<'_>) -> bool {
-        let Some(client) = self.client.as_deref_mut() else {
-            return false;
+    /// Close of a statement. A name that we hold is answered here, and the server keeps the statement.
+    fn close(&mut self, name: &[u8], message: Message<'_>, output: &mut Output<'_>) -> Fate {
+        let held = match self.client.as_deref_mut() {
+            Some(client) if name.is_empty() => {
+                client.drop_unnamed();
+                None
+            }
+            Some(client) => client.remove(name),
+            None => None,
         };
-        if name.is_empty() {
-            client.drop_unnamed();
-            return false;
+        let answered_here = held.is_some() || Statement::is_server_name(name);
+        if !answered_here {
+            self.pipeline.push(RequestKind::Close, Answer::Forward);
+            return Fate::Verbatim;
         }
-        let Some(statement) = client.remove(name) else {
-            return false;
-        };
-        output.flush(at);
-        let change = Change::ClientClose { name: name.into(), statement };
-        self.pipeline.push_with_change(RequestKind::Close, Answer::Synthesize, change);
-        true
+        output.flush(message.at);
+        match held {
+            Some(statement) => {
+                let change = Change::ClientClose { name: name.into(), statement };
+                self.pipeline.push_with_change(RequestKind::Close, Answer::Synthesize, change);
+            }
+            None => self.pipeline.push(RequestKind::Close, Answer::Synthesize),
+        }
+        Fate::Rewritten(message.length)
     }
 
-    fn known(&self, name: &[u8]) -> Option<Arc<Statement>> {
-        self.client.as_deref()?.get(name).cloned()
+    /// What the server knows the statement as that the client calls `name`. Prepares it there if need
+    /// be, in front of what needs it.
+    fn resolve(&mut self, name: &[u8], at: usize, output: &mut Output<'_>) -> Name {
+        if name.is_empty() {
+            if self.pipeline.awaits_unnamed() {
+                return Name::Wait;
+            }
+            self.ensure_unnamed(at, output);
+            return Name::AsItIs;
+        }
+        if self.pipeline.awaits_query() {
+            // It may be DISCARD ALL.
+            return Name::Wait;
+        }
+        let Some(statement) = self.client.as_deref().and_then(|client| client.get(name)).cloned() else {
+            return match Statement::is_server_name(name) {
+                // Made by SQL's PREPARE, or unknown: the server says which.
+                false => Name::AsItIs,
+                true => Name::Server(nobodys_name(name)),
+            };
+        };
+        if self.server.touch(statement.id) && self.pipeline.awaits_parse(statement.id) {
+            return Name::Wait;
+        }
+        output.flush(at);
+        self.ensure_present(&statement, output.out);
+        Name::Server(Statement::server_name(statement.id).into_bytes())
     }
 
     /// Prepares a statement that the server lacks, in front of what needs it.
@@ -383,7 +447,7 @@ impl Upstream<'_> {
     fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
         self.counts.server_parses += 1;
         if let Some(evicted) = self.server.insert(id) {
-            write_object(b'C', evicted, out);
+            write_object(b'C', Statement::server_name(evicted).as_bytes(), out);
             let change = Change::ServerClose(evicted);
             self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
         }
@@ -392,7 +456,8 @@ impl Upstream<'_> {
     /// The server's unnamed statement may be another client's. It becomes this client's own, or none,
     /// so that PostgreSQL itself says that there is none.
     fn ensure_unnamed(&mut self, at: usize, output: &mut Output<'_>) {
-        if *self.unnamed_present {
+        let doubted = self.pipeline.take_unnamed_doubt();
+        if *self.unnamed_present && !doubted {
             return;
         }
         *self.unnamed_present = true;
@@ -430,11 +495,10 @@ fn write_parse(id: u64, definition: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Describe or Close of a statement.
-fn write_object(tag: u8, id: u64, out: &mut Vec<u8>) {
-    let name = Statement::server_name(id);
+fn write_object(tag: u8, name: &[u8], out: &mut Vec<u8>) {
     write_header(tag, HEADER_LENGTH + 1 + name.len() + 1, out);
     out.push(b'S');
-    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(name);
     out.push(0);
 }
 

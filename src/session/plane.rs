@@ -53,6 +53,9 @@ pub enum Message {
     Cancel(CancelKey, Address),
     /// Do something with the worker's state, and tell the asker when it is done.
     Run(Task),
+    /// It is time for [`Plane::tick`]. A timer of the worker's own would cost every sleep of its event
+    /// loop the setting and stopping of a kernel timer.
+    Tick,
 }
 
 type Work = dyn FnOnce(&Rc<Plane>) + Send;

@@ -309,7 +309,7 @@ impl Session {
                 Stop::Parameter(range) => self.note_parameter(&input[absolute(range)]),
                 Stop::Error(range) => self.note_error(&input[absolute(range)]),
                 Stop::Duplicate(name) => {
-                    self.undo();
+                    self.undo(false);
                     forward.insert(&duplicate_statement(&name));
                 }
                 Stop::StatementsDropped => self.drop_statements(),
@@ -380,23 +380,32 @@ impl Session {
         if let Ok(code) = str::from_utf8(fields.code) {
             self.plane.metrics.borrow_mut().errors.record(code);
         }
-        self.undo();
+        let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
+        self.undo(exists);
     }
 
     /// Takes back what a failed batch did not do.
-    fn undo(&mut self) {
+    fn undo(&mut self, exists: bool) {
         let Phase::Leased(lease) = &mut self.phase else { return };
         let undone = lease.pipeline.take_undone();
-        if !undone.is_empty() {
-            statements::undo(undone, self.statements.as_deref_mut(), &mut lease.statements);
+        if undone.is_empty() {
+            return;
+        }
+        let failed = undone.first().cloned();
+        statements::undo(undone, self.statements.as_deref_mut(), &mut lease.statements);
+        if exists {
+            statements::note_present(failed.as_slice(), &mut lease.statements);
         }
     }
 
     fn drop_statements(&mut self) {
-        self.lease().statements.clear();
-        if let Some(statements) = &mut self.statements {
-            statements.drop_all();
-        }
+        let Phase::Leased(lease) = &mut self.phase else { return };
+        let server = &mut **lease;
+        statements::drop_all(
+            server.pipeline.changes(),
+            self.statements.as_deref_mut(),
+            &mut server.statements,
+        );
     }
 
     /// The SETs in front of the client's request are done.
@@ -434,6 +443,12 @@ impl Session {
         let mode = self.group.mode.get();
         let lease = self.lease();
         let server = &**lease;
+        if server.pipeline.is_in_doubt() && server.pipeline.is_over() {
+            if let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) {
+                lease.close("a failed COPY left it in doubt");
+            }
+            return Ok(Pumped::Released);
+        }
         if lease.loan().proving
             || !server.pipeline.is_idle()
             || !server.carry.is_empty()
