@@ -12,7 +12,7 @@ use crate::log::Peer;
 use crate::net::DetachedSocket;
 use crate::pool::OpenRequest;
 use crate::session::plane::{Message, Plane, Shared};
-use crate::session::{cancel, login};
+use crate::session::{cancel, databases, login};
 
 /// Starts one worker. It ends with the process, or when nobody can send to it any more.
 pub fn start(
@@ -56,6 +56,7 @@ fn tick(plane: &Plane) {
     plane.tick(now);
     if plane.worker == 0 {
         plane.shared.databases.share_limits(now);
+        databases::keep_ready(&plane.shared, plane.worker, now);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Clients in, servers out: who may log in, what is said to those who may not, and how the pooler
 //! itself logs in to PostgreSQL.
 
+#![allow(clippy::unwrap_used, reason = "the line of an unwrap says enough about a failed test")]
+
 mod support;
 
 use postgres_protocol::password;

@@ -1,6 +1,8 @@
 //! Operating it: metrics and health pages, the log, signals, draining, and what is said when it cannot
 //! start.
 
+#![allow(clippy::unwrap_used, reason = "the line of an unwrap says enough about a failed test")]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -214,11 +216,19 @@ async fn the_log_is_json_on_request_with_the_same_words() {
 async fn the_logfile_is_opened_again_on_sighup() {
     let pooler = Pooler::config().setting("logfile", "{folder}/pooler.log").start().await;
     let (file, moved) = (pooler.directory().join("pooler.log"), pooler.directory().join("moved.log"));
-    assert!(fs::read_to_string(&file).unwrap().contains("process up"));
+    let started = async || fs::read_to_string(&file).is_ok_and(|log| log.contains("process up"));
+    eventually("the log begins", started).await;
     fs::rename(&file, &moved).unwrap();
     pooler.signal("HUP");
-    eventually("a new log file", async || file.exists()).await;
-    assert!(fs::read_to_string(&moved).unwrap().contains("got SIGHUP, re-reading config"));
+    // PgBouncer opens it with the next line that it has to log.
+    eventually("a new log file", async || {
+        drop(pooler.client().await);
+        file.exists()
+    })
+    .await;
+    let told =
+        async || fs::read_to_string(&moved).is_ok_and(|log| log.contains("got SIGHUP, re-reading config"));
+    eventually("the old one says why", told).await;
     drop(pooler.client().await);
     eventually("it is used", async || fs::read_to_string(&file).unwrap().contains("login attempt")).await;
 }
@@ -244,9 +254,10 @@ async fn sighup_reads_the_settings_again_and_a_bad_file_changes_nothing() {
     eventually("it is read", async || pooler.log().matches("got SIGHUP, re-reading config").count() == 2)
         .await;
     if is_ours() {
+        // PgBouncer has set everything before the bad line to its default by then.
         pooler.logs("default_pool_size is seven: it must be").await;
+        assert_eq!(value().await, "7");
     }
-    assert_eq!(value().await, "7");
     pooler.is_clean().await;
 }
 
@@ -264,7 +275,7 @@ async fn sigusr1_pauses_and_sigusr2_goes_on() {
     .await;
     pooler.signal("USR2");
     client.ready(1).await.is("T D(1) C Z(I)");
-    pooler.logs("got SIGUSR2, continuing from PAUSE/SUSPEND").await;
+    pooler.logs("got SIGUSR2, continuing from ").await;
 }
 
 #[tokio::test]
@@ -347,34 +358,48 @@ fn pgbench(pooler: &Pooler, mode: &str) -> std::process::Child {
     support::process::spawn(command)
 }
 
+/// Drains a loaded pooler, and compares what pgbench counts with what PostgreSQL has.
+async fn drains(pool_mode: &str, size: u32, mode: &str) {
+    let mut pooler = Pooler::config()
+        .mode(pool_mode)
+        .pool_size(size)
+        .environment("PGWEIR_SHUTDOWN_DRAIN_TIMEOUT", "10")
+        .start()
+        .await;
+    pooler.sql("CREATE TABLE done (n serial); GRANT ALL ON done, done_n_seq TO app").await;
+    let load = pgbench(&pooler, mode);
+    eventually("the load runs", async || pooler.number("SELECT count(*) FROM done").await > 100).await;
+    pooler.signal("TERM");
+    let began = Instant::now();
+    assert!(pooler.wait().success());
+    assert!(began.elapsed() < Duration::from_secs(5), "drained in {:?}", began.elapsed());
+    let output = load.wait_with_output().unwrap();
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let processed =
+        out.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    let processed: i64 = processed.expect("pgbench counts").split('/').next().unwrap().parse().unwrap();
+    assert_eq!(pooler.number("SELECT count(*) FROM done").await, processed, "{out}{errors}");
+    // Each client was told between its transactions: at command 0, which is BEGIN.
+    let aborts = errors.lines().filter(|line| line.contains("aborted in command"));
+    let (at_begin, inside): (Vec<_>, Vec<_>) =
+        aborts.partition(|line| line.contains("aborted in command 0 "));
+    assert!(at_begin.len() >= 12 && inside.is_empty(), "{errors}");
+    assert!(errors.contains("terminating connection due to administrator command"), "{errors}");
+}
+
 #[tokio::test]
 async fn with_a_drain_timeout_sigterm_lets_every_begun_transaction_commit_and_cuts_none() {
-    if !is_ours() {
-        return;
+    if is_ours() {
+        drains("transaction", 4, "simple").await;
+        drains("transaction", 4, "prepared").await;
     }
-    for mode in ["simple", "prepared"] {
-        let mut pooler =
-            Pooler::config().pool_size(4).environment("PGWEIR_SHUTDOWN_DRAIN_TIMEOUT", "10").start().await;
-        pooler.sql("CREATE TABLE done (n serial); GRANT ALL ON done, done_n_seq TO app").await;
-        let load = pgbench(&pooler, mode);
-        eventually("the load runs", async || pooler.number("SELECT count(*) FROM done").await > 100).await;
-        pooler.signal("TERM");
-        let began = Instant::now();
-        assert!(pooler.wait().success());
-        assert!(began.elapsed() < Duration::from_secs(5), "drained in {:?}", began.elapsed());
-        let output = load.wait_with_output().unwrap();
-        let (out, errors) =
-            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let processed =
-            out.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
-        let processed: i64 = processed.expect("pgbench counts").split('/').next().unwrap().parse().unwrap();
-        assert_eq!(pooler.number("SELECT count(*) FROM done").await, processed, "{out}{errors}");
-        // Each client was told between its transactions: at command 0, which is BEGIN.
-        let aborts = errors.lines().filter(|line| line.contains("aborted in command"));
-        let (at_begin, inside): (Vec<_>, Vec<_>) =
-            aborts.partition(|line| line.contains("aborted in command 0 "));
-        assert!(at_begin.len() >= 12 && inside.is_empty(), "{errors}");
-        assert!(errors.contains("terminating connection due to administrator command"), "{errors}");
+}
+
+#[tokio::test]
+#[ignore = "a session that begins its next transaction at once is not told at its boundary yet"]
+async fn in_session_mode_a_drain_finds_the_boundary_between_two_transactions_without_a_pause() {
+    if is_ours() {
+        drains("session", 12, "simple").await;
     }
 }
 
@@ -462,6 +487,9 @@ async fn a_bad_setting_ends_the_start_with_1_and_names_file_line_setting_value_a
 
 #[tokio::test]
 async fn an_auth_file_that_cannot_be_read_is_named_in_a_warning() {
+    if !is_ours() {
+        return;
+    }
     let pooler =
         Pooler::config().setting("auth_type", "any").setting("auth_file", "/nonexistent/users").start().await;
     assert!(pooler.log().contains("/nonexistent/users"), "{}", pooler.log());

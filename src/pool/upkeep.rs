@@ -86,10 +86,10 @@ impl Pool {
         }
     }
 
-    /// `min_pool_size`, once a client has shown that the pool is used.
+    /// `min_pool_size`, for as long as the pool is there.
     fn fill_up(self: &Arc<Self>, worker: usize, now: Instant) {
         let minimum = self.settings.load().policy.min_pool_size;
-        if minimum == 0 || self.is_retired() || self.is_failing(now) || self.welcome.load().is_none() {
+        if minimum == 0 || self.is_retired() || self.is_failing(now) {
             return;
         }
         let lacks = self.state.lock().begin_filling(minimum, now);

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::auth::ServerSecret;
+use super::plane::Shared;
+use crate::auth::{Password, Proof, ServerSecret};
 use crate::config::{CheckQuery, Config, Database, Host, PoolMode};
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::pool::quota::Quota;
@@ -112,6 +113,11 @@ impl Databases {
         self.known().iter().flat_map(|database| database.pools()).collect()
     }
 
+    /// The pool of a user at the server, if there is one already.
+    fn existing(&self, database: &str, user: &str) -> Option<Arc<Pool>> {
+        self.databases.read().get(database)?.pools.lock().get(user).map(Arc::clone)
+    }
+
     /// The pool of one login user at one database.
     pub fn pool(
         &self,
@@ -185,6 +191,31 @@ impl Databases {
             pools.retain(|pool| pool.target.user == name);
             make_room(&pools, now);
         }
+    }
+}
+
+/// `min_pool_size` of the databases that force a user: their servers are there before any client is.
+pub fn keep_ready(shared: &Shared, worker: usize, now: Instant) {
+    let config = shared.config.load_full();
+    for database in config.databases.values() {
+        let Some(user) = database.user.as_deref() else { continue };
+        let wanted = config.pool_policy(database, user).min_pool_size > 0;
+        if !wanted || config.hosts(database).is_empty() {
+            continue;
+        }
+        let pool = shared.databases.existing(&database.name, user).unwrap_or_else(|| {
+            let paused = shared.lifecycle.paused.load(Ordering::Acquire);
+            shared.databases.pool(&config, database, user, forced_secret(shared, database, user), paused)
+        });
+        pool.tick(worker, now);
+    }
+}
+
+fn forced_secret(shared: &Shared, database: &Database, user: &str) -> Arc<ServerSecret> {
+    match (&database.password, shared.credentials(user)) {
+        (Some(password), _) => Arc::new(ServerSecret::plain(Password::new(password.expose()))),
+        (None, Some(credentials)) => credentials.server_secret(&Proof::default()),
+        (None, None) => Arc::new(ServerSecret::None),
     }
 }
 

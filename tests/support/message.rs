@@ -143,6 +143,14 @@ impl Reply {
         }
     }
 
+    /// The error that ended the connection: severity, SQLSTATE and message.
+    #[track_caller]
+    pub fn farewell(&self) -> String {
+        assert!(self.closed, "the connection is still open: {self}");
+        let error = self.messages.last().expect("an error comes before the end");
+        format!("{} {} {}", error.field(b'S'), error.field(b'C'), error.field(b'M'))
+    }
+
     /// The words of the trace: one per message, and `EOF` at the end of a closed connection.
     pub fn words(&self) -> Vec<String> {
         let shown = self.messages.iter().filter(|message| message.tag != b'S');
