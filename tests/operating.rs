@@ -396,7 +396,6 @@ async fn with_a_drain_timeout_sigterm_lets_every_begun_transaction_commit_and_cu
 }
 
 #[tokio::test]
-#[ignore = "a session that begins its next transaction at once is not told at its boundary yet"]
 async fn in_session_mode_a_drain_finds_the_boundary_between_two_transactions_without_a_pause() {
     if is_ours() {
         drains("session", 12, "simple").await;

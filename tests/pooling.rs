@@ -427,7 +427,6 @@ async fn a_query_is_told_why_no_server_can_be_opened_for_it() {
 }
 
 #[tokio::test]
-#[ignore = "a query waits for server_login_retry, where PgBouncer refuses it at once"]
 async fn a_query_while_logins_to_the_server_fail_is_refused_with_the_cached_error() {
     let (_pooler, [mut a, mut b], error) = refused_by_the_server().await;
     for client in [&mut a, &mut b] {

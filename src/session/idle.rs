@@ -189,6 +189,9 @@ impl Session {
                     }
                 }
                 Acquired::Wait(place) => {
+                    if let Some(error) = self.group.pool.cached_refusal(now) {
+                        return Err(error.into());
+                    }
                     self.stash(input);
                     self.phase = Phase::Waiting(Box::new(Wait { place, since: now }));
                     return Ok(());

@@ -439,6 +439,11 @@ impl Session {
     /// Ends the lease if nothing is owed on either side; else says `otherwise`.
     fn finish_if_idle(&mut self, otherwise: Pumped) -> Result<Pumped, Farewell> {
         self.end_if_closing()?;
+        if self.is_between_transactions()
+            && let Some(farewell) = self.drained()
+        {
+            return Err(farewell);
+        }
         let sends_a_body = self.sends_a_body();
         let mode = self.group.mode.get();
         let lease = self.lease();

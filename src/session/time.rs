@@ -25,7 +25,7 @@ impl Session {
     }
 
     /// Without a server, or in session mode with one that does nothing.
-    fn is_between_transactions(&self) -> bool {
+    pub(super) fn is_between_transactions(&self) -> bool {
         match &self.phase {
             Phase::Idle => true,
             Phase::Waiting(_) => false,
