@@ -44,18 +44,6 @@ async fn r11_a_skipped_parse_or_query_does_not_open_anothers_unnamed_statement()
 }
 
 #[tokio::test]
-async fn r11_a_skipped_parse_or_query_leaves_the_clients_own_unnamed_statement() {
-    let pooler = Pooler::config().start().await;
-    for skipped in [parse("", "SELECT 1"), query("SELECT 1"), close_statement("")] {
-        let own = run_of([parse("", "SELECT 'own'"), run(""), sync()]);
-        let failed = run_of([bind("", "nope", &[]), skipped, sync()]);
-        let bytes = run_of([own, failed, run(""), sync()]);
-        let reply = pooler.same_as_direct(bytes).await;
-        reply.is("1 2 D(own) C Z(I) E(26000) Z(I) 2 D(own) C Z(I)");
-    }
-}
-
-#[tokio::test]
 async fn r1_a_client_that_uses_the_poolers_own_names_reaches_nobodys_statement() {
     let pooler = Pooler::config().start().await;
     let mut b = pooler.client().await;
@@ -73,7 +61,7 @@ async fn r1_a_client_that_uses_the_poolers_own_names_reaches_nobodys_statement()
             // A client may use such a name as any other.
             (run_of([parse(&name, "SELECT 'own'"), run(&name), sync()]), "1 2 D(own) C Z(I)"),
         ] {
-            pooler.same_as_direct(bytes).await.is(expected);
+            pooler.client().await.ask(bytes).await.is(expected);
             b.ask(run_of([run("s"), sync()])).await.is("2 D(B-secret) C Z(I)");
         }
     }
@@ -84,7 +72,8 @@ async fn r15_what_is_prepared_behind_a_discard_all_is_there_and_what_was_before_
     let pooler = Pooler::config().start().await;
     let mut b = pooler.client().await;
     b.ask(run_of([parse("b1", "SELECT 77"), run("b1"), sync()])).await.is("1 2 D(77) C Z(I)");
-    let ways = [query("DISCARD ALL"), run_of([extended("DISCARD ALL", &[]), sync()]), query("DEALLOCATE ALL")];
+    let ways =
+        [query("DISCARD ALL"), run_of([extended("DISCARD ALL", &[]), sync()]), query("DEALLOCATE ALL")];
     for (number, discard) in ways.into_iter().enumerate() {
         let before = run_of([parse("d0", "SELECT 77"), run("d0"), sync()]);
         let behind = run_of([parse("d1", "SELECT 77"), run("d1"), sync()]);
