@@ -67,9 +67,10 @@ async fn tick(plane: Rc<Plane>) {
     loop {
         interval.tick().await;
         let now = Instant::now();
-        plane.tick(now);
         if plane.worker == 0 {
+            // Before the tick begins attempts to open servers, which hide that there is no room for them.
             plane.shared.databases.share_limits(now);
         }
+        plane.tick(now);
     }
 }
