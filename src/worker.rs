@@ -53,11 +53,12 @@ async fn run(
 
 fn tick(plane: &Plane) {
     let now = Instant::now();
-    plane.tick(now);
     if plane.worker == 0 {
+        // Before the tick begins attempts to open servers, which hide that there is no room for them.
         plane.shared.databases.share_limits(now);
         databases::keep_ready(&plane.shared, plane.worker, now);
     }
+    plane.tick(now);
 }
 
 fn welcome(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {

@@ -183,6 +183,8 @@ pub struct Pipeline {
     batch_unnamed: bool,
     /// Simple Queries of the client that are under way.
     queries: usize,
+    /// Something under way is for a statement that may drop all statements.
+    dropping: bool,
     /// The server skips everything up to a Sync that was not sent yet.
     skipping: bool,
     copy: Copy,
@@ -207,6 +209,7 @@ impl Default for Pipeline {
             batch_changes: 0,
             batch_unnamed: false,
             queries: 0,
+            dropping: false,
             skipping: false,
             copy: Copy::None,
             in_doubt: false,
@@ -455,6 +458,7 @@ impl Pipeline {
         self.status = TransactionStatus::from_byte(*status).ok_or(malformed)?;
         self.copy = Copy::None;
         self.pop();
+        self.dropping &= !self.requests.is_empty();
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {
@@ -662,10 +666,17 @@ impl Pipeline {
         self.body_left > 0 && !self.body_discarded
     }
 
-    /// Whether a simple Query of the client is under way: only its end tells whether it was one that
-    /// drops all statements. (Not while it takes COPY data, which must go on.)
-    pub fn awaits_query(&self) -> bool {
-        self.queries > 0 && !matches!(self.copy, Copy::In { .. })
+    /// Notes that the next request is for a statement that [may drop all](statements::may_drop_all).
+    pub fn note_dropping(&mut self) {
+        self.dropping = true;
+    }
+
+    /// Whether a request of the client is under way that may drop all statements: of a simple Query
+    /// only its end tells whether it did. (Not while it takes COPY data, which must go on.)
+    pub fn may_drop_statements(&self) -> bool {
+        let query = self.queries > 0 && !matches!(self.copy, Copy::In { .. });
+        // Without a ReadyForQuery to come, its answer may stay in the server's buffer.
+        query || self.dropping && self.awaits_ready()
     }
 
     /// Whether an earlier batch that may yet fail decides what the unnamed statement is. A Parse of it

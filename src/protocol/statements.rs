@@ -287,6 +287,48 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
     }
 }
 
+/// Whether a definition's command begins with DISCARD or DEALLOCATE, so that its end may be that of all
+/// statements.
+pub fn may_drop_all(definition: &[u8]) -> bool {
+    let mut text = definition;
+    loop {
+        text = text.trim_ascii_start();
+        text = match text {
+            [b';', rest @ ..] => rest,
+            [b'-', b'-', rest @ ..] => behind_line(rest),
+            [b'/', b'*', rest @ ..] => behind_comment(rest),
+            _ => break,
+        };
+    }
+    let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
+    begins(b"DISCARD") || begins(b"DEALLOCATE")
+}
+
+fn behind_line(text: &[u8]) -> &[u8] {
+    let end = text.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+    &text[end.unwrap_or(text.len())..]
+}
+
+/// What follows a comment whose beginning was read. PostgreSQL's comments may contain comments.
+fn behind_comment(mut text: &[u8]) -> &[u8] {
+    let mut depth = 1;
+    while depth > 0 {
+        text = match text {
+            [] => return text,
+            [b'*', b'/', rest @ ..] => {
+                depth -= 1;
+                rest
+            }
+            [b'/', b'*', rest @ ..] => {
+                depth += 1;
+                rest
+            }
+            [_, rest @ ..] => rest,
+        };
+    }
+    text
+}
+
 /// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.
 pub fn drop_all<'a>(
     sent_behind: impl Iterator<Item = &'a Change>,
@@ -329,6 +371,27 @@ pub fn note_present(failed: &[Change], server: &mut ServerStatements) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_drop_all_statements_is_known_by_its_first_word() {
+        for (definition, expected) in [
+            ("DISCARD ALL\0\0\0", true),
+            (" \n;discard all", true),
+            ("Deallocate all", true),
+            ("DEALLOCATE one", true),
+            ("-- why\nDISCARD ALL", true),
+            ("/* a /* b */ c */ /**/ DISCARD ALL", true),
+            ("/* a /* b */ DISCARD ALL", false),
+            ("-- DISCARD ALL", false),
+            ("SELECT 'DISCARD ALL'", false),
+            ("DISC", false),
+            ("/* DISCARD ALL", false),
+            ("/", false),
+            ("", false),
+        ] {
+            assert_eq!(may_drop_all(definition.as_bytes()), expected, "{definition:?}");
+        }
+    }
 
     #[test]
     fn the_same_definition_is_the_same_statement_and_other_types_are_another() {

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement};
+use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all};
 use super::{Answer, Pipeline, RequestKind};
 use crate::wire::frontend::{self, Object};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
@@ -273,7 +273,7 @@ impl Upstream<'_> {
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             return Ok(Fate::Verbatim);
         }
-        if self.pipeline.awaits_name(parse.name) || self.pipeline.awaits_query() {
+        if self.pipeline.awaits_name(parse.name) || self.pipeline.may_drop_statements() {
             // Whether the name is in use then depends on whether that batch fails.
             return Ok(Fate::Wait);
         }
@@ -412,9 +412,13 @@ impl Upstream<'_> {
                 return Name::Wait;
             }
             self.ensure_unnamed(at, output);
+            let unnamed = self.client.as_deref().and_then(ClientStatements::unnamed);
+            if unnamed.is_some_and(may_drop_all) {
+                self.pipeline.note_dropping();
+            }
             return Name::AsItIs;
         }
-        if self.pipeline.awaits_query() {
+        if self.pipeline.may_drop_statements() {
             // It may be DISCARD ALL.
             return Name::Wait;
         }
@@ -430,6 +434,9 @@ impl Upstream<'_> {
         }
         output.flush(at);
         self.ensure_present(&statement, output.out);
+        if may_drop_all(&statement.definition) {
+            self.pipeline.note_dropping();
+        }
         Name::Server(Statement::server_name(statement.id).into_bytes())
     }
 

@@ -287,6 +287,11 @@ impl Session {
         let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
         scratch.read = buffer;
         result?;
+        let (server, loan) = self.lease().parts();
+        if server.pipeline.owed() == 0 && !server.pipeline.is_quiet() {
+            // All of an open batch is answered; its Sync is the client's to send.
+            loan.quiet_since = Instant::now();
+        }
         self.finish_if_idle(Pumped::Some)
     }
 

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 use super::{Farewell, Phase, Session, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Pool;
-use crate::wire::backend::TransactionStatus;
 
 impl Session {
     /// Ends the session if one of its limits has passed.
     pub fn check_time(&mut self, now: Instant) {
         let over = match &self.phase {
-            Phase::Idle => self.check_idle(now),
+            Phase::Idle => self.check_idle(self.last_request, now),
             Phase::Waiting(wait) => self.check_waiting(since(wait.since, now)),
             Phase::Leased(_) => self.check_leased(now),
         };
@@ -33,9 +32,9 @@ impl Session {
         }
     }
 
-    fn check_idle(&self, now: Instant) -> Option<SqlError> {
+    fn check_idle(&self, quiet_since: Instant, now: Instant) -> Option<SqlError> {
         let limit = self.group.policy().client_idle_timeout?;
-        let idle = since(self.last_request, now);
+        let idle = since(quiet_since, now);
         (idle > limit)
             .then(|| over("client_idle_timeout", "The client sent nothing", limit, "client_idle_timeout"))
     }
@@ -62,9 +61,9 @@ impl Session {
         {
             return Some(over("query timeout", "A query ran", limit, "query_timeout"));
         }
-        if pipeline.status() == TransactionStatus::Idle && pipeline.owed() == 0 {
+        if pipeline.is_over() {
             // Session mode, between transactions.
-            return self.check_idle(now);
+            return self.check_idle(self.last_request.max(loan.quiet_since), now);
         }
         if let Some(limit) = policy.idle_transaction_timeout
             && pipeline.owed() == 0

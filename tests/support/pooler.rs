@@ -305,6 +305,13 @@ impl Pooler {
         ours["items"].parse().expect("a number")
     }
 
+    /// Bytes that clients of the database `app` have sent since the start.
+    pub async fn received_bytes(&self) -> u64 {
+        let stats = self.admin("SHOW STATS").await;
+        let ours = stats.iter().find(|row| row["database"] == "app");
+        ours.map_or(0, |row| row["total_received"].parse().expect("a number"))
+    }
+
     /// Waits until this many clients wait for a server connection.
     pub async fn clients_wait(&self, count: u32) {
         eventually(&format!("{count} clients wait"), async || self.pool("cl_waiting").await == count).await;
@@ -338,6 +345,17 @@ impl Pooler {
     /// The most resident memory that the pooler ever had, in bytes.
     pub fn memory_peak_bytes(&self) -> u64 {
         self.memory("VmHWM:")
+    }
+
+    /// The processor time that it has used, in user and kernel mode.
+    pub fn processor_time(&self) -> Duration {
+        let file = format!("/proc/{}/stat", self.child.id());
+        let status = fs::read_to_string(file).expect("the pooler runs");
+        // Behind the name in parentheses; utime and stime are the fields 14 and 15, in hundredths.
+        let (_, fields) = status.rsplit_once(')').expect("the name is in parentheses");
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let sum: u64 = ticks.map(|field| field.parse::<u64>().expect("a number of ticks")).sum();
+        Duration::from_millis(sum * 10)
     }
 
     fn memory(&self, which: &str) -> u64 {

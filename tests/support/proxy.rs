@@ -82,16 +82,26 @@ pub struct Impostor {
 impl Impostor {
     /// `before` is sent before AuthenticationOk and `after` behind it.
     pub async fn start(before: Vec<u8>, after: Vec<u8>) -> Impostor {
+        Impostor::with(Script { before, after, answer: one_row(), ends: false }).await
+    }
+
+    /// Answers every simple query with these bytes, and then ends the connection if so told.
+    pub async fn answering(answer: Vec<u8>, ends: bool) -> Impostor {
+        Impostor::with(Script { before: Vec::new(), after: Vec::new(), answer, ends }).await
+    }
+
+    async fn with(script: Script) -> Impostor {
+        let script = Arc::new(script);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
         let address = listener.local_addr().expect("it is bound");
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                let (before, after) = (before.clone(), after.clone());
+                let script = script.clone();
                 // The pooler closing its connection is the normal end.
                 connections.spawn(async move {
-                    let _ = impersonate(client, &before, &after).await;
+                    let _ = impersonate(client, &script).await;
                 });
             }
         });
@@ -99,7 +109,15 @@ impl Impostor {
     }
 }
 
-async fn impersonate(mut client: TcpStream, before: &[u8], after: &[u8]) -> std::io::Result<()> {
+/// What an [`Impostor`] says.
+struct Script {
+    before: Vec<u8>,
+    after: Vec<u8>,
+    answer: Vec<u8>,
+    ends: bool,
+}
+
+async fn impersonate(mut client: TcpStream, script: &Script) -> std::io::Result<()> {
     let length = client.read_u32().await?;
     read_body(&mut client, length).await?;
     let parameters = [
@@ -113,9 +131,9 @@ async fn impersonate(mut client: TcpStream, before: &[u8], after: &[u8]) -> std:
         b"standard_conforming_strings\0on\0",
         b"integer_datetimes\0on\0",
     ];
-    let mut hello = before.to_vec();
+    let mut hello = script.before.clone();
     hello.extend(message(b'R', &[0, 0, 0, 0]));
-    hello.extend(after);
+    hello.extend(&script.after);
     for parameter in parameters {
         hello.extend(message(b'S', parameter));
     }
@@ -127,7 +145,10 @@ async fn impersonate(mut client: TcpStream, before: &[u8], after: &[u8]) -> std:
         let length = client.read_u32().await?;
         read_body(&mut client, length).await?;
         if tag == b'Q' {
-            client.write_all(&one_row()).await?;
+            client.write_all(&script.answer).await?;
+            if script.ends {
+                return Ok(());
+            }
         }
     }
 }

@@ -208,6 +208,12 @@ impl Raw {
         self.ready(1).await
     }
 
+    /// Sends bytes and returns all that is said up to the first message with this tag.
+    pub async fn ask_until(&mut self, bytes: impl AsRef<[u8]>, tag: u8) -> Reply {
+        self.send(bytes).await;
+        self.until(tag).await
+    }
+
     /// Everything up to the given number of ReadyForQuery, or the end of the connection.
     pub async fn ready(&mut self, count: usize) -> Reply {
         self.reader.until(b'Z', count).await
@@ -285,7 +291,8 @@ impl Reader {
         }
     }
 
-    async fn until(&mut self, tag: u8, count: usize) -> Reply {
+    /// Everything up to this many messages with this tag, or the end of the connection.
+    pub async fn until(&mut self, tag: u8, count: usize) -> Reply {
         let mut reply = Reply::default();
         let mut seen = 0;
         while seen < count {
