@@ -4,13 +4,13 @@
 //! [`Lease`], and lets clients wait in a queue that is first come, first served across all workers.
 //! Dropping a lease closes the server; only [`Lease::release`] returns it.
 
+mod lease;
 pub mod quota;
 pub mod state;
 mod upkeep;
 mod wait;
 
 use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +24,9 @@ use crate::config::PoolPolicy;
 use crate::error::{SqlError, sqlstate};
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::server::login::{OpenError, Recipe, Welcome};
-use crate::server::{QueryError, ServerConnection, Session};
+use crate::server::{ServerConnection, Session};
+pub use lease::Lease;
+use lease::close_lent;
 use quota::{Permit, Quota};
 use state::{Lent, Limits, PoolState, Ticket};
 use wait::Slot;
@@ -349,11 +351,11 @@ impl Pool {
     /// Makes a leased server one of this worker's. `None` when it turned out to be dead.
     fn adopt(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize) -> Option<Lease> {
         if pooled.server.worker == worker {
-            return Some(Lease(Some(pooled)));
+            return Some(Lease::new(pooled));
         }
         let Pooled { server, loan, membership, _permits } = *pooled;
         match server.move_to(worker) {
-            Ok(server) => Some(Lease(Some(Box::new(Pooled { server, loan, membership, _permits })))),
+            Ok(server) => Some(Lease::new(Box::new(Pooled { server, loan, membership, _permits }))),
             Err(_) => {
                 self.state.lock().forget_leased();
                 self.open_more(worker, Instant::now());
@@ -552,20 +554,6 @@ impl Pool {
     }
 }
 
-/// Runs a statement of our own, for at most `server_connect_timeout`.
-async fn within(
-    limit: Option<Duration>,
-    statement: impl Future<Output = Result<(), QueryError>>,
-) -> Result<(), QueryError> {
-    match limit {
-        None => statement.await,
-        Some(limit) => match tokio::time::timeout(limit, statement).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(QueryError::Refused("it took longer than server_connect_timeout".into())),
-        },
-    }
-}
-
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
 fn close(pooled: Box<Pooled>, reason: &str) {
     let server = &pooled.server;
@@ -573,112 +561,5 @@ fn close(pooled: Box<Pooled>, reason: &str) {
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
-    }
-}
-
-/// A loan of one server; `None` only while the server is being given away.
-#[derive(Debug)]
-pub struct Lease(Option<Box<Pooled>>);
-
-impl Lease {
-    fn pooled(&self) -> &Pooled {
-        self.0.as_ref().expect("a lease has its server until it is given away")
-    }
-
-    fn pooled_mut(&mut self) -> &mut Pooled {
-        self.0.as_mut().expect("a lease has its server until it is given away")
-    }
-
-    /// Begins the loan: the server is the new client's from here on.
-    pub fn begin(&mut self, now: Instant) {
-        let pooled = self.pooled_mut();
-        pooled.server.unnamed_present = false;
-        let limit = pooled.membership.pool.quick.statements_max.load(Ordering::Relaxed);
-        pooled.server.statements.set_limit(limit);
-        pooled.server.used_at = now;
-        pooled.loan = Loan::new(now);
-    }
-
-    /// What is known of the loan.
-    pub fn loan(&self) -> &Loan {
-        &self.pooled().loan
-    }
-
-    /// The server, and what is known of the loan.
-    pub fn parts(&mut self) -> (&mut ServerConnection, &mut Loan) {
-        let pooled = self.pooled_mut();
-        (&mut pooled.server, &mut pooled.loan)
-    }
-
-    /// Gives the server back to the next waiter, or to the idle ones; closes one that is too old.
-    ///
-    /// The server must be idle: nothing owed, no transaction open.
-    pub fn release(mut self, now: Instant) {
-        assert!(self.pipeline.is_idle(), "a lease ends when nothing is owed");
-        if let Some(pooled) = self.0.take() {
-            let pool = Arc::clone(&pooled.membership.pool);
-            pool.put_back(pooled, now);
-        }
-    }
-
-    fn server(&self) -> &ServerConnection {
-        &self.pooled().server
-    }
-
-    /// Runs a statement of our own and then releases the server; closes it if that fails.
-    pub fn run_and_release(mut self, sql: String, purpose: &'static str) {
-        let pool = Arc::clone(self.pool());
-        pool.tested.fetch_add(1, Ordering::Relaxed);
-        tokio::task::spawn_local(async move {
-            let limit = pool.settings.load().connect_timeout;
-            let result = within(limit, self.run(&sql, &pool.session)).await;
-            pool.tested.fetch_sub(1, Ordering::Relaxed);
-            match result {
-                Ok(()) => self.release(Instant::now()),
-                Err(error) => self.close(&format!("{purpose} failed: {error}")),
-            }
-        });
-    }
-
-    /// Closes the server, with the reason in the log.
-    pub fn close(mut self, reason: &str) {
-        if let Some(pooled) = self.0.take() {
-            close_lent(pooled, reason);
-        }
-    }
-
-    /// The pool that it is from.
-    pub fn pool(&self) -> &Arc<Pool> {
-        &self.pooled().membership.pool
-    }
-}
-
-fn close_lent(pooled: Box<Pooled>, reason: &str) {
-    let worker = pooled.server.worker;
-    let pool = Arc::clone(&pooled.membership.pool);
-    close(pooled, reason);
-    pool.state.lock().forget_leased();
-    pool.open_more(worker, Instant::now());
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(pooled) = self.0.take() {
-            close_lent(pooled, "client disconnect while server was not ready");
-        }
-    }
-}
-
-impl Deref for Lease {
-    type Target = ServerConnection;
-
-    fn deref(&self) -> &ServerConnection {
-        self.server()
-    }
-}
-
-impl DerefMut for Lease {
-    fn deref_mut(&mut self) -> &mut ServerConnection {
-        &mut self.pooled_mut().server
     }
 }

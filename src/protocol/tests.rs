@@ -7,7 +7,9 @@
 
 mod conversation;
 
+use super::answers::INSPECT_MAX;
 use super::*;
+use crate::wire::{HEADER_LENGTH, Header};
 use End::{Broken, Idle, InDoubt, Leased};
 
 /// Who has the server when the script ends.
