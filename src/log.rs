@@ -392,7 +392,7 @@ mod tests {
         });
         let read = |path: &Path| std::fs::read_to_string(path).unwrap();
         assert!(read(&moved).ends_with("LOG first\n"));
-        let lines: Vec<String> = read(&path).lines().map(|line| line[35..].to_owned()).collect();
+        let lines: Vec<String> = read(&path).lines().map(str::to_owned).collect();
         assert_eq!(lines.len(), 2, "{lines:?}");
         assert!(lines[0].ends_with("DEBUG second") && lines[1].ends_with("LOG third"));
     }
