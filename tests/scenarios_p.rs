@@ -283,13 +283,14 @@ async fn p15_long_pipelines_do_not_deadlock_and_take_bounded_memory() {
     let reply = a.ready(1).await;
     assert_eq!((reply.count(b'D'), reply.count(b'C')), (500, 500));
 
-    // 20 MB of requests, each answered with as much. The client reads when its writing is stuck.
+    // 80 MB of requests, each answered with as much: more than all kernel buffers on the way can hold
+    // (tcp_rmem and tcp_wmem allow some 40 MB together). The client reads when its writing is stuck.
     let before = pooler.memory_bytes();
     let large = "x".repeat(100_000);
     let one = run_of([bind("", "s", &[&large]), execute("", 0), flush()]);
     let mut writing = a.writer;
     let writer = tokio::spawn(async move {
-        for _ in 0..200 {
+        for _ in 0..800 {
             writing.send(&one).await;
         }
         writing.send(sync()).await;
@@ -304,7 +305,7 @@ async fn p15_long_pipelines_do_not_deadlock_and_take_bounded_memory() {
         }
     }
     writer.await.unwrap();
-    assert_eq!(rows, 200);
+    assert_eq!(rows, 800);
     let grown = pooler.memory_peak_bytes().saturating_sub(before);
     assert!(grown < 8_000_000, "grew by {grown} bytes for one client");
 }
