@@ -182,7 +182,8 @@ async fn show_tables_tell_what_is_there() {
     assert_eq!((&*databases[0]["max_connections"], &*databases[0]["current_connections"]), ("7", "1"));
     assert_eq!((&*databases[1]["pool_size"], &*databases[1]["pool_mode"]), ("2", "statement"));
     // The consoles of the commands before may be still on their way out.
-    eventually("one client and this console are there", async || pooler.list("used_clients").await == 2).await;
+    eventually("one client and this console are there", async || pooler.list("used_clients").await == 2)
+        .await;
     if is_ours() {
         assert_eq!(pooler.list("free_servers").await + pooler.list("used_servers").await, 1);
     }
