@@ -8,7 +8,7 @@ use support::message::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, extended, flush,
     parse, query, run_of, sync, terminate,
 };
-use support::{Gate, PATIENCE, Pooler, Postgres, Reply, proxy};
+use support::{Gate, PATIENCE, Pooler, Postgres, Reply, eventually, proxy};
 
 #[tokio::test]
 async fn p1_fifty_queries_in_one_write_get_fifty_answers_in_order() {
@@ -289,13 +289,25 @@ async fn p15_long_pipelines_do_not_deadlock_and_take_bounded_memory() {
     let large = "x".repeat(100_000);
     let one = run_of([bind("", "s", &[&large]), execute("", 0), flush()]);
     let mut writing = a.writer;
+    let written = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = written.clone();
     let writer = tokio::spawn(async move {
         for _ in 0..800 {
             writing.send(&one).await;
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         writing.send(sync()).await;
     });
-    pooler.server_waits_for_its_client().await;
+    // A client that does not read is not read either: its writing comes to a stop before its end.
+    let (mut last, mut looks) = (0, 0);
+    eventually("the writing is stuck", async || {
+        let now = written.load(std::sync::atomic::Ordering::Relaxed);
+        looks = if now == last { looks + 1 } else { 0 };
+        last = now;
+        now > 0 && looks >= 100
+    })
+    .await;
+    assert!(last < 800, "all was written although nothing was read");
     let mut rows = 0;
     loop {
         let message = a.reader.message().await.expect("the connection stays");
