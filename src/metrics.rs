@@ -150,6 +150,11 @@ pub struct Histogram {
     sum_us: u64,
 }
 
+/// A duration in whole microseconds, the unit of PgBouncer's totals.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl Histogram {
     /// Counts one event.
     #[inline]

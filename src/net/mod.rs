@@ -8,7 +8,7 @@ pub mod endpoint;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -100,11 +100,6 @@ impl Socket {
             Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
             Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
         })
-    }
-
-    /// The file descriptor's number, for logs and the console.
-    pub fn fd(&self) -> i32 {
-        self.as_fd().as_raw_fd()
     }
 
     /// Our own side's address; `None` on a Unix socket.

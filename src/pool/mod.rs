@@ -22,6 +22,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::auth::ServerSecret;
 use crate::config::PoolPolicy;
 use crate::error::{SqlError, sqlstate};
+use crate::metrics::micros;
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::server::login::{OpenError, Recipe, Welcome};
 use crate::server::{ServerConnection, Session};
@@ -207,10 +208,6 @@ impl QuickSettings {
         self.lifetime_us.store(micros(settings.policy.server_lifetime), Ordering::Relaxed);
         self.statements_max.store(settings.statements_max, Ordering::Relaxed);
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Counters of rare events.

@@ -221,13 +221,8 @@ pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec
 /// Asks a server to cancel what the connection with this key runs, and waits until the server has
 /// dealt with it, which it shows by closing the connection.
 pub async fn cancel(endpoint: &Endpoint, options: &TcpOptions, key: CancelKey) -> io::Result<()> {
-    const CANCEL_REQUEST_CODE: u32 = 80_877_102;
     let mut socket = endpoint.dial(options).await?;
-    let mut packet = Vec::with_capacity(16);
-    packet.extend_from_slice(&16u32.to_be_bytes());
-    packet.extend_from_slice(&CANCEL_REQUEST_CODE.to_be_bytes());
-    packet.extend_from_slice(&key.0);
-    socket.write_all(&packet).await?;
+    socket.write_all(&key.request()).await?;
     let mut rest = [0; 64];
     match socket.read(&mut rest).await {
         // A postmaster that closes with our bytes unread resets the connection.

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 
 use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
+use crate::metrics::micros;
 use crate::pool::{Acquired, Lease};
 use crate::protocol::upstream::{self, Body};
 use crate::protocol::{Answer, RequestKind};
@@ -287,7 +288,7 @@ impl Session {
         let mut stats = self.group.stats.borrow_mut();
         let waited = since(asked, now);
         stats.totals.server_assignment_count += 1;
-        stats.totals.wait_time_us += u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        stats.totals.wait_time_us += micros(waited);
         stats.wait.record(waited);
         drop(stats);
         scratch.out.clear();

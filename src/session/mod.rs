@@ -273,11 +273,6 @@ impl Session {
         }
     }
 
-    /// Whether no transaction of the client runs and none is wanted.
-    pub fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Idle)
-    }
-
     /// The first words of its log lines.
     pub fn tag(&self) -> ClientTag<'_> {
         ClientTag {

@@ -11,6 +11,7 @@ use bytes::BytesMut;
 use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
+use crate::metrics::micros;
 use crate::pool::Lease;
 use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
@@ -483,10 +484,6 @@ impl Session {
         self.give_back(lease, now);
         Ok(Pumped::Released)
     }
-}
-
-fn micros(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn duplicate_statement(name: &[u8]) -> BytesMut {

@@ -17,7 +17,7 @@ use crate::admin::{
 };
 use crate::config::{Config, Host};
 use crate::log::Peer;
-use crate::metrics::{Histogram, WorkerMetrics};
+use crate::metrics::{Histogram, WorkerMetrics, micros};
 use crate::net::Socket;
 use crate::pool::Target;
 use crate::protocol::parameters::ParameterSet;
@@ -124,10 +124,6 @@ fn unix_us(moment: Instant) -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = since.saturating_sub(moment.elapsed());
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn local_peer(socket: &Socket, port: u16) -> Peer {

@@ -36,6 +36,15 @@ impl CancelKey {
         (i32::from_be_bytes([a, b, c, d]), i32::from_be_bytes([e, f, g, h]))
     }
 
+    /// The CancelRequest that brings the key back.
+    pub fn request(self) -> [u8; 16] {
+        let mut packet = [0; 16];
+        packet[..4].copy_from_slice(&16u32.to_be_bytes());
+        packet[4..8].copy_from_slice(&CANCEL_REQUEST.to_be_bytes());
+        packet[8..].copy_from_slice(&self.0);
+        packet
+    }
+
     /// Whether both are the same, in a time that does not tell where they differ.
     pub fn matches(self, other: CancelKey) -> bool {
         let difference = self.0.iter().zip(other.0).fold(0, |sum, (a, b)| sum | (a ^ b));
