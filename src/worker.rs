@@ -23,10 +23,27 @@ pub fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
+        prefer_throughput(number);
         let local = LocalSet::new();
         local.block_on(&runtime, run(number, shared, mailbox, openings));
     };
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)
+}
+
+/// Has the kernel treat this thread as batch work (`SCHED_BATCH`): it gets its share of the processor as
+/// before, but a wake-up does not interrupt whoever runs. On busy cores the events of several clients
+/// then come together, which saves most of the sleeping and waking; on idle cores nothing changes.
+///
+/// Some containers forbid the call. Then the thread stays an ordinary one.
+#[expect(unsafe_code, reason = "no safe wrapper of sched_setscheduler is kept up to date")]
+fn prefer_throughput(number: usize) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads one sched_param, which lives until the call returns; 0 is this thread.
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    if outcome != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!("worker {number} stays with the default scheduling policy: {error}");
+    }
 }
 
 async fn run(

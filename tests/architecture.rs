@@ -51,6 +51,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("dashmap", &["protocol", "session"]),
     ("hmac", &["auth"]),
     ("jiff", &["log", "admin", "session", "process"]),
+    ("libc", &["worker"]),
     ("lru", &["protocol"]),
     ("md-5", &["auth"]),
     ("metrics", &["metrics", "admin"]),
