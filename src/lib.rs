@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`], [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
 //! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
+//! | 1 | [`topology`] | where: which server plays which role now, and whether it may be written to |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 //! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
 //! | 2 | [`net`] | sockets |
@@ -33,5 +34,6 @@ pub mod process;
 pub mod protocol;
 pub mod server;
 pub mod session;
+pub mod topology;
 pub mod wire;
 pub mod worker;

@@ -50,6 +50,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["command", "main"]),
     ("dashmap", &["protocol", "session"]),
     ("hmac", &["auth"]),
+    ("k8s-openapi", &["topology"]),
+    ("kube", &["topology"]),
     ("jiff", &["log", "admin", "session", "process"]),
     ("libc", &["worker"]),
     ("lru", &["protocol"]),
@@ -70,7 +72,8 @@ const HOMES: &[(&str, &[&str])] = &[
 ];
 
 /// Dependencies that any module may use (floors 0 and 1 still name no runtime).
-const COMMON: &[&str] = &["arc-swap", "bytes", "parking_lot", "rand", "thiserror", "tokio", "tracing"];
+const COMMON: &[&str] =
+    &["arc-swap", "bytes", "parking_lot", "rand", "serde", "serde_json", "thiserror", "tokio", "tracing"];
 
 #[test]
 fn every_module_imports_only_from_the_floors_below() {

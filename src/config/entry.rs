@@ -1,5 +1,5 @@
-//! What `[databases]`, `[users]` and `[peers]` hold: [`Database`], [`User`] and [`Peer`], each with a
-//! table of its keys. A key that is not given is `None`, and the global setting counts.
+//! What `[databases]`, `[clusters]`, `[users]` and `[peers]` hold: [`Database`], [`Cluster`], [`User`] and
+//! [`Peer`], each with a table of its keys. A key that is not given is `None`, and the global setting counts.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Config;
 use super::error::Problem;
 use super::settings::{RESERVED_DATABASE, bad_value, reserved_auth_dbname};
-use super::value::{Host, LoadBalanceHosts, PoolMode, Secret, Value};
+use super::value::{Host, LoadBalanceHosts, PoolMode, Role, Secret, SourceKind, Value};
 
 /// One key of an entry.
 struct Key<T> {
@@ -64,6 +64,10 @@ entry! {
         hosts: Vec<Host> => "host";
         /// Port of its servers.
         port: u16 = 5432;
+        /// Name of the cluster in \[clusters\] that its servers belong to; unset is host.
+        cluster: Option<String>;
+        /// What its clients want of the cluster; unset is rw.
+        role: Option<Role>;
         /// User at the server for all clients; unset is the client's own.
         user: Option<String>;
         /// Password of user.
@@ -102,6 +106,28 @@ entry! {
         timezone: Option<String>;
         /// Sent to the server at its start.
         application_name: Option<String>;
+    }
+}
+
+entry! {
+    /// One line of `[clusters]`: a primary and its standbys, and who says which server is which.
+    Cluster {
+        /// The name that \[databases\] uses.
+        name: String;
+        /// Who says which server is the primary; every cluster has it.
+        source: Option<SourceKind>;
+        /// Kubernetes namespace; unset is our own.
+        namespace: Option<String>;
+        /// Name of the Cluster object or Patroni's scope; unset is the cluster's own name.
+        object: Option<String> => "name";
+        /// Its servers, for the sources static (the first is the primary) and probe.
+        hosts: Vec<Host>;
+        /// Port of its servers.
+        port: u16 = 5432;
+        /// Label selector of the servers' pods, for the source label; for patroni it replaces the usual one.
+        selector: Option<String>;
+        /// Label and value of the primary's pod, for the sources label and patroni.
+        primary_label: Option<String>;
     }
 }
 
@@ -159,6 +185,24 @@ impl Database {
     }
 }
 
+impl Cluster {
+    /// The name of its object in Kubernetes.
+    pub fn object_name(&self) -> &str {
+        self.object.as_deref().unwrap_or(&self.name)
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        let missing = match self.source {
+            None => "source",
+            Some(SourceKind::Static | SourceKind::Probe) if self.hosts.is_empty() => "hosts",
+            Some(SourceKind::Label) if self.selector.is_none() => "selector",
+            Some(SourceKind::Label) if self.primary_label.is_none() => "primary_label",
+            Some(_) => return Ok(()),
+        };
+        Err(Problem::NotAllowed(format!("cluster \"{}\" has no {missing}", self.name)))
+    }
+}
+
 /// The sections of a settings file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Section {
@@ -166,6 +210,8 @@ pub(super) enum Section {
     Settings,
     /// `[databases]`
     Databases,
+    /// `[clusters]`
+    Clusters,
     /// `[users]`
     Users,
     /// `[peers]`
@@ -175,6 +221,7 @@ pub(super) enum Section {
 /// An entry on its way into the [`Config`].
 pub(super) enum Entry {
     Database(Box<Database>),
+    Cluster(Box<Cluster>),
     User(User),
     Peer(Peer),
 }
@@ -189,6 +236,7 @@ impl Entry {
             Section::Databases if name == RESERVED_DATABASE => {
                 Err(Problem::NotAllowed(format!("database name \"{name}\" is reserved")))
             }
+            Section::Clusters => Ok(Entry::Cluster(Box::new(Cluster::new(name.to_owned())))),
             Section::Users => Ok(Entry::User(User::new(name.to_owned()))),
             Section::Peers => match u32::parse(name) {
                 Some(id @ 1..=65535) => Ok(Entry::Peer(Peer::new(id))),
@@ -211,6 +259,10 @@ impl Entry {
                 let of = format!("database \"{}\"", database.name);
                 set_key(Database::KEYS, database.as_mut(), key, value, &of)
             }
+            Entry::Cluster(cluster) => {
+                let of = format!("cluster \"{}\"", cluster.name);
+                set_key(Cluster::KEYS, cluster.as_mut(), key, value, &of)
+            }
             Entry::User(user) => {
                 let of = format!("user \"{}\"", user.name);
                 set_key(User::KEYS, user, key, value, &of)
@@ -224,8 +276,12 @@ impl Entry {
 
     /// Whether the key's value is a list.
     pub(super) fn is_list(&self, key: &str) -> bool {
-        matches!(self, Entry::Database(_))
-            && Database::KEYS.iter().any(|known| known.name == key && known.list)
+        let is_list = |name: &str, list| name == key && list;
+        match self {
+            Entry::Database(_) => Database::KEYS.iter().any(|known| is_list(known.name, known.list)),
+            Entry::Cluster(_) => Cluster::KEYS.iter().any(|known| is_list(known.name, known.list)),
+            Entry::User(_) | Entry::Peer(_) => false,
+        }
     }
 
     /// Puts the entry where it belongs; a later one of the same name replaces it.
@@ -236,6 +292,10 @@ impl Entry {
             }
             Entry::Database(database) => {
                 config.databases.insert(database.name.clone(), *database);
+            }
+            Entry::Cluster(cluster) => {
+                cluster.check()?;
+                config.clusters.insert(cluster.name.clone(), *cluster);
             }
             Entry::User(user) => {
                 config.users.insert(user.name.clone(), user);

@@ -28,6 +28,7 @@ impl Loader {
         let config = Config {
             databases: BTreeMap::new(),
             any_database: None,
+            clusters: BTreeMap::new(),
             users: BTreeMap::new(),
             peers: BTreeMap::new(),
             warnings: Vec::new(),
@@ -45,10 +46,11 @@ impl Loader {
                 Ok(Section::Settings)
             }
             "databases" => Ok(Section::Databases),
+            "clusters" => Ok(Section::Clusters),
             "users" => Ok(Section::Users),
             "peers" => Ok(Section::Peers),
             _ => Err(Problem::Syntax(format!(
-                "there is no section [{}]; there are [pgbouncer], [databases], [users] and [peers]",
+                "there is no section [{}]; there are [pgbouncer], [databases], [clusters], [users] and [peers]",
                 section.escape_debug()
             ))),
         }

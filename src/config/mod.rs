@@ -30,14 +30,15 @@ use std::path::Path;
 
 use loader::Loader;
 use settings::{Change, Origin, SETTINGS};
+use value::Value;
 
-pub use entry::{Database, Peer, User};
+pub use entry::{Cluster, Database, Peer, User};
 pub use error::{ConfigError, Problem};
 pub use policy::PoolPolicy;
 pub use settings::{RESERVED_DATABASE, Settings};
 pub use value::{
-    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Secret, SslMode,
-    SyslogFacility, TlsProtocol,
+    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Role, Secret,
+    SourceKind, SslMode, SyslogFacility, TlsProtocol,
 };
 
 /// How the environment is asked for a variable.
@@ -52,6 +53,8 @@ pub struct Config {
     pub databases: BTreeMap<String, Database>,
     /// The database `*`, from which one is made for every other name.
     pub any_database: Option<Database>,
+    /// `[clusters]` by name, and those that a database's host means.
+    pub clusters: BTreeMap<String, Cluster>,
     /// `[users]` by name.
     pub users: BTreeMap<String, User>,
     /// `[peers]` by their peer_id.
@@ -126,12 +129,29 @@ impl Config {
     }
 
     /// The database of this name: its own entry, else one made from `*`. The console's is none.
+    ///
+    /// `x@ro` is the database `x`, for clients that want another role of its cluster.
     pub fn database(&self, name: &str) -> Option<Cow<'_, Database>> {
         if let Some(database) = self.databases.get(name) {
             return Some(Cow::Borrowed(database));
         }
+        if let Some((base, suffix)) = name.rsplit_once('@')
+            && let Some(role) = Role::parse(suffix)
+            && let Some(database) = self.database(base).filter(|database| database.cluster.is_some())
+        {
+            let dbname = Some(database.server_dbname().to_owned());
+            let database =
+                Database { name: name.to_owned(), role: Some(role), dbname, ..database.into_owned() };
+            return Some(Cow::Owned(database));
+        }
         let any = self.any_database.as_ref().filter(|_| name != RESERVED_DATABASE)?;
         Some(Cow::Owned(any.for_name(name)))
+    }
+
+    /// The cluster that a database's servers belong to, and what its clients want of it.
+    pub fn cluster(&self, database: &Database) -> Option<(&Cluster, Role)> {
+        let cluster = self.clusters.get(database.cluster.as_deref()?)?;
+        Some((cluster, database.role.unwrap_or_default()))
     }
 
     /// Where the database's servers are: its hosts, else `unix_socket_dir`; empty without either.
@@ -158,6 +178,27 @@ impl Config {
         }
     }
 
+    /// Once `topology` is set, a host NAME-rw, NAME-ro or NAME-r means the cluster NAME.
+    fn find_clusters(&mut self) {
+        let Some(source) = self.settings.topology else { return };
+        for database in self.databases.values_mut().chain(&mut self.any_database) {
+            let [Host::Tcp(host)] = database.hosts.as_slice() else { continue };
+            let Some((name, namespace, role)) = meant_by_host(host).filter(|_| database.cluster.is_none())
+            else {
+                continue;
+            };
+            let new = || Cluster {
+                source: Some(source),
+                namespace: namespace.map(str::to_owned),
+                port: database.port,
+                ..Cluster::new(name.to_owned())
+            };
+            self.clusters.entry(name.to_owned()).or_insert_with(new);
+            database.cluster = Some(name.to_owned());
+            database.role.get_or_insert(role);
+        }
+    }
+
     /// What no single setting can be blamed for.
     fn check(&self) -> Result<(), Problem> {
         let settings = &self.settings;
@@ -166,8 +207,27 @@ impl Config {
                 "auth_type is cert: client_tls_sslmode must be verify-full then".into(),
             ));
         }
+        for database in self.databases.values().chain(&self.any_database) {
+            if let Some(name) = database.cluster.as_ref().filter(|name| !self.clusters.contains_key(*name)) {
+                let known: Vec<_> = self.clusters.keys().map(String::as_str).collect();
+                return Err(Problem::NotAllowed(format!(
+                    "database \"{}\": there is no cluster \"{name}\" in [clusters], which has: {}",
+                    database.name,
+                    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                )));
+            }
+        }
         Ok(())
     }
+}
+
+/// `pg-rw.db.svc` is the service of CloudNativePG's cluster `pg` in the namespace `db`.
+fn meant_by_host(host: &str) -> Option<(&str, Option<&str>, Role)> {
+    let mut labels = host.split('.');
+    let service = labels.next()?;
+    let roles = [("-rw", Role::ReadWrite), ("-ro", Role::ReadOnly), ("-r", Role::Read)];
+    let (suffix, role) = roles.into_iter().find(|(suffix, _)| service.ends_with(suffix))?;
+    Some((service.strip_suffix(suffix)?, labels.next(), role))
 }
 
 fn read(
@@ -181,6 +241,7 @@ fn read(
         false => ini::read(&mut loader, path, text)?,
     }
     let mut config = loader.finish(path, environment)?;
+    config.find_clusters();
     config.check().map_err(|problem| problem.in_file(path))?;
     config.settings.conffile.get_or_insert_with(|| path.to_owned());
     config.read_auth_users();
@@ -193,6 +254,7 @@ impl fmt::Debug for Config {
             .field("settings", &self.settings)
             .field("databases", &self.databases)
             .field("any_database", &self.any_database)
+            .field("clusters", &self.clusters)
             .field("users", &self.users)
             .field("peers", &self.peers)
             .field("auth_users", &self.auth_users.keys())

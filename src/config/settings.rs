@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::cores;
 use super::error::Problem;
 use super::value::{
-    AuthType, CheckQuery, DheParameters, Host, LogFormat, PoolMode, Secret, SslMode, SyslogFacility,
-    TlsProtocol, Value,
+    AuthType, CheckQuery, DheParameters, Host, LogFormat, PoolMode, Secret, SourceKind, SslMode,
+    SyslogFacility, TlsProtocol, Value,
 };
 
 /// The database name of the console; no database may have it.
@@ -422,4 +422,22 @@ settings! {
     shutdown_drain_timeout: Duration = "0", Live Ours;
     /// Form of the log's lines.
     log_format: LogFormat = "pgbouncer", Live Ours;
+    /// Source of the clusters that a host NAME-rw, NAME-ro or NAME-r means; empty is off.
+    topology: Option<SourceKind> = "", Fixed Ours;
+    /// Kubernetes namespace of clusters that name none; unset is our own.
+    namespace: Option<String> = Unset, Fixed Ours;
+    /// Our own availability zone, for standbys near by; unset is found by our address.
+    zone: Option<String> = Unset, Fixed Ours;
+    /// TCP port on which clients get role ro of their database's cluster; 0 is off.
+    listen_port_ro: u16 = "0", Fixed Ours;
+    /// User of our own connections to each server of a cluster; unset is auth_user.
+    monitor_user: Option<String> = Unset, Fixed Ours;
+    /// Database of our own connections to each server of a cluster.
+    monitor_dbname: String = "postgres", Fixed Ours;
+    /// Replay lag from which a standby gets no queries; 0 is no limit.
+    max_standby_lag: Duration = "10", Live Ours;
+    /// Bytes of WAL not replayed from which a standby gets no queries; 0 is no limit.
+    max_standby_lag_bytes: u32 = "0", Live Ours;
+    /// Whether clients of role ro get the primary while no standby is fresh enough.
+    standby_fallback: bool = "0", Live Ours;
 }

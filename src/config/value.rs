@@ -379,6 +379,34 @@ fn one_of(names: &[&str]) -> String {
 }
 
 choices! {
+    /// What a client wants of a cluster.
+    #[derive(Default, PartialOrd, Ord)]
+    Role {
+        /// The primary.
+        #[default]
+        ReadWrite = "rw",
+        /// The standbys.
+        ReadOnly = "ro",
+        /// Any server, for reading.
+        Read = "r",
+        /// The standbys; without one that is fresh enough, the primary.
+        PreferStandby = "prefer-standby",
+    }
+
+    /// Who says which server of a cluster is the primary.
+    SourceKind {
+        /// CloudNativePG's Cluster object and its pods.
+        Cnpg = "cnpg",
+        /// Patroni's leader object in Kubernetes, as Zalando's and Crunchy's operators have it.
+        Patroni = "patroni",
+        /// Labels of the pods.
+        Label = "label",
+        /// The servers themselves, asked by SQL.
+        Probe = "probe",
+        /// The settings: the first host is the primary.
+        Static = "static",
+    }
+
     /// How long a client keeps its server connection.
     PoolMode {
         /// Until the client disconnects.
