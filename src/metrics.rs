@@ -112,6 +112,8 @@ metrics! {
         "Cancel requests: forwarded, idle (the client had no server), unknown (no such key), failed.";
     SERVER_CONNECTS: Counter, Count, "pgweir_server_connects_total", ["result"],
         "Attempts to connect and log in to a server: ok, connect_failed, login_failed.";
+    SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
+        "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
         "Prepared statements closed on a server to keep max_prepared_statements.";
 }
@@ -247,6 +249,8 @@ pub struct WorkerMetrics {
     pub server_logins_failed: u64,
     /// Prepared statements closed to keep `max_prepared_statements`.
     pub statements_evicted: u64,
+    /// Statements that went to another server, because the first refused to begin.
+    pub sent_again: u64,
 }
 
 impl WorkerMetrics {
@@ -262,10 +266,12 @@ impl WorkerMetrics {
         self.server_connects_failed += other.server_connects_failed;
         self.server_logins_failed += other.server_logins_failed;
         self.statements_evicted += other.statements_evicted;
+        self.sent_again += other.sent_again;
     }
 
     /// Puts the counts on a page.
     pub fn publish(&self, page: &mut Page) {
+        page.counter(&SENT_AGAIN, &[], self.sent_again);
         page.histogram(&LOGIN, &[], &self.login);
         for (sqlstate, count) in self.errors.iter() {
             page.counter(&ERRORS, &[sqlstate], count);
