@@ -112,6 +112,28 @@ metrics! {
         "Cancel requests: forwarded, idle (the client had no server), unknown (no such key), failed.";
     SERVER_CONNECTS: Counter, Count, "pgweir_server_connects_total", ["result"],
         "Attempts to connect and log in to a server: ok, connect_failed, login_failed.";
+    CLUSTER_STATE: Gauge, Count, "pgweir_cluster_state", ["cluster", "state"],
+        "1 for the state that holds: open (the primary may be written to), draining, hold or verify.";
+    CLUSTER_HELD: Gauge, Seconds, "pgweir_cluster_held_seconds", ["cluster"],
+        "How long clients that write have had to wait for a primary; 0 while there is one.";
+    CLUSTER_TIMELINE: Gauge, Count, "pgweir_cluster_timeline", ["cluster"],
+        "Timeline of the primary, as it last said; 0 while it is unknown.";
+    CLUSTER_SPLIT: Gauge, Count, "pgweir_cluster_several_primaries", ["cluster"],
+        "1 while several servers claim to be the primary, so that none is written to.";
+    CLUSTER_SOURCE_UP: Gauge, Count, "pgweir_cluster_source_up", ["cluster"],
+        "1 while whoever says which server is the primary can be reached.";
+    PRIMARY_MOVES: Counter, Count, "pgweir_primary_changes_total", ["cluster"],
+        "How often another server became the primary.";
+    STALE_PRIMARY_SEVERED: Counter, Count, "pgweir_stale_primary_severed_total", ["cluster"],
+        "Connections that were cut because their server was no longer the primary.";
+    MEMBER_SERVES_READS: Gauge, Count, "pgweir_member_serves_reads", ["cluster", "member"],
+        "1 while the server gets queries of clients that only read.";
+    MEMBER_LEASED: Gauge, Count, "pgweir_member_leased", ["cluster", "member"],
+        "Connections to the server that are lent to clients that only read.";
+    MEMBER_LAG_BYTES: Gauge, Bytes, "pgweir_member_replay_lag_bytes", ["cluster", "member"],
+        "WAL that the standby has not replayed.";
+    MEMBER_LAG: Gauge, Seconds, "pgweir_member_replay_lag_seconds", ["cluster", "member"],
+        "Age of the newest state of the primary that the standby has replayed.";
     SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
         "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],

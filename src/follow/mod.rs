@@ -151,9 +151,10 @@ impl Follower {
         let alarm = Arc::clone(&self.alarm);
         loop {
             self.settle().await;
-            let pause = self.gate.next_deadline().map_or(TICK, |at| {
-                at.saturating_duration_since(Instant::now()).min(TICK)
-            });
+            let pause = self
+                .gate
+                .next_deadline()
+                .map_or(TICK, |at| at.saturating_duration_since(Instant::now()).min(TICK));
             tokio::select! {
                 Some(answer) = answers.recv() => self.handle_answer(answer),
                 Some(command) = commands.recv() => self.handle_command(command),
@@ -185,7 +186,8 @@ impl Follower {
                 continue;
             }
             let monitor = self.monitor(&member.place);
-            let known = Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
+            let known =
+                Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
             self.known.insert(Arc::clone(&member.name), known);
         }
     }
@@ -208,7 +210,8 @@ impl Follower {
         };
         let ask_now = Arc::new(Notify::new());
         let session = Arc::clone(&self.shared.server);
-        let asking = monitor::watch(place.clone(), recipe, session, Arc::clone(&ask_now), self.answers.clone());
+        let asking =
+            monitor::watch(place.clone(), recipe, session, Arc::clone(&ask_now), self.answers.clone());
         Some(Monitor { ask_now, task: tokio::spawn(asking).abort_handle() })
     }
 
@@ -274,7 +277,10 @@ impl Follower {
         }
         if self.cluster.source == Some(SourceKind::Probe) && !matches!(self.gate.state(), State::Open(_)) {
             // Nobody else will say who the primary is.
-            self.known.values().filter_map(|known| known.monitor.as_ref()).for_each(|m| m.ask_now.notify_one());
+            self.known
+                .values()
+                .filter_map(|known| known.monitor.as_ref())
+                .for_each(|m| m.ask_now.notify_one());
         }
         for act in self.gate.take_acts() {
             self.act(act).await;
@@ -300,7 +306,10 @@ impl Follower {
             }
             Act::Open(place) => {
                 let primary = self.gate.state().member().map(|member| Arc::clone(&member.name));
-                tracing::info!("cluster {name}: primary={} address={place}", primary.as_deref().unwrap_or(""));
+                tracing::info!(
+                    "cluster {name}: primary={} address={place}",
+                    primary.as_deref().unwrap_or("")
+                );
                 if self.last_primary.is_some() && self.last_primary != primary {
                     self.moves += 1;
                 }

@@ -24,8 +24,8 @@ use crate::net::Socket;
 use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
-use crate::server::login::Welcome;
 use crate::route::{self, ROLE_OPTION};
+use crate::server::login::Welcome;
 use crate::wire::startup::{self, FirstPacket, Startup};
 use crate::wire::{HEADER_LENGTH, Header, originate};
 

@@ -348,7 +348,8 @@ impl Session {
             }
         };
         let may_speak = self.may_speak();
-        let broken = matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken | Farewell::Severed);
+        let broken =
+            matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken | Farewell::Severed);
         self.leave_server(broken);
         let settings = &self.plane.shared.config.load().settings;
         if let Some(error) = error {

@@ -74,9 +74,7 @@ impl Named {
     pub fn is_about(&self, name: &str) -> bool {
         match self {
             Named::Member(primary) => **primary == *name,
-            Named::Moving { from, to, .. } => {
-                from.iter().chain(to).any(|primary| **primary == *name)
-            }
+            Named::Moving { from, to, .. } => from.iter().chain(to).any(|primary| **primary == *name),
             Named::Nobody(_) => false,
             Named::Several(names) => names.iter().any(|primary| **primary == *name),
         }
