@@ -420,6 +420,10 @@ settings! {
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
     /// Time that SIGTERM leaves running transactions; 0 waits for the clients, as PgBouncer does.
     shutdown_drain_timeout: Duration = "0", Live Ours;
+    /// Time from SIGTERM to the end of accepting clients, with readiness gone meanwhile; 0 is none.
+    ///
+    /// A Service needs a moment to notice that a pod is not ready. Only with shutdown_drain_timeout.
+    shutdown_listen_delay: Duration = "0", Live Ours;
     /// Form of the log's lines.
     log_format: LogFormat = "pgbouncer", Live Ours;
     /// Source of the clusters that a host NAME-rw, NAME-ro or NAME-r means; empty is off.

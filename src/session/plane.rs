@@ -73,6 +73,8 @@ impl std::fmt::Debug for Task {
 /// How the process goes on.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
+    /// The process will end: it is no longer ready, but still accepts clients.
+    pub leaving: AtomicBool,
     /// No new client may log in.
     pub closing: AtomicBool,
     /// Each client is told to go at its next transaction boundary.
@@ -82,6 +84,11 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
+    /// Whether a Service should send clients here.
+    pub fn is_ready(&self) -> bool {
+        !self.leaving.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire)
+    }
+
     /// Whether clients are told to go at their next transaction boundary.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
