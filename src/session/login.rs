@@ -206,10 +206,8 @@ impl Newcomer {
                     return Err(Refusal::Quiet("encryption was asked for twice"));
                 }
                 FirstPacket::Cancel(key) => {
-                    let known = cancel::forward(&self.plane.shared, key);
-                    if !known {
-                        self.plane.metrics.borrow_mut().cancels_unknown += 1;
-                    }
+                    // Boxed, so that the other logins need no room for it.
+                    Box::pin(cancel::serve(&self.plane, &self.peer, key)).await;
                     return Err(Refusal::Quiet(""));
                 }
                 FirstPacket::Startup(startup) => return Ok(startup),
