@@ -75,8 +75,12 @@ impl Service {
 impl Group {
     /// Poolers with these numbers that know each other by `[peers]`.
     async fn by_id(ids: &[u16]) -> Group {
-        let config = |id: &u16| Group::member().setting("peer_id", &id.to_string()).sections(NO_PEERS);
-        let (poolers, pages) = launch(ids.iter().map(config)).await;
+        let (poolers, pages) = launch(ids.iter().map(|id| Group::numbered(*id))).await;
+        Group::introduced(ids, poolers, pages).await
+    }
+
+    /// Tells each of them about all by `[peers]`.
+    async fn introduced(ids: &[u16], poolers: Vec<Pooler>, pages: Vec<SocketAddr>) -> Group {
         let lines = ids.iter().zip(&poolers);
         let lines = lines.map(|(id, pooler)| format!("{id} = host=127.0.0.1 port={}", pooler.port));
         let lines = lines.collect::<Vec<_>>().join("\n");
@@ -102,6 +106,10 @@ impl Group {
             pooler.admin("RELOAD").await;
         }
         Group { service: Service::start(&poolers).await, poolers, pages }
+    }
+
+    fn numbered(id: u16) -> Config {
+        Group::member().setting("peer_id", &id.to_string()).sections(NO_PEERS)
     }
 
     fn member() -> Config {
@@ -215,7 +223,7 @@ async fn every_cancel_hits_its_query_and_nobody_elses(group: &Group) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_through_three_poolers_of_peers_hits_its_query_every_time_and_nobody_elses() {
-    let group = Group::by_id(&[1, 2, 65_534]).await;
+    let group = Group::by_id(&[1, 2, 16_383]).await;
     every_cancel_hits_its_query_and_nobody_elses(&group).await;
     if is_ours() {
         let counts = group.counts().await;
@@ -255,6 +263,23 @@ async fn of_two_poolers_with_one_number_both_are_asked_and_the_right_one_cancels
     Raw::cancel(&group.poolers[1].tcp(), &first.key).await;
     first.ready(1).await.is("T* E(57014) Z(I)");
     group.sleep(0).await;
+}
+
+/// `PGWEIR_TEST_PGBOUNCER` names a PgBouncer of 1.21 or later; without it there is nobody to agree with.
+#[tokio::test]
+async fn a_pgbouncer_among_the_peers_agrees_about_the_key() {
+    let Some(pgbouncer) = std::env::var_os("PGWEIR_TEST_PGBOUNCER").filter(|_| is_ours()) else {
+        return;
+    };
+    let ours = Group::numbered(258).start().await;
+    let theirs = Group::numbered(16_383).program(pgbouncer.into()).start().await;
+    let group = Group::introduced(&[258, 16_383], vec![ours, theirs], Vec::new()).await;
+    for (owner, other) in [(0, 1), (1, 0)] {
+        let mut client = sleeping_client(&group.poolers[owner].tcp()).await;
+        group.sleep(1).await;
+        Raw::cancel(&group.poolers[other].tcp(), &client.key).await;
+        client.ready(1).await.is("T* E(57014) Z(I)");
+    }
 }
 
 // ---- nobody has the key ----
