@@ -453,9 +453,16 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_local_and_an_address_for_documentation_is_not() {
-        assert!(is_local(address("127.0.0.9:1").ip()));
-        assert!(!is_local(address("192.0.2.1:1").ip()));
+    fn the_kernel_tells_our_own_addresses_from_others() {
+        let elsewhere = address("192.0.2.1:9");
+        assert!(is_local(address("127.0.0.9:9").ip()));
+        assert!(!is_local(elsewhere.ip()));
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a free port exists");
+        // Without a network there is no other address of ours to ask about.
+        if socket.connect(elsewhere).is_ok() {
+            let own = socket.local_addr().expect("it is bound").ip();
+            assert!(is_local(own), "{own}");
+        }
     }
 
     #[test]
