@@ -363,6 +363,8 @@ async fn a_peer_that_never_answers_takes_its_pools_connections_and_the_cancels_t
     let config =
         Pooler::config().setting("peer_id", "1").setting("cancel_wait_timeout", "1").sections(&peers);
     let pooler = config.start().await;
+    nothing_is_left(&pooler).await;
+    let files = open_files(&pooler);
     let started = Instant::now();
     let mut cancels = JoinSet::new();
     for _ in 0..150 {
@@ -388,7 +390,46 @@ async fn a_peer_that_never_answers_takes_its_pools_connections_and_the_cancels_t
     client.ready(1).await.is("T* E(57014) Z(I)");
     cancels.join_all().await;
     assert!(started.elapsed() < 2 * PROMPTLY, "the cancels took {:?}", started.elapsed());
+    drop(client);
     nothing_is_left(&pooler).await;
+    eventually("all sockets are closed", async || open_files(&pooler) <= files).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_foreign_keys_hinders_no_login_and_no_cancel_of_our_own() {
+    if !is_ours() {
+        return;
+    }
+    let group = Group::by_name(&["pod-a", "pod-b", "pod-c"]).await;
+    nothing_is_left(&group.poolers[0]).await;
+    let files = open_files(&group.poolers[0]);
+    let mut storm = JoinSet::new();
+    for number in 0..8 {
+        let address = group.poolers[0].tcp();
+        storm.spawn(async move {
+            for _ in 0..50 {
+                Raw::cancel(&address, &key_of(number, 3)).await;
+            }
+        });
+    }
+    while !storm.is_empty() {
+        let started = Instant::now();
+        let mut client = sleeping_client(&group.poolers[0].tcp()).await;
+        group.sleep(1).await;
+        Raw::cancel(&group.poolers[0].tcp(), &client.key).await;
+        client.ready(1).await.is("T* E(57014) Z(I)");
+        assert!(started.elapsed() < PROMPTLY, "login and cancel took {:?}", started.elapsed());
+        while storm.try_join_next().is_some() {}
+    }
+    let counts = group.cancels(0).await;
+    assert_eq!(counts["peer"] + counts.get("failed").copied().unwrap_or(0), 400, "{counts:?}");
+    nothing_is_left(&group.poolers[0]).await;
+    eventually("all sockets are closed", async || open_files(&group.poolers[0]) <= files).await;
+}
+
+/// Sockets and files that the pooler has open.
+fn open_files(pooler: &Pooler) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", pooler.pid())).expect("the pooler runs").count()
 }
 
 /// No request waits or is under way, and a client is served.
