@@ -334,6 +334,9 @@ async fn without_any_peer_a_foreign_key_is_logged_and_counted() {
     Raw::cancel(&group.poolers[0].tcp(), &key_of(7, 3)).await;
     group.poolers[0].logs("ignored: no client has its key, and no peer is known that could").await;
     assert_eq!(group.counts().await, "unknown=1");
+    // Its own entry in [peers] is no peer.
+    Raw::cancel(&group.poolers[0].tcp(), &key_of(1, 3)).await;
+    assert_eq!(group.counts().await, "unknown=2");
 }
 
 #[tokio::test]
@@ -360,8 +363,9 @@ async fn a_peer_that_never_answers_takes_its_pools_connections_and_the_cancels_t
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port exists");
     let port = silent.local_addr().expect("it is bound").port();
     let peers = format!("\n[peers]\n2 = host=127.0.0.1 port={port} pool_size=2\n");
-    let config =
-        Pooler::config().setting("peer_id", "1").setting("cancel_wait_timeout", "1").sections(&peers);
+    let config = Pooler::config().setting("peer_id", "1").sections(&peers);
+    // A canceller is not logging in, so it may take longer than a login.
+    let config = config.setting("cancel_wait_timeout", "3").setting("client_login_timeout", "2");
     let pooler = config.start().await;
     nothing_is_left(&pooler).await;
     let files = open_files(&pooler);

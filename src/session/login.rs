@@ -25,7 +25,7 @@ use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::server::login::Welcome;
-use crate::wire::startup::{self, FirstPacket, Startup};
+use crate::wire::startup::{self, CancelKey, FirstPacket, Startup};
 use crate::wire::{HEADER_LENGTH, Header, originate};
 
 /// Largest password message: PgBouncer's longest password and room for SCRAM.
@@ -41,6 +41,8 @@ pub struct Admission {
 enum Refusal {
     /// The client is told.
     Error(SqlError),
+    /// It was none: the connection brought a CancelRequest.
+    Cancel(CancelKey),
     /// There is nobody to tell, or nothing to say.
     Quiet(&'static str),
     /// The connection broke.
@@ -205,11 +207,7 @@ impl Newcomer {
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
                     return Err(Refusal::Quiet("encryption was asked for twice"));
                 }
-                FirstPacket::Cancel(key) => {
-                    // Boxed, so that the other logins need no room for it.
-                    Box::pin(cancel::serve(&self.plane, &self.peer, key)).await;
-                    return Err(Refusal::Quiet(""));
-                }
+                FirstPacket::Cancel(key) => return Err(Refusal::Cancel(key)),
                 FirstPacket::Startup(startup) => return Ok(startup),
             }
             self.socket.write_all(b"N").await?;
@@ -441,6 +439,9 @@ impl Newcomer {
         };
         let settings = &self.plane.shared.config.load().settings;
         match refusal {
+            // Not under client_login_timeout: the peers have a time of their own. Boxed, so that no login
+            // needs room for it.
+            Refusal::Cancel(key) => Box::pin(cancel::serve(&self.plane, &self.peer, key)).await,
             Refusal::Quiet("") => {}
             Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
             Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),
