@@ -180,7 +180,7 @@ fn pool(criterion: &mut Criterion) {
     }
     group.bench_function("acquire and release", |bencher| {
         bencher.iter(|| {
-            let lent = idle.acquire(0, now).expect("20 are idle");
+            let lent = idle.acquire(0, now, |_| 0).expect("20 are idle");
             idle.release(lent.server, 0, now)
         });
     });

@@ -57,6 +57,14 @@ pub mod sqlstate {
     pub const FEATURE_NOT_SUPPORTED: SqlState = "0A000";
     /// `config_file_error`; what a failed RELOAD answers.
     pub const CONFIG_FILE_ERROR: SqlState = "F0000";
+    /// `crash_shutdown`: another backend crashed.
+    pub const CRASH_SHUTDOWN: SqlState = "57P02";
+    /// `transaction_resolution_unknown`: whether it is committed cannot be known here.
+    pub const TRANSACTION_RESOLUTION_UNKNOWN: SqlState = "08007";
+    /// `read_only_sql_transaction`
+    pub const READ_ONLY_SQL_TRANSACTION: SqlState = "25006";
+    /// What a server says that stops or starts: nothing that one session did.
+    pub const IS_GOING_AWAY: [SqlState; 3] = [ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW];
     /// `successful_completion`; the code of a NOTICE.
     pub const SUCCESSFUL_COMPLETION: SqlState = "00000";
 }

@@ -10,6 +10,8 @@
 //! | 0 | [`wire`], [`error`], [`config`], [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
 //! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
 //! | 1 | [`topology`] | where: which server plays which role now, and whether it may be written to |
+//! | 1 | [`route`] | which role of a cluster a client is sent to |
+//! | 1 | [`sql`] | what kind of statement is this? |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 //! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
 //! | 2 | [`net`] | sockets |
@@ -17,6 +19,7 @@
 //! | 3 | [`admin`] | the console: command to table; the metrics page |
 //! | 3 | [`session`] | who asks: one client, from accept to goodbye |
 //! | 3 | [`worker`], [`listener`] | the data plane's threads; accept and hand over |
+//! | 3 | [`follow`] | one task for each cluster: who is the primary now, and who is fresh enough |
 //! | 4 | [`process`] | start, signals, reload, drain, exit |
 //! | 4 | [`command`] | what an operator runs by hand: the demo |
 
@@ -25,6 +28,7 @@ pub mod auth;
 pub mod command;
 pub mod config;
 pub mod error;
+pub mod follow;
 pub mod listener;
 pub mod log;
 pub mod metrics;
@@ -32,8 +36,10 @@ pub mod net;
 pub mod pool;
 pub mod process;
 pub mod protocol;
+pub mod route;
 pub mod server;
 pub mod session;
+pub mod sql;
 pub mod topology;
 pub mod wire;
 pub mod worker;

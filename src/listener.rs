@@ -41,8 +41,9 @@ impl Listeners {
     /// Fails with the address that cannot be had, and when another pooler answers on the Unix socket.
     pub async fn open(settings: &Settings) -> io::Result<Self> {
         let mut listeners = Listeners { tcp: Vec::new(), unix: Vec::new() };
-        if settings.listen_port != 0 {
-            for address in addresses(settings).await? {
+        let ports = [settings.listen_port, settings.listen_port_ro];
+        for port in ports.into_iter().filter(|port| *port != 0) {
+            for address in addresses(settings, port).await? {
                 let listener = listen_tcp(address, settings);
                 let named = |error| named(error, &format!("cannot listen on {address}"));
                 listeners.tcp.push(listener.map_err(named)?);
@@ -104,8 +105,7 @@ fn named(error: io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-async fn addresses(settings: &Settings) -> io::Result<Vec<SocketAddr>> {
-    let port = settings.listen_port;
+async fn addresses(settings: &Settings, port: u16) -> io::Result<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     for name in &settings.listen_addr {
         if name == "*" {

@@ -113,6 +113,30 @@ metrics! {
          have its key), not_here (a peer asked, and we have no such key), unknown (no such key), failed.";
     SERVER_CONNECTS: Counter, Count, "pgweir_server_connects_total", ["result"],
         "Attempts to connect and log in to a server: ok, connect_failed, login_failed.";
+    CLUSTER_STATE: Gauge, Count, "pgweir_cluster_state", ["cluster", "state"],
+        "1 for the state that holds: open (the primary may be written to), draining, hold or verify.";
+    CLUSTER_HELD: Gauge, Seconds, "pgweir_cluster_held_seconds", ["cluster"],
+        "How long clients that write have had to wait for a primary; 0 while there is one.";
+    CLUSTER_TIMELINE: Gauge, Count, "pgweir_cluster_timeline", ["cluster"],
+        "Timeline of the primary, as it last said; 0 while it is unknown.";
+    CLUSTER_SPLIT: Gauge, Count, "pgweir_cluster_several_primaries", ["cluster"],
+        "1 while several servers claim to be the primary, so that none is written to.";
+    CLUSTER_SOURCE_UP: Gauge, Count, "pgweir_cluster_source_up", ["cluster"],
+        "1 while whoever says which server is the primary can be reached.";
+    PRIMARY_MOVES: Counter, Count, "pgweir_primary_changes_total", ["cluster"],
+        "How often another server became the primary.";
+    STALE_PRIMARY_SEVERED: Counter, Count, "pgweir_stale_primary_severed_total", ["cluster"],
+        "Connections that were cut because their server was no longer the primary.";
+    MEMBER_SERVES_READS: Gauge, Count, "pgweir_member_serves_reads", ["cluster", "member"],
+        "1 while the server gets queries of clients that only read.";
+    MEMBER_LEASED: Gauge, Count, "pgweir_member_leased", ["cluster", "member"],
+        "Connections to the server that are lent to clients that only read.";
+    MEMBER_LAG_BYTES: Gauge, Bytes, "pgweir_member_replay_lag_bytes", ["cluster", "member"],
+        "WAL that the standby has not replayed.";
+    MEMBER_LAG: Gauge, Seconds, "pgweir_member_replay_lag_seconds", ["cluster", "member"],
+        "Age of the newest state of the primary that the standby has replayed.";
+    SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
+        "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
         "Prepared statements closed on a server to keep max_prepared_statements.";
 }
@@ -252,6 +276,8 @@ pub struct WorkerMetrics {
     pub server_logins_failed: u64,
     /// Prepared statements closed to keep `max_prepared_statements`.
     pub statements_evicted: u64,
+    /// Statements that went to another server, because the first refused to begin.
+    pub sent_again: u64,
 }
 
 impl WorkerMetrics {
@@ -269,10 +295,12 @@ impl WorkerMetrics {
         self.server_connects_failed += other.server_connects_failed;
         self.server_logins_failed += other.server_logins_failed;
         self.statements_evicted += other.statements_evicted;
+        self.sent_again += other.sent_again;
     }
 
     /// Puts the counts on a page.
     pub fn publish(&self, page: &mut Page) {
+        page.counter(&SENT_AGAIN, &[], self.sent_again);
         page.histogram(&LOGIN, &[], &self.login);
         for (sqlstate, count) in self.errors.iter() {
             page.counter(&ERRORS, &[sqlstate], count);

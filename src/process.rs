@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::follow::Followers;
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
 use crate::pool::OpenRequest;
@@ -100,6 +101,7 @@ struct Process {
     accepting: Accepting,
     options: Options,
     log: Log,
+    followers: Followers,
     /// How it ends, once that is known.
     ending: Option<Ending>,
 }
@@ -165,7 +167,9 @@ impl Process {
         let version = env!("CARGO_PKG_VERSION");
         let workers = shared.workers.len();
         tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
-        let mut process = Process { shared, accepting, options, log, ending: None };
+        let mut followers = Followers::default();
+        followers.configure(&shared);
+        let mut process = Process { shared, accepting, options, log, followers, ending: None };
         process.live(&mut signals, commands).await;
         Ok(())
     }
@@ -235,7 +239,7 @@ impl Process {
     }
 
     /// Reads the settings anew; the old ones stay when the new ones are wrong.
-    async fn reload(&self) -> bool {
+    async fn reload(&mut self) -> bool {
         let config = match self.shared.config.load().reload(&environment) {
             Ok(config) => config,
             Err(error) => {
@@ -251,6 +255,7 @@ impl Process {
         }
         self.log.set_verbosity(verbosity(&config, &self.options));
         control::apply(&self.shared, config).await;
+        self.followers.configure(&self.shared);
         true
     }
 

@@ -18,6 +18,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (3, &["session"]),
     (3, &["worker"]),
     (3, &["listener"]),
+    (3, &["follow"]),
     (4, &["process"]),
     (4, &["command"]),
     (4, &["main"]),

@@ -83,6 +83,13 @@ pub struct ConfigRow {
     pub changeable: bool,
 }
 
+impl Role {
+    /// The role of this name.
+    pub fn from_name(name: &str) -> Option<Role> {
+        Role::parse(name)
+    }
+}
+
 impl Config {
     /// Reads the file, those it includes, and its `auth_file`. A name that ends in `.toml` is read
     /// as TOML, any other as PgBouncer's ini.
@@ -139,7 +146,7 @@ impl Config {
             return Some(Cow::Borrowed(database));
         }
         if let Some((base, suffix)) = name.rsplit_once('@')
-            && let Some(role) = Role::parse(suffix)
+            && let Some(role) = Role::from_name(suffix)
             && let Some(database) = self.database(base).filter(|database| database.cluster.is_some())
         {
             let dbname = Some(database.server_dbname().to_owned());

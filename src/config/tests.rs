@@ -1,6 +1,8 @@
 //! What the settings promise, in tables: defaults, every kind of wrong value, precedence,
 //! includes, reload, and that ini and TOML mean the same.
 
+mod clusters;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,7 +53,9 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         assert_eq!(printed, row.default.as_deref(), "{}", row.key);
     }
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
-    assert_eq!(ours, ["workers", "metrics_listen_addr", "shutdown_drain_timeout", "log_format"]);
+    let expected = "workers metrics_listen_addr shutdown_drain_timeout log_format topology namespace zone \
+        listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes standby_fallback peers_dns";
+    assert_eq!(ours.join(" "), expected);
 }
 
 #[test]
@@ -141,7 +145,7 @@ fn a_bad_value_names_file_line_setting_value_and_what_is_allowed() {
 fn broken_form_is_an_error_with_its_line() {
     let check = |text: &str, wanted: &str| assert_eq!(error(ini(text)), wanted, "{text:?}");
     let form = "syntax error: a line is key = value, [section], %include file, or a comment behind ; or #";
-    let sections = "there are [pgbouncer], [databases], [users] and [peers]";
+    let sections = "there are [pgbouncer], [databases], [clusters], [users] and [peers]";
     check("", "a.ini: there is no section [pgbouncer]");
     check("[databases]\na=host=x\n", "a.ini: there is no section [pgbouncer]");
     check("a = 1\n[pgbouncer]\n", "a.ini:1: syntax error: a stands before the first [section]");
@@ -590,7 +594,7 @@ fn wrong_toml_is_an_error_with_its_line() {
     );
     check(
         "[foo]",
-        "2: syntax error: there is no section [foo]; there are [pgbouncer], [databases], [users] and [peers]",
+        "2: syntax error: there is no section [foo]; there are [pgbouncer], [databases], [clusters], [users] and [peers]",
     );
     check("[pgbouncer]", "2: [pgweir] and [pgbouncer] are two names of one table; give one of them");
     check("[databases]\na = 1", "3: syntax error: an entry is a [table] or a string \"host=... port=...\"");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::access::Site;
 use super::{Loan, Pool, Pooled, close};
 use crate::server::{QueryError, ServerConnection};
 
@@ -15,6 +16,7 @@ pub struct Lease(Option<Box<Pooled>>);
 
 impl Lease {
     pub(super) fn new(pooled: Box<Pooled>) -> Self {
+        pooled.seat.0.note_lent();
         Lease(Some(pooled))
     }
 
@@ -24,6 +26,17 @@ impl Lease {
 
     fn pooled_mut(&mut self) -> &mut Pooled {
         self.0.as_mut().expect("a lease has its server until it is given away")
+    }
+
+    fn take(&mut self) -> Option<Box<Pooled>> {
+        let pooled = self.0.take()?;
+        pooled.seat.0.note_returned();
+        Some(pooled)
+    }
+
+    /// The server's place, as all pools see it.
+    pub fn site(&self) -> &Arc<Site> {
+        &self.pooled().seat.0
     }
 
     /// Begins the loan: the server is the new client's from here on.
@@ -52,7 +65,7 @@ impl Lease {
     /// The server must be idle: nothing owed, no transaction open.
     pub fn release(mut self, now: Instant) {
         assert!(self.pipeline.is_idle(), "a lease ends when nothing is owed");
-        if let Some(pooled) = self.0.take() {
+        if let Some(pooled) = self.take() {
             let pool = Arc::clone(&pooled.membership.pool);
             pool.put_back(pooled, now);
         }
@@ -79,7 +92,7 @@ impl Lease {
 
     /// Closes the server, with the reason in the log.
     pub fn close(mut self, reason: &str) {
-        if let Some(pooled) = self.0.take() {
+        if let Some(pooled) = self.take() {
             close_lent(pooled, reason);
         }
     }
@@ -100,7 +113,7 @@ pub(super) fn close_lent(pooled: Box<Pooled>, reason: &str) {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(pooled) = self.0.take() {
+        if let Some(pooled) = self.take() {
             close_lent(pooled, "client disconnect while server was not ready");
         }
     }

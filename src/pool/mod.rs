@@ -4,6 +4,7 @@
 //! [`Lease`], and lets clients wait in a queue that is first come, first served across all workers.
 //! Dropping a lease closes the server; only [`Lease::release`] returns it.
 
+pub mod access;
 mod lease;
 pub mod quota;
 pub mod state;
@@ -20,12 +21,13 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::auth::ServerSecret;
-use crate::config::PoolPolicy;
+use crate::config::{PoolPolicy, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::server::login::{OpenError, Recipe, Welcome};
 use crate::server::{ServerConnection, Session};
+use access::{Access, Seat, Site};
 pub use lease::Lease;
 use lease::close_lent;
 use quota::{Permit, Quota};
@@ -48,8 +50,10 @@ pub struct Target {
 pub struct PoolSettings {
     /// Mode, sizes and time limits.
     pub policy: PoolPolicy,
-    /// Where the servers are; used in turn.
+    /// Where the servers are, for a database without a cluster; used in turn.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// The cluster that they belong to, and what the clients want of it.
+    pub cluster: Option<(Arc<str>, Role)>,
     /// Name of the database at the server.
     pub database: String,
     /// Startup parameters toward the server.
@@ -93,9 +97,26 @@ impl PoolSettings {
         }
     }
 
+    fn empty_ledger<S, W>(&self, workers: usize) -> PoolState<S, W> {
+        let mut state = PoolState::new(self.limits(), workers);
+        state.set_held(self.cluster.is_some());
+        state.set_spread(self.endpoints.len() > 1);
+        state
+    }
+
+    /// Where the servers are of a database without a cluster. One of a cluster is told by the follower.
+    fn fixed_access(&self) -> Access {
+        if self.cluster.is_some() {
+            return Access { sites: Vec::new(), held: Some("nothing is known of the cluster yet".into()) };
+        }
+        let sites = self.endpoints.iter().map(|endpoint| Site::fixed(Arc::clone(endpoint))).collect();
+        Access { sites, held: None }
+    }
+
     /// Whether servers opened with the other settings are of no more use.
     fn leads_elsewhere(&self, other: &PoolSettings) -> bool {
         self.endpoints != other.endpoints
+            || self.cluster != other.cluster
             || self.database != other.database
             || self.parameters != other.parameters
             || self.connect_query != other.connect_query
@@ -108,6 +129,7 @@ struct Pooled {
     server: ServerConnection,
     loan: Loan,
     membership: Membership,
+    seat: Seat,
     _permits: [Permit; 2],
 }
 
@@ -179,6 +201,10 @@ struct Failure {
 /// Why a server is closed that came back to a pool which is paused, or has become too small.
 const NOT_WANTED: &str = "server connection is no longer wanted";
 
+/// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
+/// follower knows better when it is worth trying, and closes the access meanwhile.
+const CLUSTER_RETRY: Duration = Duration::from_millis(50);
+
 /// A request to a worker: open a server for this pool.
 pub type OpenRequest = Arc<Pool>;
 
@@ -239,6 +265,9 @@ pub struct Pool {
     /// Servers of an earlier epoch are closed as soon as nobody uses them.
     epoch: AtomicU64,
     next_endpoint: AtomicUsize,
+    access: ArcSwap<Access>,
+    /// Held while `access` changes.
+    routing: Mutex<()>,
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
@@ -298,7 +327,9 @@ impl Pool {
         Arc::new(Pool {
             target,
             counters: Counters::default(),
-            state: Mutex::new(PoolState::new(settings.limits(), openers.len())),
+            state: Mutex::new(settings.empty_ledger(openers.len())),
+            access: ArcSwap::from_pointee(settings.fixed_access()),
+            routing: Mutex::new(()),
             quick: QuickSettings::new(&settings),
             settings: ArcSwap::from_pointee(settings),
             session,
@@ -320,7 +351,7 @@ impl Pool {
     pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
         loop {
             let mut state = self.state.lock();
-            let Some(lent) = state.acquire(worker, now) else {
+            let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.leased()) else {
                 let slot = Slot::new(worker);
                 let ticket = state.enqueue(Arc::clone(&slot), worker, now);
                 drop(state);
@@ -350,9 +381,9 @@ impl Pool {
         if pooled.server.worker == worker {
             return Some(Lease::new(pooled));
         }
-        let Pooled { server, loan, membership, _permits } = *pooled;
+        let Pooled { server, loan, membership, seat, _permits } = *pooled;
         match server.move_to(worker) {
-            Ok(server) => Some(Lease::new(Box::new(Pooled { server, loan, membership, _permits }))),
+            Ok(server) => Some(Lease::new(Box::new(Pooled { server, loan, membership, seat, _permits }))),
             Err(_) => {
                 self.state.lock().forget_leased();
                 self.open_more(worker, Instant::now());
@@ -376,7 +407,7 @@ impl Pool {
 
     /// A leased server comes back, to the next waiter or to the idle ones; one that is too old is closed.
     fn put_back(self: &Arc<Self>, mut pooled: Box<Pooled>, now: Instant) {
-        if let Some(reason) = self.retirement(&pooled.server, now) {
+        if let Some(reason) = self.retirement(&pooled, now) {
             return close_lent(pooled, reason);
         }
         let worker = pooled.server.worker;
@@ -415,20 +446,27 @@ impl Pool {
 
     /// Whether the last attempt failed less than `server_login_retry` ago.
     fn is_failing(&self, now: Instant) -> bool {
-        let retry = self.settings.load().login_retry;
+        let settings = self.settings.load();
+        let retry = if settings.cluster.is_some() { CLUSTER_RETRY } else { settings.login_retry };
         let failure = self.failure.lock();
         failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
     }
 
     /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
     pub async fn open(self: Arc<Self>, worker: usize) {
-        let Some(permits) = self.permits() else {
+        let (Some(permits), Some(seat)) = (self.permits(), self.seat()) else {
             self.state.lock().end_opening();
             return;
         };
-        let recipe = self.recipe();
+        let recipe = self.recipe(&seat.0);
         let epoch = self.epoch.load(Ordering::Acquire);
         let opened = recipe.open(&self.session, worker, epoch).await;
+        let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
+            Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
+                Err(OpenError::WrongRole { in_recovery: !expected })
+            }
+            _ => Ok((server, welcome)),
+        });
         let now = Instant::now();
         match opened {
             Ok((server, welcome)) => {
@@ -443,15 +481,20 @@ impl Pool {
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
                 let membership = Membership::new(&self, epoch);
-                let pooled = Pooled { server, loan: Loan::new(now), membership, _permits: permits };
+                let pooled = Pooled { server, loan: Loan::new(now), membership, seat, _permits: permits };
                 self.place_opened(Box::new(pooled), worker, now);
             }
-            Err(error) => self.note_failure(&error, &recipe.endpoint, now),
+            Err(error) => self.note_failure(&error, &seat.0, now),
         }
         self.open_more(worker, now);
     }
 
     fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
+        if pooled.seat.0.is_closed() {
+            // The topology moved on while it logged in.
+            self.state.lock().end_opening();
+            return close(pooled, NOT_WANTED);
+        }
         let placed = self.state.lock().opened(pooled, worker, now);
         match placed {
             Ok(None) => {}
@@ -469,11 +512,16 @@ impl Pool {
         Some([database.take()?, user.take()?])
     }
 
-    fn recipe(&self) -> Recipe {
+    /// A place at the server that has the fewest connections; `None` while the pool is held.
+    fn seat(&self) -> Option<Seat> {
+        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed);
+        Seat::least_used(&self.access.load().sites, turn)
+    }
+
+    fn recipe(&self, site: &Site) -> Recipe {
         let settings = self.settings.load();
-        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed) % settings.endpoints.len();
         Recipe {
-            endpoint: Arc::clone(&settings.endpoints[turn]),
+            endpoint: Arc::clone(&site.endpoint),
             options: settings.tcp,
             user: self.target.user.to_string(),
             database: settings.database.clone(),
@@ -485,9 +533,12 @@ impl Pool {
         }
     }
 
-    fn note_failure(&self, error: &OpenError, endpoint: &Endpoint, now: Instant) {
+    fn note_failure(&self, error: &OpenError, site: &Site, now: Instant) {
         let Target { database, user } = &self.target;
-        tracing::warn!("S: {database}/{user}@{endpoint} closing because: {error}");
+        tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
+        if error.tells_of_the_server() {
+            site.report(&error.to_string());
+        }
         self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
         let refusal = match error {
             // Not an answer to the login, but to the moment: the next attempt may well succeed.
@@ -497,7 +548,9 @@ impl Pool {
                 SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
                     .detail(error.to_string()),
             ),
-            OpenError::Io(_) | OpenError::Timeout | OpenError::Protocol(_) => None,
+            OpenError::Io(_) | OpenError::Timeout | OpenError::Protocol(_) | OpenError::WrongRole { .. } => {
+                None
+            }
         };
         let mut state = self.state.lock();
         state.end_opening();

@@ -74,6 +74,8 @@ pub struct PoolState<S, W> {
     waiting: VecDeque<Waiting<W>>,
     last_ticket: u64,
     paused: bool,
+    held: bool,
+    spread: bool,
 }
 
 impl<S, W> PoolState<S, W> {
@@ -88,13 +90,18 @@ impl<S, W> PoolState<S, W> {
             waiting: VecDeque::new(),
             last_ticket: 0,
             paused: false,
+            held: false,
+            spread: false,
         }
     }
 
     /// Lends an idle server: one of `worker`'s own if there is one, else another worker's.
     /// Nobody overtakes: while others wait there is nothing to lend.
-    pub fn acquire(&mut self, worker: usize, now: Instant) -> Option<Lent<S>> {
-        if self.paused || self.idle_count == 0 || !self.waiting.is_empty() {
+    ///
+    /// While servers are [spread](PoolState::set_spread), the longest idle one is lent, unless `load` says
+    /// that the last used one's place has less to do: two to choose from are enough.
+    pub fn acquire(&mut self, worker: usize, now: Instant, load: impl Fn(&S) -> u32) -> Option<Lent<S>> {
+        if self.is_shut() || self.idle_count == 0 || !self.waiting.is_empty() {
             return None;
         }
         let from = if self.idle[worker].is_empty() {
@@ -104,7 +111,10 @@ impl<S, W> PoolState<S, W> {
             worker
         };
         let stack = &mut self.idle[from];
-        let idle = if self.limits.round_robin { stack.pop_front() } else { stack.pop_back() };
+        let idle = match self.limits.round_robin || self.spread && is_front_better(stack, load) {
+            true => stack.pop_front(),
+            false => stack.pop_back(),
+        };
         let idle = idle.expect("idle_count > 0 was checked, and this worker has the most");
         self.idle_count -= 1;
         self.leased += 1;
@@ -148,7 +158,7 @@ impl<S, W> PoolState<S, W> {
 
     /// How many servers should be opened now.
     pub fn openings_wanted(&self, now: Instant) -> u32 {
-        if self.paused {
+        if self.is_shut() {
             return 0;
         }
         let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
@@ -169,7 +179,7 @@ impl<S, W> PoolState<S, W> {
 
     /// Begins one attempt, if the pool has fewer than `minimum` servers and may have more.
     pub fn begin_filling(&mut self, minimum: u32, now: Instant) -> bool {
-        let lacks = minimum > self.total() && self.opening == 0 && self.room(now) > 0 && !self.paused;
+        let lacks = minimum > self.total() && self.opening == 0 && self.room(now) > 0 && !self.is_shut();
         if lacks {
             self.begin_opening();
         }
@@ -195,7 +205,7 @@ impl<S, W> PoolState<S, W> {
 
     fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
         // PAUSE is complete when no server is left.
-        if self.paused || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
+        if self.is_shut() || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
             return Err(server);
         }
         if let Some(first) = self.take_next(worker) {
@@ -272,10 +282,29 @@ impl<S, W> PoolState<S, W> {
         self.paused = paused;
     }
 
+    /// While there is no server that may be used, everyone waits as after PAUSE.
+    pub fn set_held(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Whether its servers are at several places that share the work.
+    pub fn set_spread(&mut self, spread: bool) {
+        self.spread = spread;
+    }
+
+    fn is_shut(&self) -> bool {
+        self.paused || self.held
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.idle.len()
+    }
+
     /// After RESUME: waiters that idle servers can be given to, oldest first.
     pub fn serve_waiters(&mut self) -> Vec<(W, S)> {
         let mut served = Vec::new();
-        while !self.paused && !self.waiting.is_empty() {
+        while !self.is_shut() && !self.waiting.is_empty() {
             let Some(stack) = self.idle.iter_mut().find(|stack| !stack.is_empty()) else {
                 break;
             };
@@ -328,6 +357,14 @@ impl<S, W> PoolState<S, W> {
     /// How long the first in the queue has waited.
     pub fn longest_wait(&self, now: Instant) -> Duration {
         self.waiting.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
+    }
+}
+
+/// Whether the place of the longest idle server has no more to do than that of the last used one.
+fn is_front_better<S>(stack: &VecDeque<Idle<S>>, load: impl Fn(&S) -> u32) -> bool {
+    match (stack.front(), stack.back()) {
+        (Some(front), Some(back)) => load(&front.server) <= load(&back.server),
+        _ => false,
     }
 }
 

@@ -6,14 +6,17 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use super::access::{Access, Routes, Site};
+use super::wait::Slot;
 use super::{Counts, NOT_WANTED, Pool, PoolSettings, Pooled, close};
 use crate::error::SqlError;
 use crate::server::ServerConnection;
 
 impl Pool {
     /// Why a server that comes back is closed instead of kept.
-    pub(super) fn retirement(&self, server: &ServerConnection, now: Instant) -> Option<&'static str> {
-        if server.epoch != self.epoch.load(Ordering::Acquire) {
+    pub(super) fn retirement(&self, pooled: &Pooled, now: Instant) -> Option<&'static str> {
+        let server = &pooled.server;
+        if pooled.seat.0.is_closed() || server.epoch != self.epoch.load(Ordering::Acquire) {
             return Some(NOT_WANTED);
         }
         let lifetime = Duration::from_micros(self.quick.lifetime_us.load(Ordering::Relaxed));
@@ -52,8 +55,9 @@ impl Pool {
             let server = &mut pooled.server;
             let idle_for = now.saturating_duration_since(since);
             let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
+                pooled.seat.0.report(reason);
                 Some(reason)
-            } else if server.epoch != epoch {
+            } else if server.epoch != epoch || pooled.seat.0.is_closed() {
                 Some(NOT_WANTED)
             } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
                 Some("server idle timeout")
@@ -115,13 +119,67 @@ impl Pool {
         state.set_paused(paused);
         let served = state.serve_waiters();
         drop(state);
+        self.grant_all(served);
+        if paused {
+            while self.evict_idle() {}
+        }
+    }
+
+    /// The follower's word where servers may be opened, or that clients wait. Idle servers elsewhere close
+    /// at once, lent ones when they come back.
+    pub fn route(self: &Arc<Self>, routes: &Routes, worker: usize) {
+        let Some((_, role)) = self.settings.load().cluster.clone() else { return };
+        // Two who tell it at once must not put the older word last.
+        let _turn = self.routing.lock();
+        let access = routes.access(role);
+        let old = self.access.swap(Arc::new(access));
+        let access = self.access.load_full();
+        let is_new = |site: &Arc<Site>| !old.sites.iter().any(|known| Arc::ptr_eq(known, site));
+        if !old.sites.is_empty() && access.sites.len() > 1 && access.sites.iter().any(is_new) {
+            // A standby came: the servers are spread anew.
+            self.reconnect();
+        }
+        let mut state = self.state.lock();
+        state.set_held(access.held.is_some());
+        state.set_spread(access.sites.len() > 1);
+        let served = state.serve_waiters();
+        drop(state);
+        self.grant_all(served);
+        self.close_elsewhere(&access);
+        *self.failure.lock() = None;
+        self.open_more(worker, Instant::now());
+    }
+
+    fn close_elsewhere(&self, access: &Access) {
+        let is_here = |site: &Arc<Site>| access.sites.iter().any(|known| Arc::ptr_eq(known, site));
+        let mut state = self.state.lock();
+        let workers = state.workers();
+        let taken: Vec<_> = (0..workers)
+            .flat_map(|worker| {
+                state.take_idle(worker, |pooled: &mut Box<Pooled>, _| !is_here(&pooled.seat.0))
+            })
+            .collect();
+        drop(state);
+        for pooled in taken {
+            close(pooled, NOT_WANTED);
+        }
+    }
+
+    /// Why clients of a cluster must wait now.
+    pub fn held(&self) -> Option<Arc<str>> {
+        self.access.load().held.clone()
+    }
+
+    /// The sites that servers are opened at.
+    pub fn sites(&self) -> Vec<Arc<Site>> {
+        self.access.load().sites.clone()
+    }
+
+    fn grant_all(self: &Arc<Self>, served: Vec<(Arc<Slot>, Box<Pooled>)>) {
         for (slot, pooled) in served {
             if let Err(pooled) = slot.grant(pooled) {
                 self.put_back(pooled, Instant::now());
             }
-        }
-        if paused {
-            while self.evict_idle() {}
         }
     }
 
@@ -133,7 +191,12 @@ impl Pool {
 
     /// New settings after a RELOAD. Servers that lead elsewhere now are closed as after RECONNECT.
     pub fn configure(&self, settings: PoolSettings) {
-        let elsewhere = settings.leads_elsewhere(&self.settings.load());
+        let old = self.settings.load_full();
+        let elsewhere = settings.leads_elsewhere(&old);
+        if settings.cluster.is_none() && (elsewhere || old.cluster.is_some()) {
+            self.access.store(Arc::new(settings.fixed_access()));
+            self.state.lock().set_held(false);
+        }
         self.state.lock().set_limits(settings.limits());
         self.quick.store(&settings);
         self.settings.store(Arc::new(settings));

@@ -5,6 +5,7 @@
 //! written to the server, the server's bytes go through [`Pipeline::receive`].
 
 mod answers;
+pub mod flight;
 pub mod parameters;
 pub mod statements;
 pub mod upstream;
@@ -282,6 +283,15 @@ impl Pipeline {
     /// Changes to the prepared statements that did not happen after all, oldest first.
     pub fn take_undone(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.undone)
+    }
+
+    /// The connection is given up: every change that it did not confirm, oldest first. Those that it did
+    /// not make after all come with them.
+    pub fn abandon(&mut self) -> Vec<Change> {
+        let mut changes = std::mem::take(&mut self.undone);
+        changes.extend(self.changes.drain(..));
+        self.requests.clear();
+        changes
     }
 
     /// Whether the server's unnamed statement may be other than the Parse and Query messages say that

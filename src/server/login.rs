@@ -10,10 +10,11 @@ use tokio::io::AsyncWriteExt;
 
 use super::{QueryError, ServerConnection, Session, next_id, read_message};
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
-use crate::error::{Severity, SqlError};
+use crate::error::{Severity, SqlError, sqlstate};
 use crate::net::Socket;
 use crate::net::endpoint::{Endpoint, TcpOptions};
 use crate::protocol::Pipeline;
+use crate::protocol::flight::Flight;
 use crate::protocol::parameters::ParameterSet;
 use crate::protocol::statements::ServerStatements;
 use crate::wire::BackendTag;
@@ -63,9 +64,34 @@ pub enum OpenError {
     /// We have not what the server asks for, or it is not the server that it claims to be.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// A standby where a primary was expected, or a primary where a standby was.
+    #[error("the server is {} in recovery", if *.in_recovery { "" } else { "not" })]
+    WrongRole {
+        /// Whether it is in recovery.
+        in_recovery: bool,
+    },
     /// Bytes that are no login.
     #[error("bad packet during server login: {0}")]
     Protocol(String),
+}
+
+impl OpenError {
+    /// Whether it says something of the server as a whole, and not just of this login.
+    pub fn tells_of_the_server(&self) -> bool {
+        match self {
+            OpenError::Io(_) | OpenError::Timeout | OpenError::WrongRole { .. } => true,
+            OpenError::Refused(error) => sqlstate::IS_GOING_AWAY.contains(&error.code.as_ref()),
+            OpenError::Auth(_) | OpenError::Protocol(_) => false,
+        }
+    }
+}
+
+impl Welcome {
+    /// Whether the server is in recovery, as it reports since PostgreSQL 14.
+    pub fn in_recovery(&self) -> Option<bool> {
+        let reported = self.0.iter().find(|(name, _)| name == "in_hot_standby")?;
+        Some(reported.1 == "on")
+    }
 }
 
 impl From<QueryError> for OpenError {
@@ -115,6 +141,8 @@ impl Recipe {
             endpoint: Arc::clone(&self.endpoint),
             socket,
             pipeline: Pipeline::default(),
+            flight: Flight::default(),
+            in_recovery: welcome.in_recovery() == Some(true),
             statements: ServerStatements::new(self.statements_max),
             parameters: session.parameters.intern(parameters),
             unnamed_present: false,

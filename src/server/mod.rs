@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::net::Socket;
 use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::protocol::flight::Flight;
 use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
 use crate::protocol::statements::ServerStatements;
 use crate::protocol::{OutOfStep, Pipeline, Stop};
@@ -45,8 +46,12 @@ pub struct ServerConnection {
     pub socket: Socket,
     /// Requests sent and answers owed.
     pub pipeline: Pipeline,
+    /// Of a server of a cluster, what was sent and is not settled.
+    pub flight: Flight,
     /// Statements that it has prepared.
     pub statements: ServerStatements,
+    /// `in_hot_standby`, as it last reported it; false before PostgreSQL 14.
+    pub in_recovery: bool,
     /// The values of the tracked parameters.
     pub parameters: Arc<ParameterSet>,
     /// Whether its unnamed statement is the present client's.
@@ -152,6 +157,9 @@ impl ServerConnection {
         let Some((name, value)) = backend::parameter_status(body) else {
             return false;
         };
+        if name == "in_hot_standby" {
+            self.in_recovery = value == "on";
+        }
         let Some(index) = session.tracked.index(name) else {
             return false;
         };
@@ -165,6 +173,16 @@ impl ServerConnection {
     ///
     /// Fails on any error, and when the server is left inside a transaction.
     pub async fn run(&mut self, sql: &str, session: &Session) -> Result<(), QueryError> {
+        self.run_with(sql, session, |_| {}).await
+    }
+
+    /// As [`ServerConnection::run`], with a look at each DataRow.
+    async fn run_with(
+        &mut self,
+        sql: &str,
+        session: &Session,
+        mut note_row: impl FnMut(&[u8]),
+    ) -> Result<(), QueryError> {
         let mut out = BytesMut::new();
         originate::query(sql, &mut out);
         self.socket.write_all(&out).await?;
@@ -184,12 +202,33 @@ impl ServerConnection {
                 {
                     self.statements.clear();
                 }
+                BackendTag::DataRow => note_row(&body),
                 BackendTag::ReadyForQuery => break self.own_query_done(&body, failure),
                 BackendTag::CopyInResponse => {
                     return Err(QueryError::Refused("it wants COPY data".into()));
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Runs a query of our own and returns its first row; NULL is `None`.
+    ///
+    /// Fails as [`ServerConnection::run`] does, and when there is no row.
+    pub async fn first_row(
+        &mut self,
+        sql: &str,
+        session: &Session,
+    ) -> Result<Vec<Option<String>>, QueryError> {
+        let mut row = None;
+        self.run_with(sql, session, |body| {
+            row.get_or_insert_with(|| backend::data_row(body));
+        })
+        .await?;
+        match row {
+            Some(Some(row)) => Ok(row),
+            Some(None) => Err(QueryError::Refused("its row is malformed".into())),
+            None => Err(QueryError::Refused("it returned no row".into())),
         }
     }
 

@@ -10,8 +10,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::plane::Shared;
 use crate::auth::{Password, Proof, ServerSecret};
-use crate::config::{CheckQuery, Config, Database, Host, PoolMode};
+use crate::config::{CheckQuery, Config, Database, Host, PoolMode, Role};
 use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::pool::access::Routes;
 use crate::pool::quota::Quota;
 use crate::pool::{OpenRequest, Pool, PoolSettings, Target};
 use crate::server;
@@ -60,6 +61,7 @@ pub struct UserEntry {
 pub struct Databases {
     databases: RwLock<BTreeMap<Arc<str>, Arc<DatabaseEntry>>>,
     users: RwLock<BTreeMap<Arc<str>, Arc<UserEntry>>>,
+    routes: RwLock<BTreeMap<Arc<str>, Arc<Routes>>>,
     server: Arc<server::Session>,
     openers: Arc<[UnboundedSender<OpenRequest>]>,
 }
@@ -67,7 +69,13 @@ pub struct Databases {
 impl Databases {
     /// None yet. `openers` has one sender for each worker.
     pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>) -> Self {
-        Databases { databases: RwLock::default(), users: RwLock::default(), server, openers }
+        Databases {
+            databases: RwLock::default(),
+            users: RwLock::default(),
+            routes: RwLock::default(),
+            server,
+            openers,
+        }
     }
 
     /// The database of this name, entered if need be.
@@ -150,7 +158,42 @@ impl Databases {
             pool.set_paused(true);
         }
         pools.insert(server_user, Arc::clone(&pool));
+        drop(pools);
+        // After it is in the table: a change that comes now is told to it by the follower.
+        self.route(&pool, 0);
         pool
+    }
+
+    /// The routes of a cluster, made when they are first asked for.
+    pub fn routes(&self, cluster: &str) -> Arc<Routes> {
+        if let Some(known) = self.routes.read().get(cluster) {
+            return Arc::clone(known);
+        }
+        Arc::clone(self.routes.write().entry(cluster.into()).or_default())
+    }
+
+    /// The pools of one role of a cluster.
+    pub fn pools_of(&self, cluster: &str, role: Role) -> Vec<Arc<Pool>> {
+        let is_meant = |pool: &Arc<Pool>| {
+            pool.settings().cluster.as_ref().is_some_and(|(name, of)| **name == *cluster && *of == role)
+        };
+        self.pools().into_iter().filter(is_meant).collect()
+    }
+
+    /// Tells a pool of a cluster where it may open servers now.
+    fn route(&self, pool: &Arc<Pool>, worker: usize) {
+        if let Some((cluster, _)) = &pool.settings().cluster {
+            pool.route(&self.routes(cluster), worker);
+        }
+    }
+
+    /// Tells every pool of the cluster where it may open servers now.
+    pub fn route_all(&self, cluster: &str) {
+        for (turn, pool) in self.pools().iter().enumerate() {
+            if pool.settings().cluster.as_ref().is_some_and(|(name, _)| **name == *cluster) {
+                self.route(pool, turn % self.openers.len());
+            }
+        }
     }
 
     /// After a RELOAD: new settings for every pool. Returns the databases that are gone.
@@ -169,7 +212,11 @@ impl Databases {
                 let settings = pool_settings(config, &database, &pool.target.user);
                 entry.servers.set_limit(settings.policy.max_db_connections);
                 self.user(&pool.target.user).servers.set_limit(settings.policy.max_user_connections);
+                let moved = settings.cluster != pool.settings().cluster;
                 pool.configure(settings);
+                if moved {
+                    self.route(&pool, 0);
+                }
             }
         }
         gone
@@ -241,11 +288,16 @@ fn pool_settings(config: &Config, database: &Database, user: &str) -> PoolSettin
         ("timezone", &database.timezone),
         ("application_name", &database.application_name),
     ];
+    let cluster = config.cluster(database).map(|(cluster, role)| (Arc::from(cluster.name.as_str()), role));
     let given = parameters.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    // Who reads may be sent to the primary too, and must not write there either.
+    let reads = cluster.as_ref().is_some_and(|(_, role)| *role != Role::ReadWrite);
+    let read_only = reads.then(|| ("default_transaction_read_only".to_owned(), "on".to_owned()));
     PoolSettings {
         endpoints: config.hosts(database).iter().map(endpoint).collect(),
         database: database.server_dbname().to_owned(),
-        parameters: given.collect(),
+        parameters: given.chain(read_only).collect(),
+        cluster,
         connect_query: database.connect_query.clone(),
         tcp: TcpOptions::new(settings),
         connect_timeout: limit(settings.server_connect_timeout),

@@ -211,6 +211,7 @@ impl Session {
         match lease.poll_idle(context, &mut scratch.aside, &self.plane.shared.server) {
             Ok(()) => Some(lease),
             Err(reason) => {
+                lease.site().report(reason);
                 lease.close(reason);
                 None
             }

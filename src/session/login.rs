@@ -17,13 +17,14 @@ use super::plane::{Group, Plane};
 use super::{NewSession, Session};
 use crate::admin::CONSOLE_DATABASE;
 use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof, ServerSecret};
-use crate::config::{AuthType, Config, Database};
+use crate::config::{AuthType, Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
+use crate::route::{self, ROLE_OPTION};
 use crate::server::login::Welcome;
 use crate::wire::startup::{self, CancelKey, FirstPacket, Startup};
 use crate::wire::{HEADER_LENGTH, Header, originate};
@@ -174,6 +175,10 @@ impl Newcomer {
             return Err(fatal("no username supplied").into());
         };
         let name = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
+        let name = match name == CONSOLE_DATABASE {
+            true => name,
+            false => self.with_role(&startup, &config, &name)?,
+        };
         self.user = Some(user.clone());
         self.database = Some(name.clone());
         if name == CONSOLE_DATABASE {
@@ -194,6 +199,18 @@ impl Newcomer {
         let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
         let (parameters, proven) = self.own_parameters(&welcome, &wanted);
         Ok(Entry::Session(group, parameters, proven, admission))
+    }
+
+    /// The database's name with the role that the client asks for.
+    fn with_role(&self, startup: &Startup, config: &Config, name: &str) -> Result<String, SqlError> {
+        let by_option = match startup.get("options").and_then(role_option) {
+            Some(value) => Some(route::role(&value).map_err(|error| fatal(error.to_string()))?),
+            None => None,
+        };
+        let port = config.settings.listen_port_ro;
+        let came_to = self.socket.local_address().map(|address| address.port());
+        let by_port = (port != 0 && came_to == Some(port)).then_some(Role::ReadOnly);
+        route::database_name(config, name, by_option, by_port).map_err(|error| fatal(error.to_string()))
     }
 
     // ---- the first packets ----
@@ -351,7 +368,7 @@ impl Newcomer {
         secret: Arc<ServerSecret>,
     ) -> Result<(Rc<Group>, Arc<Welcome>), Refusal> {
         let shared = &self.plane.shared;
-        if config.hosts(database).is_empty() {
+        if config.cluster(database).is_none() && config.hosts(database).is_empty() {
             return Err(fatal("bouncer config error")
                 .detail("The database has no host, and unix_socket_dir is empty.")
                 .into());
@@ -527,6 +544,9 @@ fn options(
         };
         let (name, value) = setting.split_once('=').ok_or_else(unsupported)?;
         let name = name.replace('-', "_");
+        if name == ROLE_OPTION {
+            continue;
+        }
         match plane.shared.server.tracked.index(&name) {
             Some(index) => wanted.push((index, value.to_owned())),
             None if ignored(&name) => {}
@@ -536,6 +556,16 @@ fn options(
         }
     }
     Ok(())
+}
+
+/// The role among the options, the last one if there are several.
+fn role_option(text: &str) -> Option<String> {
+    let value = |word: &String| {
+        let setting = word.strip_prefix("--").or(word.strip_prefix("-c")).unwrap_or(word);
+        let (name, value) = setting.split_once('=')?;
+        (name == ROLE_OPTION).then(|| value.to_owned())
+    };
+    split_options(text).iter().rev().find_map(value)
 }
 
 fn split_options(text: &str) -> Vec<String> {

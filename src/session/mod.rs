@@ -5,6 +5,7 @@
 //! thread's own buffers: read, look at the headers, write to the other side.
 
 pub mod cancel;
+pub mod clusters;
 pub mod console;
 pub mod control;
 pub mod databases;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use crate::config::PoolMode;
+use crate::config::{PoolMode, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
@@ -37,6 +38,7 @@ use crate::protocol::parameters::ParameterSet;
 use crate::protocol::statements::ClientStatements;
 use crate::protocol::upstream::Body;
 use crate::server::login::Welcome;
+use crate::topology::Place;
 use crate::wire::startup::CancelKey;
 use crate::wire::{Malformed, originate};
 use cancel::CancelsInFlight;
@@ -61,6 +63,8 @@ pub enum Farewell {
     Error(Box<SqlError>),
     /// The server's bytes make no sense.
     ServerBroken,
+    /// The server is no longer one that may be used: the primary is another one.
+    Severed,
     /// The server is gone; `told` when its last word went to the client already.
     ServerGone {
         /// Whether the client got a FATAL error from the server itself.
@@ -122,6 +126,8 @@ pub struct Session {
     parameters: Arc<ParameterSet>,
     /// Whether some server has accepted the parameters.
     proven: bool,
+    /// Whether its servers are a cluster's, which moves.
+    follows: bool,
     /// After an error of ours in a batch of the extended protocol.
     skip_to_sync: bool,
     /// Cancel requests on their way to its server.
@@ -172,6 +178,7 @@ impl Session {
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
         let worker = u32::try_from(plane.worker).expect("there are few workers");
         let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot });
+        let follows = new.group.settings.borrow().cluster.is_some();
         let session = Rc::new(RefCell::new(Session {
             plane: Rc::clone(plane),
             group: new.group,
@@ -185,6 +192,7 @@ impl Session {
             last_request: new.connected,
             parameters: new.parameters,
             proven: new.proven,
+            follows,
             skip_to_sync: false,
             cancels: None,
             canceled: false,
@@ -206,8 +214,15 @@ impl Session {
         let tracked = &self.plane.shared.server.tracked;
         let mut out = BytesMut::new();
         originate::authentication_ok(&mut out);
+        let role = self.group.settings.borrow().cluster.as_ref().map(|(_, role)| *role);
         for (name, value) in &welcome.0 {
-            let own = tracked.index(name).and_then(|index| self.parameters.get(index));
+            let own = match (name.as_str(), role) {
+                // What libpq's target_session_attrs and pgjdbc's targetServerType ask: the role, not the
+                // server that happened to answer first.
+                ("in_hot_standby", Some(Role::ReadWrite)) => Some("off"),
+                ("in_hot_standby", Some(_)) => Some("on"),
+                _ => tracked.index(name).and_then(|index| self.parameters.get(index)),
+            };
             originate::parameter_status(name, own.unwrap_or(value), &mut out);
         }
         let (process_id, secret) = self.cancel_key.process_id_and_secret();
@@ -274,6 +289,23 @@ impl Session {
         }
     }
 
+    /// Ends the session if it drives a server at this place.
+    pub fn sever(&mut self, place: &Place) -> bool {
+        let there = matches!(&self.phase, Phase::Leased(lease) if lease.site().place.as_ref() == Some(place));
+        if there {
+            self.end(Farewell::Severed);
+        }
+        there
+    }
+
+    /// Whether nobody can know whether what the client last sent is committed.
+    fn is_fate_unknown(&self) -> bool {
+        match &self.phase {
+            Phase::Leased(lease) if self.follows => lease.flight.is_unknown(self.statements.as_deref()),
+            _ => false,
+        }
+    }
+
     /// The first words of its log lines.
     pub fn tag(&self) -> ClientTag<'_> {
         ClientTag {
@@ -296,6 +328,20 @@ impl Session {
                     .detail("The server's answer does not fit what was asked.");
                 ("bad packet from server".to_owned(), Some(error))
             }
+            Farewell::Severed | Farewell::ServerGone { told: false } if self.is_fate_unknown() => {
+                let message = "transaction resolution unknown";
+                let error = SqlError::fatal(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, message)
+                    .detail("The connection to the server was lost before it answered. What was sent last may be committed or not.")
+                    .hint("Look whether it is there before you send it again.");
+                (message.to_owned(), Some(error))
+            }
+            Farewell::Severed => {
+                let message = "terminating connection due to administrator command";
+                let error = SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, message)
+                    .detail("The server is no longer the primary of its cluster. The open transaction is rolled back.")
+                    .hint("Reconnect and begin the transaction again.");
+                ("server is no longer the primary".to_owned(), Some(error))
+            }
             Farewell::ServerGone { told } => {
                 let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server conn crashed?")
                     .detail("The connection to the server was lost while a request was running or a transaction was open.");
@@ -303,7 +349,9 @@ impl Session {
             }
         };
         let may_speak = self.may_speak();
-        self.leave_server(matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken));
+        let broken =
+            matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken | Farewell::Severed);
+        self.leave_server(broken);
         let settings = &self.plane.shared.config.load().settings;
         if let Some(error) = error {
             self.plane.metrics.borrow_mut().errors.record(&error.code);

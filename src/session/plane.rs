@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Session;
+use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
@@ -94,6 +95,8 @@ pub struct Shared {
     pub config: ArcSwap<Config>,
     /// Databases, their pools and limits.
     pub databases: Databases,
+    /// The clusters that are followed.
+    pub clusters: Clusters,
     /// Every prepared statement.
     pub statements: Interner,
     /// Tracked parameters, and what servers are opened with.
@@ -133,6 +136,7 @@ impl Shared {
         Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
             databases,
+            clusters: Clusters::default(),
             statements: Interner::default(),
             server,
             cancel_keys: DashMap::new(),

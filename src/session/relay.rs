@@ -13,7 +13,7 @@ use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::pool::Lease;
-use crate::protocol::upstream::{self, Upstream};
+use crate::protocol::upstream::{self, Body, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::originate;
@@ -25,7 +25,7 @@ enum Pumped {
     Some,
     /// Nothing now; the task is woken when there is.
     Nothing,
-    /// The server is free, and the lease has ended.
+    /// The lease has ended: the server is free, or gone before it did anything.
     Released,
 }
 
@@ -36,7 +36,21 @@ struct Forward<'a> {
     out: &'a mut Vec<u8>,
 }
 
+/// What became of a server's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answered {
+    /// They were dealt with.
+    PassedOn,
+    /// The server refused to begin, because it goes away: the client's bytes go to another one.
+    SendAgain,
+}
+
 impl Forward<'_> {
+    /// Whether there is nothing for the client so far.
+    fn is_empty(&self) -> bool {
+        self.run.is_empty() && self.out.is_empty()
+    }
+
     fn push(&mut self, run: Range<usize>) {
         if run.is_empty() {
             return;
@@ -187,6 +201,10 @@ impl Session {
         }
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);
+        if self.follows {
+            let outside = server.pipeline.status() == TransactionStatus::Idle;
+            server.flight.sent(&input[..taken.consumed], outside);
+        }
         if taken.stop == upstream::Stop::Terminate {
             self.lease().parts().1.closing = true;
         }
@@ -239,6 +257,7 @@ impl Session {
         }
         match lease.socket.write_now(bytes) {
             Ok(written) => {
+                lease.flight.note_written();
                 lease.backlog.extend_from_slice(&bytes[written..]);
                 Ok(())
             }
@@ -279,7 +298,8 @@ impl Session {
         let count = match server.socket.poll_read(context, &mut scratch.read[carried..]) {
             Poll::Pending => return Ok(Pumped::Nothing),
             Poll::Ready(Ok(0) | Err(_)) => {
-                return Err(Farewell::ServerGone { told: loan.fatal_seen });
+                let told = loan.fatal_seen;
+                return self.note_server_gone(told);
             }
             Poll::Ready(Ok(count)) => count,
         };
@@ -287,7 +307,9 @@ impl Session {
         let buffer = std::mem::take(&mut scratch.read);
         let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
         scratch.read = buffer;
-        result?;
+        if result? == Answered::SendAgain {
+            return Ok(self.send_again("server is going away"));
+        }
         let (server, loan) = self.lease().parts();
         if server.pipeline.owed() == 0 && !server.pipeline.is_quiet() {
             // All of an open batch is answered; its Sync is the client's to send.
@@ -296,13 +318,19 @@ impl Session {
         self.finish_if_idle(Pumped::Some)
     }
 
-    fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<(), Farewell> {
+    fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Answered, Farewell> {
         out.clear();
         let mut forward = Forward { input, run: 0..0, out };
         let mut at = 0;
         loop {
             let received = self.lease().pipeline.receive(&input[at..])?;
             let absolute = |range: Range<usize>| at + range.start..at + range.end;
+            if let Stop::Error(range) = &received.stop
+                && forward.is_empty()
+                && self.may_send_again(&input[absolute(range.clone())])
+            {
+                return Ok(Answered::SendAgain);
+            }
             forward.push(absolute(received.forward));
             match received.stop {
                 Stop::NeedMore => {
@@ -327,17 +355,23 @@ impl Session {
         self.lease().carry.extend_from_slice(rest);
         if forward.out.is_empty() {
             let run = forward.run.clone();
-            return self.send_if_any(&input[run]);
+            return self.send_answer(&input[run]);
         }
         forward.flush();
         let out = std::mem::take(forward.out);
-        let sent = self.send_if_any(&out);
+        let sent = self.send_answer(&out);
         *forward.out = out;
         sent
     }
 
-    fn send_if_any(&mut self, bytes: &[u8]) -> Result<(), Farewell> {
-        if bytes.is_empty() { Ok(()) } else { self.send(bytes) }
+    fn send_answer(&mut self, bytes: &[u8]) -> Result<Answered, Farewell> {
+        if !bytes.is_empty() {
+            if self.follows {
+                self.lease().flight.note_answer();
+            }
+            self.send(bytes)?;
+        }
+        Ok(Answered::PassedOn)
     }
 
     fn note_ready(&mut self) -> Result<(), Farewell> {
@@ -348,6 +382,8 @@ impl Session {
         let took = loan.query_began.take().map(|began| since(began, now));
         if server.pipeline.owed() > 0 {
             loan.query_began = Some(now);
+        } else {
+            server.flight.settle();
         }
         let status = server.pipeline.status();
         let mut stats = group.stats.borrow_mut();
@@ -381,7 +417,11 @@ impl Session {
     fn note_error(&mut self, body: &[u8]) {
         let fields = backend::error_fields(body);
         if fields.is_fatal() {
-            self.lease().parts().1.fatal_seen = true;
+            let lease = self.lease();
+            lease.parts().1.fatal_seen = true;
+            if is_going_away(fields.code) {
+                lease.site().report(&String::from_utf8_lossy(fields.message));
+            }
         }
         if let Ok(code) = str::from_utf8(fields.code) {
             self.plane.metrics.borrow_mut().errors.record(code);
@@ -429,6 +469,67 @@ impl Session {
         self.lease().parts().1.proving = false;
         self.parameters = Arc::clone(&self.lease().parameters);
         Ok(())
+    }
+
+    // ---- a server that goes away ----
+
+    /// Whether the server's first answer is an error that says: I did nothing, ask another one.
+    fn may_send_again(&mut self, body: &[u8]) -> bool {
+        if !self.may_change_server() {
+            return false;
+        }
+        let fields = backend::error_fields(body);
+        let Phase::Leased(lease) = &mut self.phase else { return false };
+        let refused = match fields.is_fatal() {
+            true => fields.code == sqlstate::ADMIN_SHUTDOWN.as_bytes(),
+            // Only a standby says so of every write; a transaction that is read only says it of its own.
+            false => {
+                fields.code == sqlstate::READ_ONLY_SQL_TRANSACTION.as_bytes()
+                    && lease.in_recovery
+                    && lease.site().in_recovery == Some(false)
+            }
+        };
+        if !refused || lease.flight.resendable(self.statements.as_deref()).is_none() {
+            return false;
+        }
+        lease.site().report(&String::from_utf8_lossy(fields.message));
+        true
+    }
+
+    /// Whether another server of the cluster is as good: not in session mode, where the session is.
+    fn may_change_server(&self) -> bool {
+        self.follows && self.group.mode.get() != PoolMode::Session
+    }
+
+    /// The end of the server's stream. What no byte of has gone to it may go to another one.
+    fn note_server_gone(&mut self, told: bool) -> Result<Pumped, Farewell> {
+        let may_change = self.may_change_server();
+        let lease = self.lease();
+        lease.site().report("the connection was lost");
+        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
+        match may_change && !told && untouched {
+            true => Ok(self.send_again("server conn crashed?")),
+            false => Err(Farewell::ServerGone { told }),
+        }
+    }
+
+    /// Gives the server up, and has the client's bytes go to the next one as if they came just now.
+    fn send_again(&mut self, reason: &str) -> Pumped {
+        let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            unreachable!("the relay runs only with a lease");
+        };
+        let changes = lease.pipeline.abandon();
+        statements::undo(changes, self.statements.as_deref_mut(), &mut lease.statements);
+        let mut again = lease.flight.take();
+        if let Some(carry) = self.carry.take() {
+            again.extend_from_slice(&carry);
+        }
+        self.carry = (!again.is_empty()).then(|| Box::new(again));
+        self.needed = 0;
+        self.body = Body::default();
+        self.plane.metrics.borrow_mut().sent_again += 1;
+        lease.close(reason);
+        Pumped::Released
     }
 
     // ---- the end of a lease ----
@@ -484,6 +585,11 @@ impl Session {
         self.give_back(lease, now);
         Ok(Pumped::Released)
     }
+}
+
+/// Whether it is the code of an error by which a server goes away, whatever was asked.
+fn is_going_away(code: &[u8]) -> bool {
+    sqlstate::IS_GOING_AWAY.iter().any(|known| known.as_bytes() == code)
 }
 
 fn duplicate_statement(name: &[u8]) -> BytesMut {

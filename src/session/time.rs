@@ -91,7 +91,12 @@ pub(super) fn query_wait_timeout(pool: &Pool, user: &str, limit: Duration) -> Sq
         0 => "an unlimited number".to_owned(),
         size => size.to_string(),
     };
-    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "query_wait_timeout")
+    let timeout = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "query_wait_timeout");
+    if let Some(why) = pool.held() {
+        let detail = format!("No server could be used within {} s: {why}.", limit.as_secs_f64());
+        return timeout.detail(detail).hint("Look at SHOW CLUSTERS, or raise query_wait_timeout.");
+    }
+    timeout
         .detail(format!(
             "No server connection became free within {} s. Pool \"{}\" for user \"{user}\" has {} of {size} in use; {} clients are waiting.",
             limit.as_secs_f64(),

@@ -7,6 +7,7 @@
 
 pub mod freshness;
 pub mod primary;
+pub mod probe;
 
 use std::fmt;
 use std::sync::Arc;
@@ -66,6 +67,18 @@ pub enum Named {
     Nobody(Arc<str>),
     /// Several members claim to be it: none is written to.
     Several(Vec<Arc<str>>),
+}
+
+impl Named {
+    /// Whether this member is, becomes, or claims to be the primary.
+    pub fn is_about(&self, name: &str) -> bool {
+        match self {
+            Named::Member(primary) => **primary == *name,
+            Named::Moving { from, to, .. } => from.iter().chain(to).any(|primary| **primary == *name),
+            Named::Nobody(_) => false,
+            Named::Several(names) => names.iter().any(|primary| **primary == *name),
+        }
+    }
 }
 
 /// What a source says of a cluster at one moment.

@@ -78,9 +78,36 @@ pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
     fields
 }
 
+/// The columns of a DataRow in text format; NULL is `None`, and all is `None` when the body is malformed.
+pub fn data_row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let (count, mut rest) = body.split_first_chunk()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, behind) = rest.split_first_chunk()?;
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            columns.push(None);
+            rest = behind;
+            continue;
+        };
+        let (column, behind) = behind.split_at_checked(length)?;
+        columns.push(Some(String::from_utf8_lossy(column).into_owned()));
+        rest = behind;
+    }
+    Some(columns)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_data_row_is_read_column_by_column() {
+        let row = data_row(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff");
+        assert_eq!(row, Some(vec![Some("a".to_owned()), None]));
+        for broken in [&b""[..], b"\0\x01", b"\0\x01\0\0\0\x02a"] {
+            assert_eq!(data_row(broken), None);
+        }
+    }
 
     #[test]
     fn an_error_gives_its_fields_in_any_order() {

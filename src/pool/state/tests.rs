@@ -21,7 +21,7 @@ fn pool_with_idle(limits: Limits, names: &[&'static str], now: Instant) -> PoolS
 }
 
 fn lent(pool: &mut PoolState<&'static str, u32>, worker: usize, now: Instant) -> Option<&'static str> {
-    pool.acquire(worker, now).map(|lent| lent.server)
+    pool.acquire(worker, now, |_| 0).map(|lent| lent.server)
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn a_worker_is_lent_its_own_server_else_one_of_the_worker_with_most() {
     let mut pool = pool_with_idle(limits(9, 0), &["a", "b"], now);
     pool.begin_opening();
     pool.opened("own", 1, now).unwrap();
-    let got = pool.acquire(1, now + 3 * SECOND).unwrap();
+    let got = pool.acquire(1, now + 3 * SECOND, |_| 0).unwrap();
     assert_eq!(got, Lent { server: "own", idle_for: 3 * SECOND, worker: 1 });
-    assert_eq!(pool.acquire(1, now).map(|lent| (lent.server, lent.worker)), Some(("b", 0)));
+    assert_eq!(pool.acquire(1, now, |_| 0).map(|lent| (lent.server, lent.worker)), Some(("b", 0)));
 }
 
 #[test]
@@ -317,7 +317,7 @@ impl Model {
 
     /// As a pool does: who gets no idle server waits.
     fn acquire(&mut self, worker: usize) {
-        match self.pool.acquire(worker, self.now) {
+        match self.pool.acquire(worker, self.now, |_| 0) {
             Some(lent) => {
                 assert!(!self.paused && self.waiting.is_empty(), "nobody overtakes");
                 assert!(self.idle.remove(&lent.server), "only an idle server is lent");

@@ -1,0 +1,449 @@
+//! FOLLOW. One task for each cluster: what its source observes and what its servers answer goes in,
+//! where the pools may open servers comes out. [`Follower`] is the type to read first; what it decides
+//! by is pure ([`topology`](crate::topology)).
+
+pub mod monitor;
+mod readers;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use crate::auth::Proof;
+use crate::config::{Cluster, Role, SourceKind};
+use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::pool::access::{Access, Alarm, Site};
+use crate::server::login::Recipe;
+use crate::session::clusters::{ClusterCommand, ClusterHandle, ClusterStatus, MemberStatus};
+use crate::session::control::on_all_workers;
+use crate::session::plane::Shared;
+use crate::topology::freshness::{Freshness, LagLimit, PrimaryLog};
+use crate::topology::primary::{Act, Gate, State, Why};
+use crate::topology::{Identity, Member, Observation, Place, probe};
+use monitor::Answer;
+use readers::Readers;
+
+/// Answers and observations that may wait for the follower; who finds it full waits in turn.
+const EVENTS_MAX: usize = 64;
+
+/// Commands of the console that may wait.
+const COMMANDS_MAX: usize = 8;
+
+/// How long a login of the monitor may take.
+const MONITOR_LOGIN: Duration = Duration::from_secs(1);
+
+/// How often standbys are looked at that say nothing, and servers asked while there is no primary.
+const TICK: Duration = Duration::from_millis(50);
+
+/// A question that can be asked early, and the task that asks.
+struct Monitor {
+    ask_now: Arc<Notify>,
+    task: AbortHandle,
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is known of one member.
+struct Known {
+    member: Member,
+    freshness: Freshness,
+    identity: Option<Identity>,
+    /// `None` when there is no user to ask as.
+    monitor: Option<Monitor>,
+}
+
+/// Follows one cluster.
+pub struct Follower {
+    cluster: Cluster,
+    shared: Arc<Shared>,
+    handle: Arc<ClusterHandle>,
+    gate: Gate,
+    known: BTreeMap<Arc<str>, Known>,
+    log: PrimaryLog,
+    alarm: Arc<Alarm>,
+    /// Where rw goes, kept while it is verified again.
+    writer: Option<Arc<Site>>,
+    readers: Readers,
+    answers: mpsc::Sender<Answer>,
+    /// Who waits for a HOLD to be complete.
+    holds: Vec<oneshot::Sender<bool>>,
+    moves: u64,
+    severed: u64,
+    last_primary: Option<Arc<str>>,
+    last_source: Option<(Instant, bool)>,
+}
+
+/// A follower's task; dropping it ends it.
+pub struct Following {
+    cluster: Cluster,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.shared.clusters.remove(&self.cluster.name);
+    }
+}
+
+/// The followers of all clusters of the settings.
+#[derive(Default)]
+pub struct Followers(BTreeMap<String, Following>);
+
+impl Followers {
+    /// Starts and ends followers, so that there is one for each cluster of the settings in force.
+    pub fn configure(&mut self, shared: &Arc<Shared>) {
+        let config = shared.config.load_full();
+        self.0.retain(|name, following| config.clusters.get(name) == Some(&following.cluster));
+        for (name, cluster) in &config.clusters {
+            if !self.0.contains_key(name) {
+                self.0.insert(name.clone(), start(cluster.clone(), shared));
+            }
+        }
+    }
+}
+
+fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
+    let (commands, command_ends) = mpsc::channel(COMMANDS_MAX);
+    let handle = Arc::new(ClusterHandle { commands, status: Default::default() });
+    shared.clusters.enter(&cluster.name, Arc::clone(&handle));
+    let (answers, answer_ends) = mpsc::channel(EVENTS_MAX);
+    let follower = Follower {
+        cluster: cluster.clone(),
+        shared: Arc::clone(shared),
+        handle,
+        gate: Gate::new(Instant::now()),
+        known: BTreeMap::new(),
+        log: PrimaryLog::default(),
+        alarm: Arc::default(),
+        writer: None,
+        readers: Readers::default(),
+        answers,
+        holds: Vec::new(),
+        moves: 0,
+        severed: 0,
+        last_primary: None,
+        last_source: None,
+    };
+    let task = tokio::spawn(follower.run(answer_ends, command_ends));
+    Following { cluster, shared: Arc::clone(shared), task }
+}
+
+impl Follower {
+    async fn run(
+        mut self,
+        mut answers: mpsc::Receiver<Answer>,
+        mut commands: mpsc::Receiver<ClusterCommand>,
+    ) {
+        match self.cluster.source {
+            Some(SourceKind::Static) => self.observe(probe::fixed(&self.cluster)),
+            Some(SourceKind::Probe) => self.enter_members(&probe::members(&self.cluster)),
+            Some(SourceKind::Cnpg | SourceKind::Patroni | SourceKind::Label) | None => {}
+        }
+        let alarm = Arc::clone(&self.alarm);
+        loop {
+            self.settle().await;
+            let pause = self
+                .gate
+                .next_deadline()
+                .map_or(TICK, |at| at.saturating_duration_since(Instant::now()).min(TICK));
+            tokio::select! {
+                Some(answer) = answers.recv() => self.handle_answer(answer),
+                Some(command) = commands.recv() => self.handle_command(command),
+                () = alarm.rung() => self.handle_troubles(),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    // ---- what comes in ----
+
+    fn observe(&mut self, observation: Observation) {
+        let now = Instant::now();
+        self.last_source = Some((now, true));
+        if observation != *self.gate.observation() {
+            tracing::debug!("cluster {}: {observation:?}", self.cluster.name);
+        }
+        self.enter_members(&observation.members);
+        self.gate.handle_observation(observation, now);
+    }
+
+    /// Members that came get a monitor, those that went or moved lose theirs.
+    fn enter_members(&mut self, members: &[Member]) {
+        let is_there = |known: &Known| members.iter().any(|member| member.place == known.member.place);
+        self.known.retain(|_, known| is_there(known));
+        for member in members {
+            if let Some(known) = self.known.get_mut(&member.name) {
+                known.member = member.clone();
+                continue;
+            }
+            let monitor = self.monitor(&member.place);
+            let known =
+                Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
+            self.known.insert(Arc::clone(&member.name), known);
+        }
+    }
+
+    fn monitor(&self, place: &Place) -> Option<Monitor> {
+        let config = self.shared.config.load();
+        let settings = &config.settings;
+        let user = settings.monitor_user.as_ref().or(settings.auth_user.as_ref())?;
+        let secret = self.shared.credentials(user)?.server_secret(&Proof::default());
+        let recipe = Recipe {
+            endpoint: Arc::new(Endpoint { host: place.host.clone(), port: place.port }),
+            options: TcpOptions::new(settings),
+            user: user.clone(),
+            database: settings.monitor_dbname.clone(),
+            parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],
+            secret,
+            timeout: Some(MONITOR_LOGIN),
+            connect_query: None,
+            statements_max: 0,
+        };
+        let ask_now = Arc::new(Notify::new());
+        let session = Arc::clone(&self.shared.server);
+        let asking =
+            monitor::watch(place.clone(), recipe, session, Arc::clone(&ask_now), self.answers.clone());
+        Some(Monitor { ask_now, task: tokio::spawn(asking).abort_handle() })
+    }
+
+    fn handle_answer(&mut self, answer: Answer) {
+        let now = Instant::now();
+        let Some(known) = self.known.values_mut().find(|known| known.member.place == answer.place) else {
+            return;
+        };
+        match &answer.status {
+            Ok(status) => {
+                known.identity = Some(status.identity);
+                if status.identity.in_recovery {
+                    known.freshness.hear(self.log.lag(status.lsn, now), now);
+                } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
+                    self.log.note(status.lsn, answer.asked);
+                }
+                self.gate.handle_identity(&answer.place, status.identity, now);
+            }
+            Err(reason) => {
+                if known.identity.take().is_some() {
+                    tracing::warn!(
+                        "cluster {}: server {} does not answer: {reason}",
+                        self.cluster.name,
+                        known.member.name
+                    );
+                }
+                self.gate.handle_silence(&answer.place, reason, now);
+                self.gate.handle_trouble(&answer.place, reason, now);
+            }
+        }
+        if self.cluster.source == Some(SourceKind::Probe) {
+            let answers = self.known.values().map(|known| (known.member.clone(), known.identity));
+            self.observe(probe::observe(&answers.collect::<Vec<_>>()));
+        }
+    }
+
+    fn handle_command(&mut self, command: ClusterCommand) {
+        let now = Instant::now();
+        match command {
+            ClusterCommand::Hold(time, answer) => {
+                tracing::info!("cluster {}: HOLD seconds={}", self.cluster.name, time.as_secs_f64());
+                self.gate.hold(now + time, now);
+                self.holds.push(answer);
+            }
+            ClusterCommand::Release => self.gate.release(now),
+        }
+    }
+
+    fn handle_troubles(&mut self) {
+        for (place, reason) in self.alarm.take() {
+            self.gate.handle_trouble(&place, &reason, Instant::now());
+        }
+    }
+
+    // ---- what goes out ----
+
+    /// Carries out what was decided, asks whom there is to ask, and tells the pools.
+    async fn settle(&mut self) {
+        let now = Instant::now();
+        self.gate.tick(now);
+        if let Some(member) = self.gate.poll_verify(now) {
+            self.verify(&member, now);
+        }
+        if self.cluster.source == Some(SourceKind::Probe) && !matches!(self.gate.state(), State::Open(_)) {
+            // Nobody else will say who the primary is.
+            self.known
+                .values()
+                .filter_map(|known| known.monitor.as_ref())
+                .for_each(|m| m.ask_now.notify_one());
+        }
+        for act in self.gate.take_acts() {
+            self.act(act).await;
+        }
+        self.publish(now);
+        self.answer_holds();
+    }
+
+    fn verify(&mut self, member: &Member, now: Instant) {
+        match self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
+            Some(monitor) => monitor.ask_now.notify_one(),
+            // Without a user to ask as, each connection is checked at its login, and nothing before it.
+            None => self.gate.trust(&member.place, now),
+        }
+    }
+
+    async fn act(&mut self, act: Act) {
+        let name = &self.cluster.name;
+        match act {
+            Act::Drain(place) => {
+                tracing::info!("cluster {name}: draining {place}: {}", self.why());
+                self.close_writer(&place);
+            }
+            Act::Open(place) => {
+                let primary = self.gate.state().member().map(|member| Arc::clone(&member.name));
+                tracing::info!(
+                    "cluster {name}: primary={} address={place}",
+                    primary.as_deref().unwrap_or("")
+                );
+                if self.last_primary.is_some() && self.last_primary != primary {
+                    self.moves += 1;
+                }
+                self.last_primary = primary;
+                let same = |site: &Arc<Site>| site.place.as_ref() == Some(&place) && !site.is_closed();
+                if !self.writer.as_ref().is_some_and(same) {
+                    self.writer = Some(Site::of_cluster(place, Some(false), &self.alarm));
+                }
+            }
+            Act::Sever(place) => {
+                self.close_writer(&place);
+                self.readers.close(&place);
+                let cut = sever(&self.shared, place.clone()).await;
+                self.severed += cut;
+                tracing::warn!("cluster {}: cut connections to {place}: count={cut}", self.cluster.name);
+            }
+        }
+    }
+
+    fn close_writer(&mut self, place: &Place) {
+        if let Some(site) = self.writer.take_if(|site| site.place.as_ref() == Some(place)) {
+            site.close();
+        }
+    }
+
+    fn why(&self) -> String {
+        self.gate.state().why().map_or_else(String::new, Why::to_string)
+    }
+
+    fn publish(&mut self, now: Instant) {
+        let settings = &self.shared.config.load().settings;
+        let limit = LagLimit {
+            bytes: Some(u64::from(settings.max_standby_lag_bytes)).filter(|most| *most > 0),
+            age: Some(settings.max_standby_lag).filter(|most| !most.is_zero()),
+        };
+        let is_reader = |known: &&Known| self.is_reader(known, &limit, now);
+        let fresh: Vec<_> = self.known.values().filter(is_reader).map(|known| known.member.clone()).collect();
+        let readers = self.readers.choose(&fresh, settings.zone.as_deref(), &self.alarm);
+        let held = self.gate.state().why().map(|why| Arc::from(why.to_string()));
+        let writer = Access { sites: self.writer.iter().cloned().collect(), held };
+        let access = roles(&writer, readers, settings.standby_fallback);
+        let routes = self.shared.databases.routes(&self.cluster.name);
+        if routes.publish_if_new(access) {
+            self.shared.databases.route_all(&self.cluster.name);
+        }
+        self.handle.status.store(Arc::new(self.status()));
+    }
+
+    fn is_reader(&self, known: &Known, limit: &LagLimit, now: Instant) -> bool {
+        let member = &known.member;
+        let becomes_primary = self.gate.observation().primary.is_about(&member.name)
+            || self.gate.state().member().is_some_and(|primary| primary.name == member.name);
+        let may = member.ready && !member.terminating && member.fenced.is_none() && !becomes_primary;
+        // A standby that says it is none is an old primary, or is being promoted.
+        let confirmed = match &known.monitor {
+            Some(_) => {
+                known.identity.is_some_and(|identity| identity.in_recovery)
+                    && known.freshness.is_fresh(limit, now)
+            }
+            None => true,
+        };
+        may && confirmed
+    }
+
+    fn answer_holds(&mut self) {
+        let held = matches!(self.gate.state(), State::Draining(_, Why::Held) | State::Hold(Why::Held));
+        let drained = || {
+            let pools = self.shared.databases.pools_of(&self.cluster.name, Role::ReadWrite);
+            pools.iter().all(|pool| pool.is_empty())
+        };
+        if self.holds.is_empty() || held && !drained() {
+            return;
+        }
+        for answer in self.holds.drain(..) {
+            // The console's client may have gone meanwhile.
+            let _ = answer.send(held);
+        }
+    }
+
+    fn status(&self) -> ClusterStatus {
+        let state = self.gate.state();
+        let member = |known: &Known| MemberStatus {
+            name: Arc::clone(&known.member.name),
+            address: known.member.place.to_string(),
+            zone: known.member.zone.clone(),
+            in_recovery: known.identity.map(|identity| identity.in_recovery),
+            serves_reads: self.readers.serves(&known.member.place),
+            lag: known.freshness.lag.filter(|_| known.identity.is_some_and(|identity| identity.in_recovery)),
+            leased: self.readers.leased(&known.member.place),
+        };
+        let primary = state.member();
+        let timeline = primary.and_then(|member| self.known.get(&member.name)?.identity);
+        ClusterStatus {
+            state: state.name(),
+            since: Some(self.gate.since()),
+            why: state.why().map(|why| (why.label(), why.to_string().into())),
+            primary: primary.map(|member| Arc::clone(&member.name)),
+            timeline: timeline.map(|identity| identity.timeline),
+            members: self.known.values().map(member).collect(),
+            moves: self.moves,
+            severed: self.severed,
+            split: matches!(state.why(), Some(Why::Several(_))),
+            source: self.last_source,
+        }
+    }
+}
+
+/// What each role may use.
+fn roles(writer: &Access, readers: Vec<Arc<Site>>, fallback: bool) -> BTreeMap<Role, Access> {
+    let open_writer = writer.sites.iter().filter(|_| writer.held.is_none()).cloned();
+    let any: Vec<_> = readers.iter().cloned().chain(open_writer.clone()).collect();
+    let or_writer = match readers.is_empty() {
+        true => open_writer.collect(),
+        false => readers.clone(),
+    };
+    let read_only = if fallback { or_writer.clone() } else { readers };
+    let access = |sites: Vec<Arc<Site>>, none: &str| {
+        let held = sites.is_empty().then(|| Arc::from(none));
+        Access { sites, held }
+    };
+    BTreeMap::from([
+        (Role::ReadWrite, writer.clone()),
+        (Role::ReadOnly, access(read_only, "no standby is ready and fresh enough")),
+        (Role::Read, access(any, "no server of the cluster is ready and fresh enough")),
+        (Role::PreferStandby, access(or_writer, "no server of the cluster is ready and fresh enough")),
+    ])
+}
+
+/// Ends every session that drives a server at this place. Returns how many there were.
+async fn sever(shared: &Shared, place: Place) -> u64 {
+    let cut = on_all_workers(shared, move |plane| {
+        let sessions = plane.sessions.borrow();
+        let at_place = sessions.iter().filter(|(_, session)| session.borrow_mut().sever(&place));
+        at_place.count() as u64
+    });
+    cut.await.into_iter().sum()
+}

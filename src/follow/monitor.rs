@@ -1,0 +1,128 @@
+//! Our own connection to each server of a cluster: [`watch`] asks it each second, or when told to, who
+//! it is and how far it is. The pools' connections are never used for that, so a pool full of stuck
+//! queries hides nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
+
+use crate::server::login::Recipe;
+use crate::server::{ServerConnection, Session};
+use crate::topology::{Identity, Place};
+
+/// How often a server is asked.
+pub const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long an answer may take, and a login. A frozen server answers nothing, and must not be waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Everything in one round trip; PUBLIC may execute all of it.
+const QUESTION: &str = "SELECT pg_is_in_recovery(), \
+    (SELECT system_identifier FROM pg_control_system()), \
+    CASE WHEN pg_is_in_recovery() \
+    THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
+        (SELECT timeline_id FROM pg_control_checkpoint())) \
+    ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END, \
+    (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END \
+        - '0/0'::pg_lsn)::bigint";
+
+/// What a server said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Who it is.
+    pub identity: Identity,
+    /// The WAL that it has written or, in recovery, replayed.
+    pub lsn: u64,
+}
+
+/// An answer, or why there is none.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Who was asked.
+    pub place: Place,
+    /// What it said.
+    pub status: Result<Status, Arc<str>>,
+    /// When it was asked: what it says of its WAL is at least as new.
+    pub asked: Instant,
+}
+
+/// Asks until it is aborted.
+pub async fn watch(
+    place: Place,
+    recipe: Recipe,
+    session: Arc<Session>,
+    ask_now: Arc<Notify>,
+    answers: mpsc::Sender<Answer>,
+) {
+    let mut connection = None;
+    loop {
+        let asked = Instant::now();
+        let status = ask(&mut connection, &recipe, &session).await;
+        if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
+            return;
+        }
+        // Waking early is what it is for; the time's passing is no error.
+        let _ = timeout(INTERVAL, ask_now.notified()).await;
+    }
+}
+
+/// Over the connection that is there; if that is lost, over a new one.
+async fn ask(
+    connection: &mut Option<ServerConnection>,
+    recipe: &Recipe,
+    session: &Session,
+) -> Result<Status, Arc<str>> {
+    if let Some(mut open) = connection.take()
+        && let Ok(Ok(row)) = timeout(PATIENCE, open.first_row(QUESTION, session)).await
+    {
+        let status = read(&row)?;
+        *connection = Some(open);
+        return Ok(status);
+    }
+    let attempt = async {
+        let (mut open, _) = recipe.open(session, 0, 0).await.map_err(|error| error.to_string())?;
+        let row = open.first_row(QUESTION, session).await.map_err(|error| error.to_string())?;
+        Ok::<_, String>((open, row))
+    };
+    match timeout(PATIENCE, attempt).await {
+        Ok(Ok((open, row))) => {
+            *connection = Some(open);
+            read(&row)
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs()).into()),
+    }
+}
+
+fn read(row: &[Option<String>]) -> Result<Status, Arc<str>> {
+    let unreadable = || Arc::from(format!("an answer that cannot be read: {row:?}"));
+    let [Some(in_recovery), Some(system_id), Some(timeline), Some(lsn)] = row else {
+        return Err(unreadable());
+    };
+    // bigint has a sign, the identifier has none.
+    let system_id = system_id.parse::<i64>().map(i64::cast_unsigned).or(system_id.parse::<u64>());
+    match (system_id, timeline.parse(), lsn.parse()) {
+        (Ok(system_id), Ok(timeline), Ok(lsn)) => {
+            Ok(Status { identity: Identity { in_recovery: in_recovery == "t", system_id, timeline }, lsn })
+        }
+        _ => Err(unreadable()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_or_shown() {
+        let row = |cells: [&str; 4]| cells.map(|cell| Some(cell.to_owned()));
+        let status = read(&row(["f", "7594321098765432101", "3", "50331648"])).expect("a right answer");
+        let identity = Identity { in_recovery: false, system_id: 7_594_321_098_765_432_101, timeline: 3 };
+        assert_eq!(status, Status { identity, lsn: 50_331_648 });
+        let error = read(&row(["t", "x", "3", "1"])).expect_err("no number");
+        assert!(error.contains("\"x\""), "{error}");
+        assert!(read(&[None]).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! Where a pool may open servers now: [`Access`]. For a database without a cluster it never changes;
+//! for one of a cluster the follower changes it as the topology changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::config::Role;
+use crate::net::endpoint::Endpoint;
+use crate::topology::Place;
+
+/// One server that connections are opened to, as all pools see it.
+#[derive(Debug)]
+pub struct Site {
+    /// Where it is dialled.
+    pub endpoint: Arc<Endpoint>,
+    /// Its place in the topology; `None` without a cluster.
+    pub place: Option<Place>,
+    /// Whether it must be in recovery, as a standby is; `None` takes either.
+    pub in_recovery: Option<bool>,
+    /// Connections to it, those that are being opened included.
+    connections: AtomicU32,
+    /// Connections to it that are lent to clients.
+    leased: AtomicU32,
+    closed: AtomicBool,
+    alarm: Option<Arc<Alarm>>,
+}
+
+/// Tells a cluster's follower that something went wrong at one of its servers. It holds the newest
+/// trouble of each place, so that it cannot overflow.
+#[derive(Debug, Default)]
+pub struct Alarm {
+    troubles: Mutex<Vec<(Place, Arc<str>)>>,
+    bell: Notify,
+}
+
+impl Alarm {
+    fn ring(&self, place: &Place, reason: &str) {
+        let mut troubles = self.troubles.lock();
+        if !troubles.iter().any(|(known, _)| known == place) {
+            troubles.push((place.clone(), reason.into()));
+        }
+        drop(troubles);
+        self.bell.notify_one();
+    }
+
+    /// Waits until something has gone wrong.
+    pub async fn rung(&self) {
+        self.bell.notified().await;
+    }
+
+    /// What has gone wrong since the last call, once for each place.
+    pub fn take(&self) -> Vec<(Place, Arc<str>)> {
+        std::mem::take(&mut *self.troubles.lock())
+    }
+}
+
+impl Site {
+    /// A server of a database without a cluster.
+    pub fn fixed(endpoint: Arc<Endpoint>) -> Arc<Self> {
+        Arc::new(Site {
+            endpoint,
+            place: None,
+            in_recovery: None,
+            connections: AtomicU32::new(0),
+            leased: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            alarm: None,
+        })
+    }
+
+    /// A member of a cluster.
+    pub fn of_cluster(place: Place, in_recovery: Option<bool>, alarm: &Arc<Alarm>) -> Arc<Self> {
+        Arc::new(Site {
+            endpoint: Arc::new(Endpoint { host: place.host.clone(), port: place.port }),
+            place: Some(place),
+            in_recovery,
+            connections: AtomicU32::new(0),
+            leased: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            alarm: Some(Arc::clone(alarm)),
+        })
+    }
+
+    /// Nothing new begins here: its servers are closed as soon as nobody uses them.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether nothing new may begin here.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Something went wrong here that the cluster's follower must look into.
+    pub fn report(&self, reason: &str) {
+        if let (Some(alarm), Some(place)) = (&self.alarm, &self.place) {
+            alarm.ring(place, reason);
+        }
+    }
+
+    /// Connections to it that are lent to clients.
+    pub fn leased(&self) -> u32 {
+        self.leased.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_lent(&self) {
+        self.leased.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn note_returned(&self) {
+        self.leased.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One connection to a site, from its dialling to its end.
+#[derive(Debug)]
+pub(super) struct Seat(pub(super) Arc<Site>);
+
+impl Seat {
+    /// At the site that has the fewest; of several such, the one whose turn it is.
+    pub(super) fn least_used(sites: &[Arc<Site>], turn: usize) -> Option<Seat> {
+        let in_turn = (0..sites.len()).map(|step| &sites[(turn + step) % sites.len()]);
+        let site = in_turn.min_by_key(|site| site.connections.load(Ordering::Relaxed))?;
+        site.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Seat(Arc::clone(site)))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where servers may be opened, or why none.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The sites; none while the pool is held.
+    pub sites: Vec<Arc<Site>>,
+    /// Why clients must wait, for the DETAIL of what they are told.
+    pub held: Option<Arc<str>>,
+}
+
+/// Two are the same when they are of the same sites, not of sites that are alike.
+impl PartialEq for Access {
+    fn eq(&self, other: &Self) -> bool {
+        let same_sites = self.sites.len() == other.sites.len()
+            && self.sites.iter().zip(&other.sites).all(|(one, two)| Arc::ptr_eq(one, two));
+        same_sites && self.held == other.held
+    }
+}
+
+/// The access of each role of one cluster, as its follower last said. Pools that are made later
+/// begin with it.
+#[derive(Debug, Default)]
+pub struct Routes {
+    access: ArcSwap<BTreeMap<Role, Access>>,
+}
+
+impl Routes {
+    /// What a role may use now; held before the follower has spoken.
+    pub fn access(&self, role: Role) -> Access {
+        let unknown =
+            || Access { sites: Vec::new(), held: Some("nothing is known of the cluster yet".into()) };
+        self.access.load().get(&role).cloned().unwrap_or_else(unknown)
+    }
+
+    /// The follower's newest word. Returns whether it is another one than before.
+    pub fn publish_if_new(&self, access: BTreeMap<Role, Access>) -> bool {
+        let is_new = **self.access.load() != access;
+        if is_new {
+            self.access.store(Arc::new(access));
+        }
+        is_new
+    }
+}

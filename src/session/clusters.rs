@@ -1,0 +1,146 @@
+//! What is known of each cluster, and how its follower is told to do something. The follower is on a
+//! floor above: it enters itself here, and the console and the metrics look.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::RwLock;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admin::{ClusterView, MemberView};
+use crate::topology::freshness::Lag;
+
+/// What the console tells a follower.
+#[derive(Debug)]
+pub enum ClusterCommand {
+    /// HOLD: nothing new begins for so long. Answered when the primary is drained at transaction
+    /// boundaries: true, or false when the time was over before.
+    Hold(Duration, oneshot::Sender<bool>),
+    /// Ends a HOLD.
+    Release,
+}
+
+/// One cluster at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterStatus {
+    /// open, draining, hold or verify.
+    pub state: &'static str,
+    /// Since when it is open, or since when clients wait.
+    pub since: Option<Instant>,
+    /// Why clients wait; a word, and a sentence.
+    pub why: Option<(&'static str, Arc<str>)>,
+    /// The member that is written to, or is about to be.
+    pub primary: Option<Arc<str>>,
+    /// Timeline of the primary, as it last said.
+    pub timeline: Option<u32>,
+    /// The servers.
+    pub members: Vec<MemberStatus>,
+    /// How often another member became the primary.
+    pub moves: u64,
+    /// Connections that were cut because their server is no longer the primary.
+    pub severed: u64,
+    /// Whether several members claim to be the primary.
+    pub split: bool,
+    /// When the source last said something, and whether it can be reached.
+    pub source: Option<(Instant, bool)>,
+}
+
+/// One server of a cluster at one moment.
+#[derive(Clone, Debug)]
+pub struct MemberStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its address.
+    pub address: String,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// Whether it is in recovery, as it last said.
+    pub in_recovery: Option<bool>,
+    /// Whether it gets queries of role ro.
+    pub serves_reads: bool,
+    /// How far it is behind.
+    pub lag: Option<Lag>,
+    /// Connections to it that are lent to clients of roles other than rw.
+    pub leased: u32,
+}
+
+impl ClusterStatus {
+    /// As the console and the metrics show it.
+    pub fn view(&self, name: &str, now: Instant) -> ClusterView {
+        ClusterView {
+            name: name.to_owned(),
+            state: self.state,
+            since_ms: self.since.map_or(0, |since| millis(since, now)),
+            why: self.why.as_ref().map(|(word, _)| *word),
+            detail: self.why.as_ref().map(|(_, sentence)| sentence.to_string()),
+            primary: self.primary.as_deref().map(str::to_owned),
+            timeline: self.timeline,
+            moves: self.moves,
+            severed: self.severed,
+            split: self.split,
+            source_age_ms: self.source.map(|(at, _)| millis(at, now)),
+            source_ok: self.source.is_some_and(|(_, reached)| reached),
+            members: self.members.iter().map(MemberStatus::view).collect(),
+        }
+    }
+}
+
+impl MemberStatus {
+    fn view(&self) -> MemberView {
+        MemberView {
+            name: self.name.to_string(),
+            address: self.address.clone(),
+            zone: self.zone.as_deref().map(str::to_owned),
+            says: match self.in_recovery {
+                Some(true) => "standby",
+                Some(false) => "primary",
+                None => "unknown",
+            },
+            serves_reads: self.serves_reads,
+            lag_bytes: self.lag.map(|lag| lag.bytes),
+            lag_ms: self.lag.map(|lag| u64::try_from(lag.age.as_millis()).unwrap_or(u64::MAX)),
+            leased: self.leased,
+        }
+    }
+}
+
+fn millis(since: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How to reach one follower.
+#[derive(Debug)]
+pub struct ClusterHandle {
+    /// Its ear; few commands fit, and who finds it full is told so.
+    pub commands: mpsc::Sender<ClusterCommand>,
+    /// Its newest word.
+    pub status: ArcSwap<ClusterStatus>,
+}
+
+/// Every cluster that is followed.
+#[derive(Debug, Default)]
+pub struct Clusters(RwLock<BTreeMap<Arc<str>, Arc<ClusterHandle>>>);
+
+impl Clusters {
+    /// The cluster of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<ClusterHandle>> {
+        self.0.read().get(name).map(Arc::clone)
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> Vec<(Arc<str>, Arc<ClusterHandle>)> {
+        self.0.read().iter().map(|(name, handle)| (Arc::clone(name), Arc::clone(handle))).collect()
+    }
+
+    /// A follower begins.
+    pub fn enter(&self, name: &str, handle: Arc<ClusterHandle>) {
+        self.0.write().insert(name.into(), handle);
+    }
+
+    /// A follower has ended.
+    pub fn remove(&self, name: &str) {
+        self.0.write().remove(name);
+    }
+}

@@ -1,0 +1,354 @@
+//! A lexer, not a parser: what kind of statement is this? [`statements`] tells, for each statement of a
+//! simple Query, as much as its first words say. It never says that something only reads when it may
+//! write.
+
+/// What a statement does, as far as it decides what is known after a lost connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It cannot change anything: SELECT without a function of the user's, SHOW, SET, FETCH and the like.
+    Read,
+    /// BEGIN, START TRANSACTION
+    Begin,
+    /// COMMIT, END, PREPARE TRANSACTION
+    Commit,
+    /// ROLLBACK, ABORT
+    Rollback,
+    /// CALL: a procedure may commit in the middle.
+    Call,
+    /// DO: so may an anonymous block.
+    Do,
+    /// COPY
+    Copy,
+    /// Anything else: it may write.
+    Write,
+}
+
+/// One word, or one other thing that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token<'a> {
+    /// A keyword or an identifier that is not quoted.
+    Word(&'a str),
+    /// `(`
+    Open,
+    /// `;`
+    Semicolon,
+    /// Everything else: numbers, strings, quoted identifiers, operators.
+    Other,
+}
+
+/// Functions of PostgreSQL that a SELECT may call without being taken for one that writes, and the
+/// keywords that may stand before a parenthesis.
+const HARMLESS: &[&str] = &[
+    "select",
+    "from",
+    "where",
+    "in",
+    "and",
+    "or",
+    "not",
+    "any",
+    "some",
+    "all",
+    "exists",
+    "as",
+    "on",
+    "using",
+    "values",
+    "over",
+    "filter",
+    "within",
+    "group",
+    "by",
+    "union",
+    "except",
+    "intersect",
+    "case",
+    "when",
+    "then",
+    "else",
+    "row",
+    "array",
+    "cast",
+    "coalesce",
+    "nullif",
+    "greatest",
+    "least",
+    "extract",
+    "count",
+    "sum",
+    "min",
+    "max",
+    "avg",
+    "now",
+    "lower",
+    "upper",
+    "length",
+    "abs",
+    "round",
+    "trim",
+    "substring",
+    "concat",
+    "to_char",
+    "date_trunc",
+    "jsonb_build_object",
+    "json_build_object",
+    "array_agg",
+    "string_agg",
+    "json_agg",
+    "jsonb_agg",
+    "row_to_json",
+    "to_json",
+    "to_jsonb",
+    "unnest",
+    "generate_series",
+    "lateral",
+    "numeric",
+    "varchar",
+    "char",
+    "timestamp",
+    "interval",
+    "distinct",
+    "partition",
+    "order",
+    "having",
+    "join",
+    "with",
+    "recursive",
+    "materialized",
+    "position",
+    "pg_is_in_recovery",
+    "pg_sleep",
+    "current_setting",
+];
+
+/// The statements of a simple Query, in order; empty ones are left out.
+pub fn statements(sql: &[u8]) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    let mut statement = Vec::new();
+    let tokens = Lexer { rest: sql };
+    for token in tokens {
+        match token {
+            Token::Semicolon => kinds.extend(kind(&std::mem::take(&mut statement))),
+            other => statement.push(other),
+        }
+    }
+    kinds.extend(kind(&statement));
+    kinds
+}
+
+/// `None` for an empty statement.
+fn kind(tokens: &[Token<'_>]) -> Option<Kind> {
+    let word = |place: usize| match tokens.get(place) {
+        Some(Token::Word(word)) => word.to_ascii_lowercase(),
+        _ => String::new(),
+    };
+    tokens.first()?;
+    let first_word = tokens.iter().position(|token| *token != Token::Open).unwrap_or_default();
+    Some(match word(first_word).as_str() {
+        "begin" | "start" => Kind::Begin,
+        "commit" | "end" => Kind::Commit,
+        "prepare" if word(first_word + 1) == "transaction" => Kind::Commit,
+        // COMMIT PREPARED and ROLLBACK PREPARED run by themselves.
+        "rollback" if word(first_word + 1) == "prepared" => Kind::Write,
+        "rollback" | "abort" => Kind::Rollback,
+        "call" => Kind::Call,
+        "do" => Kind::Do,
+        "copy" => Kind::Copy,
+        "show" | "set" | "reset" | "fetch" | "move" | "close" | "declare" | "savepoint" | "release"
+        | "listen" | "unlisten" | "discard" | "deallocate" => Kind::Read,
+        "select" | "table" | "values" | "with" if only_reads(tokens) => Kind::Read,
+        "explain" if !has_word(tokens, "analyze") && !has_word(tokens, "analyse") => Kind::Read,
+        _ => Kind::Write,
+    })
+}
+
+fn has_word(tokens: &[Token<'_>], wanted: &str) -> bool {
+    tokens.iter().any(|token| matches!(token, Token::Word(word) if word.eq_ignore_ascii_case(wanted)))
+}
+
+/// No INTO, no row locks, no statement inside WITH that writes, and no function that may.
+fn only_reads(tokens: &[Token<'_>]) -> bool {
+    let writes = ["into", "insert", "update", "delete", "merge", "share"];
+    let is_harmless = |word: &str| HARMLESS.iter().any(|known| known.eq_ignore_ascii_case(word));
+    let calls = tokens.windows(2).any(|pair| match pair {
+        [Token::Word(word), Token::Open] => !is_harmless(word),
+        [Token::Other, Token::Open] => false,
+        _ => false,
+    });
+    !calls && !writes.iter().any(|word| has_word(tokens, word))
+}
+
+struct Lexer<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Lexer<'a> {
+    /// The rest behind the first place that `end` is found at; everything when it is not.
+    fn skip_behind(&mut self, from: usize, end: &[u8]) {
+        let found = self.rest[from..].windows(end.len()).position(|window| window == end);
+        self.rest = found.map_or(&[], |at| &self.rest[from + at + end.len()..]);
+    }
+
+    fn skip_comment(&mut self) {
+        let mut depth = 0;
+        while !self.rest.is_empty() {
+            match self.rest {
+                [b'/', b'*', rest @ ..] => (depth, self.rest) = (depth + 1, rest),
+                [b'*', b'/', rest @ ..] => (depth, self.rest) = (depth - 1, rest),
+                [_, rest @ ..] => self.rest = rest,
+                [] => {}
+            }
+            if depth == 0 {
+                return;
+            }
+        }
+    }
+
+    /// A string or a quoted identifier; with `escapes` a backslash hides what follows it.
+    fn skip_quoted(&mut self, quote: u8, escapes: bool) {
+        let mut at = 1;
+        while at < self.rest.len() {
+            match self.rest[at] {
+                b'\\' if escapes => at += 2,
+                found if found == quote && self.rest.get(at + 1) == Some(&quote) => at += 2,
+                found if found == quote => break,
+                _ => at += 1,
+            }
+        }
+        self.rest = self.rest.get(at + 1..).unwrap_or_default();
+    }
+
+    /// `$tag$ … $tag$`; a parameter like `$1` is no such quote.
+    fn skip_dollar(&mut self) {
+        let tag = self.rest[1..].iter().position(|byte| !is_word(*byte)).map(|length| length + 1);
+        match tag {
+            Some(end) if self.rest[end] == b'$' && !self.rest[1].is_ascii_digit() => {
+                let tag = self.rest[..=end].to_vec();
+                self.skip_behind(end + 1, &tag);
+            }
+            _ => self.rest = &self.rest[1..],
+        }
+    }
+
+    fn word(&mut self) -> Token<'a> {
+        let length = self.rest.iter().position(|byte| !is_word(*byte)).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        if word.eq_ignore_ascii_case(b"e") && rest.first() == Some(&b'\'') {
+            self.skip_quoted(b'\'', true);
+            return Token::Other;
+        }
+        match str::from_utf8(word) {
+            Ok(word) if !word.starts_with(|first: char| first.is_ascii_digit()) => Token::Word(word),
+            _ => Token::Other,
+        }
+    }
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+impl<'a> Iterator for Lexer<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        loop {
+            match *self.rest {
+                [] => return None,
+                [b'-', b'-', ..] => self.skip_behind(0, b"\n"),
+                [b'/', b'*', ..] => self.skip_comment(),
+                [first, ..] if first.is_ascii_whitespace() || first == 0 => self.rest = &self.rest[1..],
+                [first, ..] if is_word(first) => return Some(self.word()),
+                [first, ..] => {
+                    match first {
+                        b'\'' | b'"' => self.skip_quoted(first, false),
+                        b'$' => self.skip_dollar(),
+                        _ => self.rest = &self.rest[1..],
+                    }
+                    return Some(match first {
+                        b';' => Token::Semicolon,
+                        b'(' => Token::Open,
+                        _ => Token::Other,
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Kind::*;
+    use super::*;
+
+    fn check(sql: &str, expected: &[Kind]) {
+        assert_eq!(statements(sql.as_bytes()), expected, "{sql}");
+    }
+
+    #[test]
+    fn the_first_words_tell_what_a_statement_does() {
+        check("", &[]);
+        check(" ;; ", &[]);
+        check("BEGIN", &[Begin]);
+        check("start transaction read only", &[Begin]);
+        check("/* a /* b */ */ commit -- now", &[Commit]);
+        check("END;", &[Commit]);
+        check("prepare transaction 'x'", &[Commit]);
+        check("PREPARE p AS SELECT 1", &[Write]);
+        check("COMMIT PREPARED 'x'", &[Commit]);
+        check("ROLLBACK PREPARED 'x'", &[Write]);
+        check("ROLLBACK TO s", &[Rollback]);
+        check("call p()", &[Call]);
+        check("DO $$ begin commit; end $$", &[Do]);
+        check("copy t from stdin", &[Copy]);
+        check("insert into t values (1)", &[Write]);
+        check("VACUUM", &[Write]);
+    }
+
+    #[test]
+    fn a_select_only_reads_unless_it_may_write() {
+        for reads in
+            ["select 1", "SELECT count(*) FROM t WHERE a IN (1)", "(select 1)", "table t", "values (1)"]
+        {
+            check(reads, &[Read]);
+        }
+        for writes in [
+            "select * into u from t",
+            "select nextval('s')",
+            "select my_function ( 1 )",
+            "with x as (delete from t returning 1) select * from x",
+            "select * from t for update",
+            "select * from t for share",
+            "explain analyze delete from t",
+        ] {
+            check(writes, &[Write]);
+        }
+        check("explain delete from t", &[Read]);
+    }
+
+    #[test]
+    fn semicolons_inside_quotes_separate_nothing() {
+        check("select ';' ; commit", &[Read, Commit]);
+        check("select 'it''s;' ; commit", &[Read, Commit]);
+        check("select \"a;b\" ; commit", &[Read, Commit]);
+        check("select $x$ ; $y$ ; $x$ ; commit", &[Read, Commit]);
+        check("select $1 ; commit", &[Read, Commit]);
+        check(r"select E'\';' ; commit", &[Read, Commit]);
+        check("select 1 -- ; commit", &[Read]);
+        check("select 'open ; commit", &[Read]);
+        check("select $x$ open ; commit", &[Read]);
+    }
+
+    #[test]
+    fn any_bytes_are_taken() {
+        for length in 0..4 {
+            for seed in 0..20_000_u32 {
+                let bytes = seed.wrapping_mul(2_654_435_761).to_le_bytes();
+                let _ = statements(&bytes[..length]);
+            }
+        }
+        let _ = statements(b"$");
+        let _ = statements(b"e'\\");
+    }
+}
