@@ -109,7 +109,8 @@ metrics! {
     ERRORS: Counter, Count, "pgweir_errors_total", ["sqlstate"],
         "Errors of our own that clients were sent, by SQLSTATE.";
     CANCEL_REQUESTS: Counter, Count, "pgweir_cancel_requests_total", ["result"],
-        "Cancel requests: forwarded, idle (the client had no server), unknown (no such key), failed.";
+        "Cancel requests: forwarded, idle (the client had no server), peer (passed on to the peers that may \
+         have its key), not_here (a peer asked, and we have no such key), unknown (no such key), failed.";
     SERVER_CONNECTS: Counter, Count, "pgweir_server_connects_total", ["result"],
         "Attempts to connect and log in to a server: ok, connect_failed, login_failed.";
     CLUSTER_STATE: Gauge, Count, "pgweir_cluster_state", ["cluster", "state"],
@@ -261,7 +262,11 @@ pub struct WorkerMetrics {
     pub cancels_idle: u64,
     /// Cancel requests with a key that nobody has.
     pub cancels_unknown: u64,
-    /// Cancel requests that did not reach the server.
+    /// Cancel requests passed on to at least one peer.
+    pub cancels_to_peers: u64,
+    /// Cancel requests that a peer passed on, with a key that is not ours.
+    pub cancels_not_here: u64,
+    /// Cancel requests that did not reach the server or the peer.
     pub cancels_failed: u64,
     /// Server connections that logged in.
     pub server_connects_ok: u64,
@@ -283,6 +288,8 @@ impl WorkerMetrics {
         self.cancels_forwarded += other.cancels_forwarded;
         self.cancels_idle += other.cancels_idle;
         self.cancels_unknown += other.cancels_unknown;
+        self.cancels_to_peers += other.cancels_to_peers;
+        self.cancels_not_here += other.cancels_not_here;
         self.cancels_failed += other.cancels_failed;
         self.server_connects_ok += other.server_connects_ok;
         self.server_connects_failed += other.server_connects_failed;
@@ -301,6 +308,8 @@ impl WorkerMetrics {
         page.counter(&CANCEL_REQUESTS, &["forwarded"], self.cancels_forwarded);
         page.counter(&CANCEL_REQUESTS, &["idle"], self.cancels_idle);
         page.counter(&CANCEL_REQUESTS, &["unknown"], self.cancels_unknown);
+        page.counter(&CANCEL_REQUESTS, &["peer"], self.cancels_to_peers);
+        page.counter(&CANCEL_REQUESTS, &["not_here"], self.cancels_not_here);
         page.counter(&CANCEL_REQUESTS, &["failed"], self.cancels_failed);
         page.counter(&SERVER_CONNECTS, &["ok"], self.server_connects_ok);
         page.counter(&SERVER_CONNECTS, &["connect_failed"], self.server_connects_failed);

@@ -161,6 +161,10 @@ impl Process {
             tokio::spawn(async move { axum::serve(listener, page).await });
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
+        shared.peers.listen_on(listeners.tcp_addresses());
+        if let Some(id) = shared.config.load().peer_id() {
+            tracing::info!("cancel keys have peer_id={id}");
+        }
         let accepting = listeners.accept(&shared);
         let version = env!("CARGO_PKG_VERSION");
         let workers = shared.workers.len();

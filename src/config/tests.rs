@@ -53,8 +53,10 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         assert_eq!(printed, row.default.as_deref(), "{}", row.key);
     }
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
-    let expected = "workers metrics_listen_addr shutdown_drain_timeout shutdown_listen_delay log_format topology namespace zone \
-        listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes standby_fallback";
+    let expected = "workers metrics_listen_addr shutdown_drain_timeout shutdown_listen_delay log_format topology \
+        namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
+        standby_fallback peers_dns";
+    assert_eq!(ours.join(" "), expected);
     assert_eq!(ours.join(" "), expected);
 }
 
@@ -401,6 +403,66 @@ fn set_tells_what_is_wrong() {
         "x",
         "log_stats is x: it must be 0 or 1 (Whether a line of statistics is logged every stats_period)",
     );
+}
+
+#[test]
+fn peers_dns_is_a_list_of_hosts_with_or_without_a_port() {
+    let check = |text: &str, expected: &[(&str, Option<u16>)]| {
+        let config = ini(&format!("[pgbouncer]\npeers_dns = {text}")).unwrap();
+        let found = config.settings.peers_dns.iter().map(|name| (name.host.as_str(), name.port));
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{text}");
+        let printed = value(&config, "peers_dns").unwrap();
+        let again = ini(&format!("[pgbouncer]\npeers_dns = {printed}")).unwrap();
+        assert_eq!(again.settings.peers_dns, config.settings.peers_dns, "{printed}");
+    };
+    check("", &[]);
+    check("pooler-peers", &[("pooler-peers", None)]);
+    check("pooler.db.svc:6432, 10.0.0.7:1", &[("pooler.db.svc", Some(6432)), ("10.0.0.7", Some(1))]);
+    check("[::1]:6432, [::1], fd00::7", &[("::1", Some(6432)), ("::1", None), ("fd00::7", None)]);
+    for wrong in ["a:", "a:0", "a:65536", "a:x", ":1", "[::1", "[::1]1", "[a]:1", "/tmp", "a:1:2", "a b"] {
+        let error = error(ini(&format!("[pgbouncer]\npeers_dns = {wrong}")));
+        assert!(
+            error.contains("it must be a list of host or host:port, as in pooler-peers:6432 or [::1]:6432"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn our_number_among_peers_is_set_or_made_from_the_pods_uid() {
+    let check = |text: &str, variables: &[(&str, &str)], expected: Option<u16>| {
+        let environment = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        let text = format!("[pgbouncer]\n{text}");
+        let config = Config::from_text(Path::new("a.ini"), &text, &environment).unwrap();
+        assert_eq!(config.peer_id(), expected, "{text} {variables:?}");
+    };
+    let of = |uid| Some(peer_id_of_pod(uid));
+    check("", &[("HOSTNAME", "pooler-1")], None);
+    check("peer_id = 65535", &[], Some(65_535));
+    check("peer_id = 3\npeers_dns = x", &[("POD_UID", "a")], Some(3));
+    check("peers_dns = x", &[("HOSTNAME", "pooler-1")], of("pooler-1"));
+    check("peers_dns = x", &[("HOSTNAME", "pooler-1"), ("POD_UID", "a")], of("a"));
+    check("peers_dns = x", &[("POD_UID", "a"), ("PGWEIR_POD_UID", "b")], of("b"));
+    check("peers_dns = x", &[("POD_UID", ""), ("HOSTNAME", "pooler-1")], of("pooler-1"));
+    check("", &[("PGWEIR_PEERS_DNS", "x"), ("POD_UID", "a")], of("a"));
+    check("peers_dns = x", &[], of(""));
+}
+
+#[test]
+fn the_number_of_a_pod_is_the_same_in_every_version() {
+    // Peers of an older version must compute the same: these numbers may never change.
+    assert_eq!(peer_id_of_pod(""), 4128);
+    assert_eq!(peer_id_of_pod("5f0c8a5e-95a1-4d8c-8f0f-2f1b2f0e6c11"), 534);
+}
+
+proptest! {
+    #[test]
+    fn the_number_of_a_pod_is_never_none(uid in ".*") {
+        prop_assert!(peer_id_of_pod(&uid) >= 1);
+    }
 }
 
 #[test]

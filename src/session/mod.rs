@@ -11,6 +11,7 @@ pub mod control;
 pub mod databases;
 mod idle;
 pub mod login;
+pub mod peers;
 pub mod plane;
 mod relay;
 mod time;

@@ -252,10 +252,11 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     let (stats, elapsed) = stats(shared, &parts, now);
     snapshot.stats = stats;
     snapshot.stats_elapsed = elapsed;
+    snapshot.peers = peers(&config);
+    snapshot.peer_pools = shared.peers.views(&config);
     snapshot.lists = lists(shared, &config, &parts, &snapshot);
     snapshot.settings = settings(&config);
     snapshot.memory = memory(&snapshot);
-    snapshot.peers = peers(&config);
     snapshot.clusters = clusters(shared, now);
     snapshot
 }
@@ -482,7 +483,7 @@ fn lists(shared: &Shared, config: &Config, parts: &[Part], snapshot: &Snapshot) 
         login_clients: logins.into(),
         free_servers: free_servers.into(),
         used_servers: used_servers.into(),
-        peer_pools: 0,
+        peer_pools: snapshot.peer_pools.len() as u64,
         dns_names: shared.databases.pools().iter().map(|pool| pool.settings().endpoints.len() as u64).sum(),
         ..ListsView::default()
     }
