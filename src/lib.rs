@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`], [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
 //! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters |
-//! | 1 | [`topology`] | where: which server plays which role now, and whether it may be written to |
+//! | 1, 2 | [`topology`] | where: which server plays which role now, and whether it may be written to; what Kubernetes says of it |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 //! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
 //! | 2 | [`net`] | sockets |

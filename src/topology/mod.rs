@@ -7,6 +7,7 @@
 
 pub mod cnpg;
 pub mod freshness;
+pub mod kube;
 pub mod label;
 pub mod patroni;
 pub mod pods;
