@@ -1,7 +1,7 @@
 //! The Kubernetes client and its watches: [`Kubernetes::follow`] turns what the API says of one cluster
 //! into [`Observation`]s.
 //!
-//! What the objects mean is said in [`cnpg`], [`patroni`] and [`label`]; here they are only fetched and kept.
+//! What the objects mean is said in [`cnpg`], [`patroni`] and [`label`](super::label); here they are only fetched and kept.
 //! The API may be away for as long as it likes: the last observation stays the caller's, and an event
 //! says that it is not confirmed any more. Nothing is ever written, and only `get`, `list` and `watch` are
 //! needed, for the objects that are named in [`follow`](Kubernetes::follow).
@@ -244,6 +244,10 @@ impl Watches {
         self.needs.push(need);
         let as_news = move |word| match word {
             watch::Word::All(objects) => (number, as_news(objects)),
+            // What we may do without and may not read is not there: what it said before must not stay.
+            watch::Word::Blind(trouble) if need == Need::May && trouble.is_refusal() => {
+                (number, as_news(Vec::new()))
+            }
             watch::Word::Blind(trouble) => (number, News::Blind(trouble)),
         };
         self.tasks.spawn(watch::keep(api, selection, as_news, speaker));

@@ -153,9 +153,8 @@ impl Known {
 
     /// What keeps us from knowing what we must.
     fn trouble(&self) -> Option<&Trouble> {
-        let refused = |standing: &Standing| {
-            matches!(standing, Standing::Blind(Trouble::Denied(_) | Trouble::Unknown(_)))
-        };
+        let refused =
+            |standing: &Standing| matches!(standing, Standing::Blind(trouble) if trouble.is_refusal());
         let mut alternatives = self.watches.iter().filter(|(need, _)| *need == Need::OneOf);
         let one_is_open = alternatives.any(|(_, standing)| !refused(standing));
         self.watches.iter().find_map(|(need, standing)| match (need, standing) {

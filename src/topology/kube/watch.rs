@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 /// How long the API lets one watch request last. The client gives up 5 s later: so this is also how long
 /// a connection that died in silence can keep news from us. A shorter one costs more requests.
-pub(super) const REQUEST_S: u32 = 20;
+pub(super) const REQUEST_S: u32 = 10;
 
 /// Longest time to wait for the next part of a list.
 const LIST_LIMIT: Duration = Duration::from_secs(15);
@@ -54,6 +54,13 @@ pub(super) enum Trouble {
     /// The API does not know any more where we were (410), or the stream has ended. A new list mends it,
     /// so nobody is told.
     Outdated,
+}
+
+impl Trouble {
+    /// Whether the API has answered that it will not show us this.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Trouble::Denied(_) | Trouble::Unknown(_))
+    }
 }
 
 /// Watches for ever; ends when nobody listens any more.
@@ -198,10 +205,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 fn pause(trouble: &Trouble, attempts: u32) -> Duration {
-    let longest = match trouble {
-        Trouble::Outdated | Trouble::Unreachable(_) => PAUSE_MAX,
-        Trouble::Denied(_) | Trouble::Unknown(_) => REFUSED_MAX,
-    };
+    let longest = if trouble.is_refusal() { REFUSED_MAX } else { PAUSE_MAX };
     PAUSE_MIN.saturating_mul(2_u32.saturating_pow(attempts)).min(longest)
 }
 
