@@ -4,6 +4,7 @@
 
 pub mod monitor;
 mod readers;
+mod source;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +22,12 @@ use crate::session::clusters::{ClusterCommand, ClusterHandle, ClusterStatus, Mem
 use crate::session::control::on_all_workers;
 use crate::session::plane::Shared;
 use crate::topology::freshness::{Freshness, LagLimit, PrimaryLog};
+use crate::topology::kube::SourceEvent;
 use crate::topology::primary::{Act, Gate, State, Why};
 use crate::topology::{Identity, Member, Observation, Place, probe};
 use monitor::Answer;
 use readers::Readers;
+use source::News;
 
 /// Answers and observations that may wait for the follower; who finds it full waits in turn.
 const EVENTS_MAX: usize = 64;
@@ -78,6 +81,18 @@ pub struct Follower {
     severed: u64,
     last_primary: Option<Arc<str>>,
     last_source: Option<(Instant, bool)>,
+    /// Our own zone: the setting, else what Kubernetes says.
+    zone: Option<Arc<str>>,
+    /// The task that listens to the source.
+    source: Option<AbortHandle>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if let Some(source) = &self.source {
+            source.abort();
+        }
+    }
 }
 
 /// A follower's task; dropping it ends it.
@@ -132,6 +147,8 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         severed: 0,
         last_primary: None,
         last_source: None,
+        zone: shared.config.load().settings.zone.as_deref().map(Arc::from),
+        source: None,
     };
     let task = tokio::spawn(follower.run(answer_ends, command_ends));
     Following { cluster, shared: Arc::clone(shared), task }
@@ -143,10 +160,13 @@ impl Follower {
         mut answers: mpsc::Receiver<Answer>,
         mut commands: mpsc::Receiver<ClusterCommand>,
     ) {
+        let (news, mut news_ends) = mpsc::channel(EVENTS_MAX);
         match self.cluster.source {
             Some(SourceKind::Static) => self.observe(probe::fixed(&self.cluster)),
             Some(SourceKind::Probe) => self.enter_members(&probe::members(&self.cluster)),
-            Some(SourceKind::Cnpg | SourceKind::Patroni | SourceKind::Label) | None => {}
+            Some(SourceKind::Cnpg | SourceKind::Patroni | SourceKind::Label) | None => {
+                self.listen_to_kubernetes(news);
+            }
         }
         let alarm = Arc::clone(&self.alarm);
         loop {
@@ -157,6 +177,7 @@ impl Follower {
                 .map_or(TICK, |at| at.saturating_duration_since(Instant::now()).min(TICK));
             tokio::select! {
                 Some(answer) = answers.recv() => self.handle_answer(answer),
+                Some(news) = news_ends.recv() => self.handle_news(news),
                 Some(command) = commands.recv() => self.handle_command(command),
                 () = alarm.rung() => self.handle_troubles(),
                 () = tokio::time::sleep(pause) => {}
@@ -164,7 +185,43 @@ impl Follower {
         }
     }
 
+    fn listen_to_kubernetes(&mut self, news: mpsc::Sender<News>) {
+        if self.cluster.namespace.is_none() {
+            self.cluster.namespace = self.shared.config.load().settings.namespace.clone();
+        }
+        let listening = source::follow_kubernetes(self.cluster.clone(), self.zone.is_none(), news);
+        self.source = Some(tokio::spawn(listening).abort_handle());
+    }
+
     // ---- what comes in ----
+
+    fn handle_news(&mut self, news: News) {
+        let name = &self.cluster.name;
+        match news {
+            News::OwnZone(zone) => self.zone = Some(zone),
+            News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
+            News::Event(SourceEvent::Unreachable(error)) => {
+                tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");
+                self.go_on_without_source();
+            }
+            News::Event(SourceEvent::Denied(error)) => {
+                tracing::warn!("cluster {name}: the Kubernetes API denies what is needed: {error}");
+                self.go_on_without_source();
+            }
+        }
+    }
+
+    /// What was known stays true until the servers say otherwise. Who never saw anything goes by the
+    /// operator's Services, where there are such.
+    fn go_on_without_source(&mut self) {
+        let never_heard = self.last_source.is_none();
+        self.last_source = Some((Instant::now(), false));
+        if never_heard && self.cluster.source == Some(SourceKind::Cnpg) {
+            let observation = source::by_services(&self.cluster);
+            self.enter_members(&observation.members);
+            self.gate.handle_observation(observation, Instant::now());
+        }
+    }
 
     fn observe(&mut self, observation: Observation) {
         let now = Instant::now();
@@ -347,7 +404,7 @@ impl Follower {
         };
         let is_reader = |known: &&Known| self.is_reader(known, &limit, now);
         let fresh: Vec<_> = self.known.values().filter(is_reader).map(|known| known.member.clone()).collect();
-        let readers = self.readers.choose(&fresh, settings.zone.as_deref(), &self.alarm);
+        let readers = self.readers.choose(&fresh, self.zone.as_deref(), &self.alarm);
         let held = self.gate.state().why().map(|why| Arc::from(why.to_string()));
         let writer = Access { sites: self.writer.iter().cloned().collect(), held };
         let access = roles(&writer, readers, settings.standby_fallback);

@@ -5,7 +5,12 @@
 //! what our own connections meet and from what the server itself confirms, whether there is a server
 //! that may be written to. Nothing here opens a socket or reads a clock.
 
+pub mod cnpg;
 pub mod freshness;
+pub mod kube;
+pub mod label;
+pub mod patroni;
+pub mod pods;
 pub mod primary;
 pub mod probe;
 

@@ -242,8 +242,13 @@ impl Gate {
         match &self.state {
             State::Verify { member, again, .. } if member.place == *place => match judged(member) {
                 None => {
+                    let member = member.clone();
+                    if self.confirmed.is_some_and(|known| known.timeline < identity.timeline) && *again {
+                        // Another server behind the same address: what runs there is on the old one.
+                        self.acts.push(Act::Sever(member.place.clone()));
+                    }
                     self.confirmed = Some(identity);
-                    self.open(member.clone(), now);
+                    self.open(member, now);
                 }
                 Some(why) => {
                     let (member, again) = (member.clone(), *again);

@@ -6,6 +6,7 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod kube;
 pub mod message;
 pub mod pooler;
 pub mod postgres;
@@ -13,6 +14,7 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 
+pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};
 pub use pooler::Pooler;
 pub use postgres::Postgres;

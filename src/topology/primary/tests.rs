@@ -253,6 +253,14 @@ fn a_restored_cluster_has_timelines_of_its_own_and_going_back_works() {
 }
 
 #[test]
+fn a_new_timeline_behind_the_same_address_cuts_what_runs_on_the_old_one() {
+    let mut case = Case::open();
+    case.gate.handle_trouble(&place("a"), "lost", case.now);
+    case.identity("a", primary(2));
+    case.is("open", "a", &[Act::Sever(place("a")), Act::Open(place("a"))]);
+}
+
+#[test]
 fn hold_waits_for_the_drain_and_lapses_by_itself() {
     let mut case = Case::open();
     case.gate.hold(case.now + SECOND, case.now);
