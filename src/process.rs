@@ -171,7 +171,8 @@ impl Process {
         tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
         let mut followers = Followers::default();
         followers.configure(&shared);
-        let mut process = Process { shared, accepting, options, log, followers, ending: None, leave_at: None };
+        let mut process =
+            Process { shared, accepting, options, log, followers, ending: None, leave_at: None };
         process.live(&mut signals, commands).await;
         Ok(())
     }
