@@ -57,7 +57,6 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
         standby_fallback peers_dns";
     assert_eq!(ours.join(" "), expected);
-    assert_eq!(ours.join(" "), expected);
 }
 
 #[test]
