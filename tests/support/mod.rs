@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod kube;
+pub mod kustomize;
 pub mod message;
 pub mod pooler;
 pub mod postgres;
