@@ -12,6 +12,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use base64::Engine;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
@@ -20,6 +21,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DynamicObject, PostParams};
+use pgweir::config::Config;
+use pgweir::metrics;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -290,4 +293,186 @@ fn as_published(object: Value) -> Value {
         cluster["spec"] = json!({ "instances": 1, "storage": {}, "backup": backup });
     }
     cluster
+}
+
+// ---- what the objects say of each other ----
+
+#[test]
+fn every_ini_file_of_a_config_map_loads() {
+    let documents = kustomize::documents();
+    let maps = documents.iter().filter(|one| one.value["kind"] == "ConfigMap");
+    let count = maps.map(|one| ini(&one.value, &|_| None).clusters.len()).sum::<usize>();
+    assert!(count > 0, "no cluster in any of them");
+}
+
+#[test]
+fn ports_names_and_times_agree() {
+    for directory in kustomize::kustomizations() {
+        let objects = kustomize::build(&directory);
+        for workload in objects.iter().filter(|one| one["kind"] == "Deployment") {
+            agrees(&directory, &objects, workload);
+        }
+        for autoscaler in objects.iter().filter(|one| one["kind"] == "HorizontalPodAutoscaler") {
+            let target = text(autoscaler, "/spec/scaleTargetRef/name");
+            named(&objects, "Deployment", target);
+        }
+    }
+}
+
+/// What a Deployment of pgweir needs of the other objects.
+fn agrees(directory: &str, objects: &[Value], workload: &Value) {
+    let pod = workload.pointer("/spec/template/spec").expect("a pod");
+    let containers = ["containers", "initContainers"].iter().filter_map(|key| pod[key].as_array()).flatten();
+    let pooler = containers.clone().find(|one| one["name"] == "pgweir").expect("a container named pgweir");
+    named(objects, "ServiceAccount", text(pod, "/serviceAccountName"));
+
+    let mount = |name: &str| {
+        let mounts = pooler["volumeMounts"].as_array().into_iter().flatten();
+        let mount = mounts.clone().find(|one| one["name"] == name);
+        text(mount.unwrap_or_else(|| panic!("{directory}: no mount {name}")), "/mountPath").to_owned()
+    };
+    let volume = |name: &str| {
+        let volumes = pod["volumes"].as_array().into_iter().flatten();
+        let volume = volumes.clone().find(|one| one["name"] == name);
+        volume.unwrap_or_else(|| panic!("{directory}: no volume {name}")).clone()
+    };
+    let map = named(objects, "ConfigMap", text(&volume("config"), "/configMap/name"));
+    let config = ini(map, &|name| variable(pooler, name));
+    let settings = &config.settings;
+    let file = text(pooler, "/args/0").strip_prefix(&mount("config")).expect("it is mounted there");
+    assert!(map["data"].get(&file[1..]).is_some(), "{directory}: {file} is not in its ConfigMap");
+    let users = named(objects, "Secret", text(&volume("users"), "/secret/secretName"));
+    let file = settings.auth_file.as_ref().expect("an auth_file").to_str().expect("text");
+    let file = file.strip_prefix(&mount("users")).expect("it is mounted there");
+    let list = users["data"].get(&file[1..]).and_then(Value::as_str).expect("it is in its Secret");
+    let list = base64::engine::general_purpose::STANDARD.decode(list).expect("base64");
+    let list = String::from_utf8(list).expect("text");
+    for user in settings.monitor_user.iter().chain(&settings.admin_users) {
+        assert!(list.contains(&format!("\"{user}\"")), "{directory}: {user} is not in {file}");
+    }
+    let socket = settings.unix_socket_dir.as_ref().expect("a directory").display().to_string();
+    let is_writable = |one: &Value| one["mountPath"] == socket.as_str() && one["readOnly"].is_null();
+    assert!(pooler["volumeMounts"].as_array().is_some_and(|all| all.iter().any(is_writable)), "{socket}");
+
+    let ports: Vec<(&str, i64)> = pooler["ports"].as_array().into_iter().flatten().map(port).collect();
+    let mut expected = Vec::new();
+    if !settings.listen_addr.is_empty() {
+        expected.push(("postgres", i64::from(settings.listen_port)));
+        expected.push(("postgres-ro", i64::from(settings.listen_port_ro)));
+    }
+    let metrics = settings.metrics_listen_addr.expect("metrics are on");
+    expected.push(("metrics", i64::from(metrics.port())));
+    assert_eq!(ports, expected, "{directory}: the container's ports and {file}");
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let port = pooler[probe].pointer("/httpGet/port");
+        assert!(port.is_none_or(|port| port == "metrics"), "{directory}: {probe}");
+    }
+
+    let drain = settings.shutdown_listen_delay + settings.shutdown_drain_timeout;
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+    assert!(grace > drain.as_secs(), "{directory}: a pod has {grace} s to end, and uses {drain:?}");
+    let labels = workload.pointer("/spec/template/metadata/labels").expect("labels");
+    is_selected(directory, objects, labels, &ports);
+    for peers in &settings.peers_dns {
+        let service = named(objects, "Service", &peers.host);
+        assert_eq!(service["spec"]["clusterIP"], "None", "{directory}: each replica must be asked");
+        assert_eq!(service["spec"]["ports"][0]["port"], json!(settings.listen_port));
+    }
+}
+
+/// Whoever selects by labels finds these, and the ports that it names.
+fn is_selected(directory: &str, objects: &[Value], labels: &Value, ports: &[(&str, i64)]) {
+    let own = objects.iter().filter(|one| !is_custom(one) || one["kind"] == "PodMonitor");
+    for object in own {
+        let selectors = ["/spec/selector/matchLabels", "/spec/podSelector/matchLabels"];
+        let selector = match object["kind"].as_str() {
+            Some("Service") => object.pointer("/spec/selector"),
+            _ => selectors.iter().find_map(|pointer| object.pointer(pointer)),
+        };
+        let Some(selector) = selector else { continue };
+        assert_eq!(lost(selector, labels), [""; 0], "{directory}: {} selects nothing", object["kind"]);
+        let mut places = Vec::new();
+        fields(object, String::new(), &mut places);
+        let is_ports = |place: &&String| match object["kind"].as_str() {
+            Some("Service") => place.ends_with("/targetPort"),
+            Some("NetworkPolicy") => place.contains("/ingress/") && place.ends_with("/port"),
+            Some("PodMonitor") => place.ends_with("/port"),
+            _ => false,
+        };
+        for place in places.iter().filter(is_ports) {
+            let name = text(object, place);
+            assert!(ports.iter().any(|(known, _)| *known == name), "{directory}: no port {name}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_that_is_asked_for_exists_with_its_labels() {
+    let mut asked = BTreeSet::new();
+    for Document { file, value } in kustomize::documents() {
+        let mut rules = Vec::new();
+        match value["kind"].as_str() {
+            Some("PrometheusRule") => {
+                let groups = value["spec"]["groups"].as_array().into_iter().flatten();
+                rules.extend(groups.filter_map(|group| group["rules"].as_array()).flatten().cloned());
+            }
+            Some("HorizontalPodAutoscaler") => {
+                let metrics = value["spec"]["metrics"].as_array().into_iter().flatten();
+                let names = metrics.filter_map(|one| one.pointer("/pods/metric/name")?.as_str());
+                rules.extend(names.map(|name| json!({ "expr": name })));
+            }
+            _ => {}
+        }
+        for rule in rules {
+            asked.insert(metric_of(&file, &rule));
+        }
+    }
+    assert!(asked.len() > 4, "they are not found: {asked:?}");
+}
+
+/// The metric of an alert, whose labels are all that it groups by and tells.
+fn metric_of(file: &str, rule: &Value) -> String {
+    let expression = text(rule, "/expr");
+    let words = || expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let name = words().find(|word| word.starts_with("pgweir_")).expect("a metric");
+    let metric = metrics::ALL.iter().find(|metric| metric.name == name);
+    let metric = metric.unwrap_or_else(|| panic!("{file}: there is no metric {name}"));
+    let Some((_, by)) = expression.split_once("by (") else { return name.to_owned() };
+    let by: Vec<&str> = by.split_once(')').expect("closed").0.split(", ").collect();
+    for label in &by {
+        let is_known = *label == "namespace" || metric.labels.contains(label);
+        assert!(is_known, "{file}: {name} has no label {label}");
+    }
+    let told = rule["annotations"].to_string();
+    for label in told.split("$labels.").skip(1) {
+        let label = label.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().expect("one");
+        assert!(by.contains(&label), "{file}: {name} is not grouped by {label}");
+    }
+    name.to_owned()
+}
+
+fn ini(map: &Value, environment: &dyn Fn(&str) -> Option<String>) -> Config {
+    let text = text(map, "/data/pgweir.ini");
+    let config = Config::from_text(Path::new("pgweir.ini"), text, environment);
+    let config = config.unwrap_or_else(|error| panic!("{}: {error}", map["metadata"]["name"]));
+    // The Secret is not mounted here.
+    let is_about_users = |warning: &String| warning.starts_with("/etc/pgweir/users/");
+    let warnings = config.warnings.iter().map(ToString::to_string).filter(|one| !is_about_users(one));
+    assert_eq!(warnings.collect::<Vec<_>>(), [""; 0]);
+    config
+}
+
+fn variable(container: &Value, name: &str) -> Option<String> {
+    let variables = container["env"].as_array().into_iter().flatten();
+    let found = variables.clone().find(|one| one["name"] == name)?;
+    found["value"].as_str().map(str::to_owned)
+}
+
+fn port(port: &Value) -> (&str, i64) {
+    (text(port, "/name"), port["containerPort"].as_i64().expect("a number"))
+}
+
+fn named<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let found = objects.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
+    found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
 }
