@@ -11,9 +11,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -21,14 +23,18 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DynamicObject, PostParams};
-use pgweir::config::Config;
+use pgweir::config::{Cluster, Config, SourceKind};
 use pgweir::metrics;
+use pgweir::topology::kube::{Kubernetes, SourceEvent};
+use pgweir::topology::{Member, Named};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use support::Kube;
 use support::kube::resource;
 use support::kustomize::{self, Document, text};
+use support::{Kube, Space, eventually};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// Below these, the keys are the user's own.
 const FREE: [&str; 8] =
@@ -475,4 +481,265 @@ fn port(port: &Value) -> (&str, i64) {
 fn named<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let found = objects.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
     found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
+}
+
+// ---- the rights ----
+
+#[tokio::test]
+async fn with_cloudnativepg_the_role_is_enough_and_no_verb_too_many() {
+    the_role_is_just_right("overlays/standalone", cnpg_world()).await;
+}
+
+#[tokio::test]
+async fn in_cloudnativepgs_pooler_the_role_is_enough_and_no_verb_too_many() {
+    the_role_is_just_right("overlays/cnpg-pooler", cnpg_world()).await;
+}
+
+#[tokio::test]
+async fn with_zalandos_operator_the_role_is_enough_and_no_verb_too_many() {
+    let labels = json!({ "application": "spilo", "cluster-name": "acid-pg" });
+    the_role_is_just_right("overlays/zalando", patroni_world("ConfigMap", "acid-pg", labels)).await;
+}
+
+#[tokio::test]
+async fn with_crunchys_operator_the_role_is_enough_and_no_verb_too_many() {
+    let prefix = "postgres-operator.crunchydata.com";
+    let labels = json!({ format!("{prefix}/patroni"): "pg-ha", format!("{prefix}/data"): "postgres" });
+    the_role_is_just_right("overlays/crunchy", patroni_world("Endpoints", "pg-ha", labels)).await;
+}
+
+/// A cluster in which each object that pgweir reads has something to say that no other one says.
+struct World {
+    cluster: Cluster,
+    pod_labels: Value,
+    /// Besides the pods.
+    objects: Vec<Value>,
+    /// The move that all together tell of.
+    moving: Named,
+}
+
+fn cnpg_world() -> World {
+    let cluster = json!({
+        "apiVersion": "postgresql.cnpg.io/v1",
+        "kind": "Cluster",
+        "metadata": { "name": "pg" },
+        "spec": { "instances": 2 },
+        "status": {
+            "currentPrimary": "pg-1",
+            "currentPrimaryTimestamp": "2026-01-01T12:00:00.000000Z",
+            "targetPrimary": "pg-1",
+            "phase": "Cluster in healthy state",
+            "systemID": "7423867867637645328",
+            "timelineID": 1,
+        },
+    });
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": { "name": "pg" },
+        "spec": { "holderIdentity": "pg-2", "renewTime": "2026-01-01T13:00:00.000000Z" },
+    });
+    World {
+        cluster: cluster_of(SourceKind::Cnpg, "pg"),
+        pod_labels: json!({ "cnpg.io/cluster": "pg", "cnpg.io/podRole": "instance" }),
+        objects: vec![cluster, lease, slice("pg-r")],
+        moving: moving("the lease of the primary is held by pg-2"),
+    }
+}
+
+fn patroni_world(kind: &str, scope: &str, pod_labels: Value) -> World {
+    let record = |name: String, annotations: Value| json!({ "apiVersion": "v1", "kind": kind, "metadata": { "name": name, "annotations": annotations } });
+    let leader = if kind == "ConfigMap" { format!("{scope}-leader") } else { scope.to_owned() };
+    let renewed = json!({ "leader": "pg-1", "renewTime": "2026-01-01T12:00:00.000000+00:00", "ttl": "30" });
+    let history = "[[1, 83886296, \"no recovery target specified\"]]";
+    let config = json!({ "initialize": "7423867867637645328", "config": "{}", "history": history });
+    let requested = json!({ "leader": "pg-1", "member": "pg-2" });
+    World {
+        cluster: cluster_of(SourceKind::Patroni, scope),
+        pod_labels,
+        objects: vec![
+            record(leader, renewed),
+            record(format!("{scope}-config"), config),
+            record(format!("{scope}-failover"), requested),
+            slice(scope),
+        ],
+        moving: moving("a switchover was requested"),
+    }
+}
+
+fn cluster_of(source: SourceKind, object: &str) -> Cluster {
+    let mut cluster = Cluster::new("pg".to_owned());
+    cluster.source = Some(source);
+    cluster.object = Some(object.to_owned());
+    cluster
+}
+
+fn moving(reason: &str) -> Named {
+    Named::Moving { from: Some("pg-1".into()), to: Some("pg-2".into()), reason: reason.into() }
+}
+
+fn slice(service: &str) -> Value {
+    let endpoint = |pod: &str, address: &str| json!({ "addresses": [address], "zone": "eu-1", "targetRef": { "kind": "Pod", "name": pod } });
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": format!("{service}-1"), "labels": { "kubernetes.io/service-name": service } },
+        "addressType": "IPv4",
+        "endpoints": [endpoint("pg-1", "10.0.0.1"), endpoint("pg-2", "10.0.0.2")],
+    })
+}
+
+impl World {
+    async fn create(&self, space: &Space) {
+        for (pod, address) in [("pg-1", "10.0.0.1"), ("pg-2", "10.0.0.2")] {
+            space.pod(pod, address, self.pod_labels.clone()).await;
+        }
+        for object in &self.objects {
+            space.create(object.clone()).await;
+        }
+    }
+
+    /// Whether nothing is missing of what the objects say.
+    fn is_all(&self, event: &SourceEvent) -> bool {
+        let SourceEvent::Observed(found) = event else { return false };
+        let is_known = |member: &Member| member.ready && member.zone.as_deref() == Some("eu-1");
+        found.primary == self.moving
+            && found.members.len() == 2
+            && found.members.iter().all(is_known)
+            && found.incarnation.is_some()
+            && found.system_id == Some(7_423_867_867_637_645_328)
+            && found.timeline.is_some()
+    }
+}
+
+/// With the role as it is, everything is heard and stays so; without any verb or name of any of its rules
+/// something is missing, or refused.
+async fn the_role_is_just_right(directory: &str, world: World) {
+    let kube = Kube::shared().await;
+    let objects = kustomize::build(directory);
+    let only = |kind: &str| {
+        let mut found = objects.iter().filter(|one| one["kind"] == kind);
+        let object = found.next().unwrap_or_else(|| panic!("no {kind} in {directory}")).clone();
+        assert!(found.next().is_none(), "{directory} has several of kind {kind}");
+        object
+    };
+    let (role, binding) = (only("Role"), only("RoleBinding"));
+    let bound = Bound { kube: &kube, binding, world };
+
+    let (space, mut events) = bound.follow(&role).await;
+    let first = next(&mut events).await;
+    assert!(bound.world.is_all(&first), "{directory}: the role is not enough: {first:?}");
+    let kubernetes = bound.source(&space).await;
+    let zone = kubernetes.own_zone("10.0.0.2".parse().expect("an address")).await;
+    assert_eq!(zone.as_deref(), Some("eu-1"), "{directory}: our own zone");
+    // The watches stand: a change is the next thing that is heard.
+    let unready = json!({ "conditions": [{ "type": "Ready", "status": "False" }] });
+    space.status("v1/Pod", "pg-2", unready).await;
+    let SourceEvent::Observed(second) = next(&mut events).await else { panic!("{directory}: no news") };
+    assert!(!second.members[1].ready && second.primary == bound.world.moving, "{directory}: {second:?}");
+
+    for (what, lesser) in lesser_roles(&role) {
+        let (_space, mut events) = bound.follow(&lesser).await;
+        loop {
+            let heard = timeout(MISSED_WITHIN, events.recv()).await;
+            let event = heard.unwrap_or_else(|_| panic!("{directory}: {what} is not needed"));
+            if !bound.world.is_all(&event.expect("it goes on")) {
+                break;
+            }
+        }
+    }
+}
+
+/// A refusal is heard within milliseconds.
+const MISSED_WITHIN: Duration = Duration::from_secs(20);
+
+/// A role, bound as the manifests bind it.
+struct Bound<'a> {
+    kube: &'a Kube,
+    binding: Value,
+    world: World,
+}
+
+impl Bound<'_> {
+    /// Follows a world of its own with this role, as soon as the API server knows of the role.
+    async fn follow(&self, role: &Value) -> (Space, mpsc::Receiver<SourceEvent>) {
+        let space = self.kube.space().await;
+        self.world.create(&space).await;
+        for object in [role, &self.binding] {
+            space.create(kustomize::in_namespace(object.clone(), &space.name)).await;
+        }
+        self.wait_for(role, &space).await;
+        let kubernetes = self.source(&space).await;
+        let (speaker, events) = mpsc::channel(1);
+        let cluster = self.world.cluster.clone();
+        tokio::spawn(async move { kubernetes.follow(cluster, speaker).await });
+        (space, events)
+    }
+
+    async fn source(&self, space: &Space) -> Kubernetes {
+        Kubernetes::from_config(self.config(space).await).expect("a usable kubeconfig")
+    }
+
+    /// As the service account that the binding is for.
+    async fn config(&self, space: &Space) -> kube::Config {
+        let subject = &self.binding["subjects"][0];
+        assert_eq!(subject["kind"], "ServiceAccount");
+        let user = format!("system:serviceaccount:{}:{}", space.name, text(subject, "/name"));
+        let mut config = self.kube.config("admin", &space.name).await;
+        config.auth_info.impersonate = Some(user);
+        config
+    }
+
+    async fn wait_for(&self, role: &Value, space: &Space) {
+        let client = kube::Client::try_from(self.config(space).await).expect("a usable kubeconfig");
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(client);
+        for rule in list(role, "rules") {
+            for verb in list(rule, "verbs") {
+                let name = rule["resourceNames"].get(0);
+                let asked = json!({ "spec": { "resourceAttributes": {
+                    "namespace": space.name,
+                    "group": rule["apiGroups"][0],
+                    "resource": rule["resources"][0],
+                    "name": name,
+                    "verb": verb,
+                } } });
+                let asked: SelfSubjectAccessReview = serde_json::from_value(asked).expect("a review");
+                eventually("the role is in force", async || {
+                    let answer = reviews.create(&PostParams::default(), &asked).await;
+                    answer.is_ok_and(|answer| answer.status.is_some_and(|status| status.allowed))
+                })
+                .await;
+            }
+        }
+    }
+}
+
+/// The role without one verb or one name of one of its rules, for each of them.
+fn lesser_roles(role: &Value) -> Vec<(String, Value)> {
+    let mut lesser = Vec::new();
+    for (index, rule) in list(role, "rules").iter().enumerate() {
+        for field in ["verbs", "resourceNames"] {
+            for at in 0..list(rule, field).len() {
+                let mut without = role.clone();
+                let entries = without["rules"][index][field].as_array_mut().expect("a list");
+                let removed = entries.remove(at);
+                if entries.is_empty() {
+                    // No names would be all names.
+                    without["rules"].as_array_mut().expect("a list").remove(index);
+                }
+                lesser.push((format!("{removed} of {}", rule["resources"]), without));
+            }
+        }
+    }
+    assert!(lesser.len() > 4, "{role}");
+    lesser
+}
+
+fn list<'a>(object: &'a Value, field: &str) -> &'a [Value] {
+    object[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+async fn next(events: &mut mpsc::Receiver<SourceEvent>) -> SourceEvent {
+    let event = timeout(MISSED_WITHIN, events.recv()).await.expect("something is heard");
+    event.expect("it goes on")
 }
