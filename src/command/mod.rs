@@ -1,7 +1,8 @@
-//! What an operator runs by hand: `pgweir demo` today. Each subcommand has its arguments (for clap)
+//! What an operator runs by hand: `pgweir demo`, and `pgweir switchover`. Each subcommand has its arguments (for clap)
 //! and one `run`; `main` only chooses. Read [`demo`] first.
 
 pub mod demo;
+pub mod switchover;
 
 mod live;
 mod pgbench;

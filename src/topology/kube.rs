@@ -7,6 +7,7 @@
 //! needed, for the objects that are named in [`follow`](Kubernetes::follow).
 
 mod known;
+pub mod operate;
 mod watch;
 
 use std::fmt;
