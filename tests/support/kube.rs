@@ -19,7 +19,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 /// An API server takes some seconds to start, and more on a machine that does other things.
 pub const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -99,6 +101,10 @@ impl Kube {
         let mut answered = false;
         eventually_within(START_PATIENCE, "kube-apiserver answers or ends", async || {
             answered = self.answers().await;
+            if !answered {
+                // Each question costs a login, on the processor that the server needs to start.
+                sleep(Duration::from_millis(50)).await;
+            }
             answered || matches!(child.try_wait(), Ok(Some(_)))
         })
         .await;
@@ -165,7 +171,8 @@ impl Kube {
     }
 
     async fn answers(&self) -> bool {
-        if !self.directory.path().join("certificates/apiserver.crt").exists() {
+        let has_certificate = self.directory.path().join("certificates/apiserver.crt").exists();
+        if !has_certificate || TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             return false;
         }
         let namespaces: Api<Namespace> = Api::all(self.admin().await);
@@ -351,7 +358,7 @@ async fn start_etcd(directory: &Path) -> (u16, Child) {
         let mut child = process::spawn(command);
         let mut answered = false;
         eventually_within(START_PATIENCE, "etcd answers or ends", async || {
-            answered = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+            answered = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
             answered || matches!(child.try_wait(), Ok(Some(_)))
         })
         .await;
