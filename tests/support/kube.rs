@@ -6,6 +6,7 @@
 
 use super::process::{self, free_port, private_directory, reap};
 use super::{eventually, eventually_within};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -121,14 +122,16 @@ impl Kube {
         }
     }
 
-    /// A kubeconfig of this user.
+    /// A kubeconfig of this user. It stays good when the server is stopped and started.
     pub fn kubeconfig(&self, user: &str, namespace: &str) -> Kubeconfig {
+        let certificate = fs::read(self.directory.path().join("certificates/apiserver.crt"));
+        let certificate = certificate.expect("the server writes its certificate before it answers");
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "c", "cluster": {
                 "server": format!("https://127.0.0.1:{}", self.port),
-                "certificate-authority": self.directory.path().join("certificates/apiserver.crt"),
+                "certificate-authority-data": BASE64_STANDARD.encode(certificate),
             }}],
             "users": [{ "name": user, "user": { "token": user } }],
             "contexts": [{ "name": "c", "context": { "cluster": "c", "user": user, "namespace": namespace } }],
@@ -137,7 +140,7 @@ impl Kube {
         serde_json::from_value(config).expect("a kubeconfig")
     }
 
-    /// The same as a file, for `KUBECONFIG`.
+    /// The same as a file that everybody may read, for `KUBECONFIG`.
     pub fn kubeconfig_file(&self, user: &str, namespace: &str) -> PathBuf {
         let path = self.directory.path().join(format!("{user}-{namespace}.kubeconfig"));
         let text = serde_json::to_string(&self.kubeconfig(user, namespace)).expect("plain data");
