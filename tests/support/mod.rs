@@ -6,12 +6,14 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod ledger;
 pub mod message;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod replicas;
 
 pub use message::{Message, Reply};
 pub use pooler::Pooler;
