@@ -6,7 +6,7 @@
 
 use super::message::Reply;
 use super::postgres::{binaries, template};
-use super::process::{self, private_directory, reap, unprivileged};
+use super::process::{self, memory_directory, reap, unprivileged};
 use super::raw::{Address, Login, Raw};
 use super::{PATIENCE, eventually};
 use std::fs::{self, File};
@@ -83,7 +83,7 @@ pub struct Replicas {
 impl Replicas {
     /// All three are there, and both standbys stream.
     pub async fn start() -> Replicas {
-        let directory = private_directory("weir-ha-");
+        let directory = memory_directory("weir-ha-");
         let nodes = (0..3_u8).map(|number| Node {
             address: Ipv4Addr::new(127, 0, 0, 2 + number),
             directory: directory.path().join(format!("n{number}")),
