@@ -262,10 +262,12 @@ impl Replicas {
         self.try_sql(number, sql).await?.rows().first()?[0].parse().ok()
     }
 
-    /// Connections of clients, without those of this harness and of the pooler's monitor.
+    /// Connections of clients, without those of this harness and of the pooler's monitor, and without
+    /// those that wait for a standby: there PostgreSQL does not notice that its client has gone.
     pub async fn connections(&self, number: usize) -> i64 {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' \
-             AND usename <> 'postgres' AND application_name <> 'pgweir monitor'";
+             AND usename <> 'postgres' AND application_name <> 'pgweir monitor' \
+             AND wait_event IS DISTINCT FROM 'SyncRep'";
         self.number(number, sql).await
     }
 
