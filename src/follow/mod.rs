@@ -379,6 +379,8 @@ impl Follower {
             Act::Sever(place) => {
                 self.close_writer(&place);
                 self.readers.close(&place);
+                // First, so that nothing begins there between the cut and the word of it.
+                self.publish(Instant::now());
                 let cut = sever(&self.shared, place.clone()).await;
                 self.severed += cut;
                 tracing::warn!("cluster {}: cut connections to {place}: count={cut}", self.cluster.name);

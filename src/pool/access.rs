@@ -27,6 +27,8 @@ pub struct Site {
     /// Connections to it that are lent to clients.
     leased: AtomicU32,
     closed: AtomicBool,
+    /// Rings when it closes.
+    closing: Notify,
     alarm: Option<Arc<Alarm>>,
 }
 
@@ -69,6 +71,7 @@ impl Site {
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
             alarm: None,
         })
     }
@@ -82,6 +85,7 @@ impl Site {
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
             alarm: Some(Arc::clone(alarm)),
         })
     }
@@ -89,6 +93,16 @@ impl Site {
     /// Nothing new begins here: its servers are closed as soon as nobody uses them.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.closing.notify_waiters();
+    }
+
+    /// Waits until nothing new may begin here.
+    pub async fn closed(&self) {
+        // Made before the look: what closes in between rings it.
+        let rung = self.closing.notified();
+        if !self.is_closed() {
+            rung.await;
+        }
     }
 
     /// Whether nothing new may begin here.

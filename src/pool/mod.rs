@@ -460,7 +460,11 @@ impl Pool {
         };
         let recipe = self.recipe(&seat.0);
         let epoch = self.epoch.load(Ordering::Acquire);
-        let opened = recipe.open(&self.session, worker, epoch).await;
+        let opened = tokio::select! {
+            opened = recipe.open(&self.session, worker, epoch) => opened,
+            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
+            () = seat.0.closed() => Err(OpenError::Unwanted),
+        };
         let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
             Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
                 Err(OpenError::WrongRole { in_recovery: !expected })
@@ -484,6 +488,7 @@ impl Pool {
                 let pooled = Pooled { server, loan: Loan::new(now), membership, seat, _permits: permits };
                 self.place_opened(Box::new(pooled), worker, now);
             }
+            Err(OpenError::Unwanted) => self.state.lock().end_opening(),
             Err(error) => self.note_failure(&error, &seat.0, now),
         }
         self.open_more(worker, now);
@@ -548,9 +553,11 @@ impl Pool {
                 SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
                     .detail(error.to_string()),
             ),
-            OpenError::Io(_) | OpenError::Timeout | OpenError::Protocol(_) | OpenError::WrongRole { .. } => {
-                None
-            }
+            OpenError::Io(_)
+            | OpenError::Timeout
+            | OpenError::Protocol(_)
+            | OpenError::WrongRole { .. }
+            | OpenError::Unwanted => None,
         };
         let mut state = self.state.lock();
         state.end_opening();

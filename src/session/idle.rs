@@ -208,6 +208,11 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Option<Lease> {
+        if lease.site().is_closed() {
+            // It was granted before the topology moved on.
+            lease.close("server connection is no longer wanted");
+            return None;
+        }
         match lease.poll_idle(context, &mut scratch.aside, &self.plane.shared.server) {
             Ok(()) => Some(lease),
             Err(reason) => {

@@ -343,8 +343,7 @@ impl Session {
                 ("server is no longer the primary".to_owned(), Some(error))
             }
             Farewell::ServerGone { told } => {
-                let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server conn crashed?")
-                    .detail("The connection to the server was lost while a request was running or a transaction was open.");
+                let error = self.server_gone();
                 ("server conn crashed?".to_owned(), (!told).then_some(error))
             }
         };
@@ -368,6 +367,18 @@ impl Session {
         if settings.log_disconnections {
             let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());
+        }
+    }
+
+    fn server_gone(&self) -> SqlError {
+        let message = "server conn crashed?";
+        let detail = "The connection to the server was lost while a request was running or a transaction was open.";
+        match self.follows {
+            // By this code drivers know that another attempt may go well; what may be committed has 08007.
+            true => SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, message)
+                .detail(detail)
+                .hint("Reconnect and begin the transaction again."),
+            false => SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message).detail(detail),
         }
     }
 

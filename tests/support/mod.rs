@@ -7,12 +7,14 @@
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod kube;
+pub mod ledger;
 pub mod message;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod replicas;
 
 pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};
