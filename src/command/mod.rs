@@ -4,7 +4,6 @@
 pub mod demo;
 pub mod switchover;
 
-mod live;
 mod pgbench;
 mod postgres;
 mod process;

@@ -372,7 +372,8 @@ impl Session {
 
     fn server_gone(&self) -> SqlError {
         let message = "server conn crashed?";
-        let detail = "The connection to the server was lost while a request was running or a transaction was open.";
+        let detail =
+            "The connection to the server was lost while a request was running or a transaction was open.";
         match self.follows {
             // By this code drivers know that another attempt may go well; what may be committed has 08007.
             true => SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, message)
