@@ -38,6 +38,10 @@ const COMMANDS_MAX: usize = 8;
 /// How long a login of the monitor may take.
 const MONITOR_LOGIN: Duration = Duration::from_secs(1);
 
+/// The source may be silent for so long while no other server can be reached; it is the time after which
+/// CloudNativePG's lease may go to another one.
+const ISOLATED_AFTER: Duration = Duration::from_secs(15);
+
 /// How often standbys are looked at that say nothing, and servers asked while there is no primary.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -80,7 +84,10 @@ pub struct Follower {
     moves: u64,
     severed: u64,
     last_primary: Option<Arc<str>>,
+    /// Since when the source is silent, or when it last spoke; and whether it can be reached.
     last_source: Option<(Instant, bool)>,
+    /// Whether the source has ever said anything of the cluster.
+    heard: bool,
     /// Our own zone: the setting, else what Kubernetes says.
     zone: Option<Arc<str>>,
     /// The task that listens to the source.
@@ -147,6 +154,7 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         severed: 0,
         last_primary: None,
         last_source: None,
+        heard: false,
         zone: shared.config.load().settings.zone.as_deref().map(Arc::from),
         source: None,
     };
@@ -214,9 +222,10 @@ impl Follower {
     /// What was known stays true until the servers say otherwise. Who never saw anything goes by the
     /// operator's Services, where there are such.
     fn go_on_without_source(&mut self) {
-        let never_heard = self.last_source.is_none();
-        self.last_source = Some((Instant::now(), false));
-        if never_heard && self.cluster.source == Some(SourceKind::Cnpg) {
+        if !matches!(self.last_source, Some((_, false))) {
+            self.last_source = Some((Instant::now(), false));
+        }
+        if !self.heard && self.cluster.source == Some(SourceKind::Cnpg) {
             let observation = source::by_services(&self.cluster);
             self.enter_members(&observation.members);
             self.gate.handle_observation(observation, Instant::now());
@@ -226,6 +235,7 @@ impl Follower {
     fn observe(&mut self, observation: Observation) {
         let now = Instant::now();
         self.last_source = Some((now, true));
+        self.heard = true;
         if observation != *self.gate.observation() {
             tracing::debug!("cluster {}: {observation:?}", self.cluster.name);
         }
@@ -329,6 +339,7 @@ impl Follower {
     async fn settle(&mut self) {
         let now = Instant::now();
         self.gate.tick(now);
+        self.gate.set_isolated(self.is_isolated(now), now);
         if let Some(member) = self.gate.poll_verify(now) {
             self.verify(&member, now);
         }
@@ -344,6 +355,19 @@ impl Follower {
         }
         self.publish(now);
         self.answer_holds();
+    }
+
+    /// Whether we are probably cut off together with the primary: the API has been away for long, and of all
+    /// servers only the primary answers. CloudNativePG's own instances judge by the same.
+    fn is_isolated(&self, now: Instant) -> bool {
+        let Some((since, false)) = self.last_source else { return false };
+        let Some(primary) = self.gate.state().member() else { return false };
+        let others = self.known.values().filter(|known| known.member.name != primary.name);
+        let mut others = others.filter(|known| known.monitor.is_some()).peekable();
+        self.heard
+            && now.saturating_duration_since(since) > ISOLATED_AFTER
+            && others.peek().is_some()
+            && others.all(|known| known.identity.is_none())
     }
 
     fn verify(&mut self, member: &Member, now: Instant) {
