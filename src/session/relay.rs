@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, SENT_AGAIN_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
@@ -377,6 +377,7 @@ impl Session {
     fn note_ready(&mut self) -> Result<(), Farewell> {
         let now = Instant::now();
         let group = Rc::clone(&self.group);
+        self.sent_again = 0;
         let (server, loan) = self.lease().parts();
         loan.quiet_since = now;
         let took = loan.query_began.take().map(|began| since(began, now));
@@ -498,16 +499,24 @@ impl Session {
 
     /// Whether another server of the cluster is as good: not in session mode, where the session is.
     fn may_change_server(&self) -> bool {
-        self.follows && self.group.mode.get() != PoolMode::Session
+        self.follows && self.sent_again < SENT_AGAIN_MAX && self.group.mode.get() != PoolMode::Session
     }
 
-    /// The end of the server's stream. What no byte of has gone to it may go to another one.
+    /// The end of the server's stream. What no byte of has gone to it may go to another one, and so may
+    /// what a standby was asked: it cannot have changed anything. That once only, for it may have
+    /// been the request that ended the server.
     fn note_server_gone(&mut self, told: bool) -> Result<Pumped, Farewell> {
         let may_change = self.may_change_server();
-        let lease = self.lease();
+        let is_first = self.sent_again == 0;
+        let Phase::Leased(lease) = &self.phase else {
+            unreachable!("the relay runs only with a lease");
+        };
         lease.site().report("the connection was lost");
         let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        match may_change && !told && untouched {
+        let only_read = is_first
+            && lease.site().in_recovery == Some(true)
+            && lease.flight.resendable(self.statements.as_deref()).is_some();
+        match may_change && !told && (untouched || only_read) {
             true => Ok(self.send_again("server conn crashed?")),
             false => Err(Farewell::ServerGone { told }),
         }
@@ -527,6 +536,7 @@ impl Session {
         self.carry = (!again.is_empty()).then(|| Box::new(again));
         self.needed = 0;
         self.body = Body::default();
+        self.sent_again += 1;
         self.plane.metrics.borrow_mut().sent_again += 1;
         lease.close(reason);
         Pumped::Released
