@@ -230,6 +230,7 @@ impl Follower {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
                 } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
                     self.log.note(status.lsn, answer.asked);
+                    self.ask_the_unmeasured();
                 }
                 self.gate.handle_identity(&answer.place, status.identity, now);
             }
@@ -249,6 +250,15 @@ impl Follower {
             let answers = self.known.values().map(|known| (known.member.clone(), known.identity));
             self.observe(probe::observe(&answers.collect::<Vec<_>>()));
         }
+    }
+
+    /// Standbys that answered before the primary did have no lag yet, and so no queries.
+    fn ask_the_unmeasured(&self) {
+        let unmeasured = |known: &&Known| {
+            known.freshness.lag.is_none() && known.identity.is_some_and(|identity| identity.in_recovery)
+        };
+        let monitors = self.known.values().filter(unmeasured).filter_map(|known| known.monitor.as_ref());
+        monitors.for_each(|monitor| monitor.bell.ring());
     }
 
     fn handle_command(&mut self, command: ClusterCommand) {
