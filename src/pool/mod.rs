@@ -271,6 +271,8 @@ pub struct Pool {
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
+    /// When a server last had to make room for one at another standby.
+    last_moved: Mutex<Option<Instant>>,
     /// Open servers, lent or not, by epoch.
     members: Mutex<BTreeMap<u64, u32>>,
     /// The database is gone: nothing is opened any more.
@@ -340,6 +342,7 @@ impl Pool {
             next_endpoint: AtomicUsize::new(0),
             tested: AtomicU32::new(0),
             last_retired: Mutex::new(None),
+            last_moved: Mutex::new(None),
             members: Mutex::default(),
             retired: AtomicBool::new(false),
             quotas,
