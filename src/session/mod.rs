@@ -398,7 +398,7 @@ impl Session {
             Phase::Idle | Phase::Waiting(_) => {}
             Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
-                if broken {
+                if broken || lease.loan().fatal_seen {
                     lease.close("server conn crashed?");
                 } else if ready && !self.sends_a_body() {
                     self.give_back(lease, Instant::now());

@@ -331,6 +331,12 @@ impl Session {
             {
                 return Ok(Answered::SendAgain);
             }
+            if let Stop::Error(range) = &received.stop
+                && self.is_parting_word(&input[absolute(range.clone())])
+            {
+                at += received.consumed;
+                continue;
+            }
             forward.push(absolute(received.forward));
             match received.stop {
                 Stop::NeedMore => {
@@ -429,6 +435,22 @@ impl Session {
         }
         let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
         self.undo(exists);
+    }
+
+    /// Whether it is a FATAL error behind the last answer of a transaction. The server ends, and the
+    /// client, which has all that it asked for, goes on with another one.
+    fn is_parting_word(&mut self, body: &[u8]) -> bool {
+        let is_session = self.group.mode.get() == PoolMode::Session;
+        let lease = self.lease();
+        let fields = backend::error_fields(body);
+        if is_session || !fields.is_fatal() || !lease.pipeline.is_idle() {
+            return false;
+        }
+        lease.parts().1.fatal_seen = true;
+        if is_going_away(fields.code) {
+            lease.site().report(&String::from_utf8_lossy(fields.message));
+        }
+        true
     }
 
     /// Takes back what a failed batch did not do.
@@ -592,7 +614,10 @@ impl Session {
         };
         let now = lease.loan().quiet_since;
         self.last_request = now;
-        self.give_back(lease, now);
+        match lease.loan().fatal_seen {
+            true => lease.close("server is going away"),
+            false => self.give_back(lease, now),
+        }
         Ok(Pumped::Released)
     }
 }
