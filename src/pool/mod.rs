@@ -199,6 +199,12 @@ struct Failure {
 }
 
 /// Why a server is closed that came back to a pool which is paused, or has become too small.
+/// After so much idleness the kernel is asked whether a server is still there: the reactor may not have
+/// heard yet of one that has just died. A busy pool's servers are never idle for so long.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
+
+const DIED_IDLE: &str = "server conn crashed?";
+
 const NOT_WANTED: &str = "server connection is no longer wanted";
 
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
@@ -371,6 +377,11 @@ impl Pool {
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
     fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
         let lease = self.adopt(lent.server, worker)?;
+        if lent.idle_for > LOOK_AFTER && !lease.socket.is_silent_and_open() {
+            lease.site().report(DIED_IDLE);
+            lease.close(DIED_IDLE);
+            return None;
+        }
         if micros(lent.idle_for) <= self.quick.check_after_us.load(Ordering::Relaxed) {
             return Some(lease);
         }

@@ -307,6 +307,8 @@ impl Session {
     /// Whether nobody can know whether what the client last sent is committed.
     fn is_fate_unknown(&self) -> bool {
         match &self.phase {
+            // A standby commits nothing.
+            Phase::Leased(lease) if lease.site().in_recovery == Some(true) => false,
             Phase::Leased(lease) if self.follows => lease.flight.is_unknown(self.statements.as_deref()),
             _ => false,
         }
