@@ -138,10 +138,23 @@ pub(super) struct Seat(pub(super) Arc<Site>);
 impl Seat {
     /// At the site that has the fewest; of several such, the one whose turn it is.
     pub(super) fn least_used(sites: &[Arc<Site>], turn: usize) -> Option<Seat> {
-        let in_turn = (0..sites.len()).map(|step| &sites[(turn + step) % sites.len()]);
-        let site = in_turn.min_by_key(|site| site.connections.load(Ordering::Relaxed))?;
-        site.connections.fetch_add(1, Ordering::Relaxed);
-        Some(Seat(Arc::clone(site)))
+        loop {
+            let in_turn = (0..sites.len()).map(|step| &sites[(turn + step) % sites.len()]);
+            let counted = in_turn.map(|site| (site.connections.load(Ordering::Relaxed), site));
+            let (count, site) = counted.min_by_key(|(count, _)| *count)?;
+            // Two who choose at once must not both choose the same.
+            let taken =
+                site.connections.compare_exchange(count, count + 1, Ordering::Relaxed, Ordering::Relaxed);
+            if taken.is_ok() {
+                return Some(Seat(Arc::clone(site)));
+            }
+        }
+    }
+
+    /// Whether its site has so many more connections than another one that it should move there.
+    pub(super) fn is_one_too_many(&self, sites: &[Arc<Site>]) -> bool {
+        let own = self.0.connections.load(Ordering::Relaxed);
+        sites.iter().any(|site| site.connections.load(Ordering::Relaxed) + 2 <= own)
     }
 }
 

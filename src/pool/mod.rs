@@ -199,6 +199,12 @@ struct Failure {
 }
 
 /// Why a server is closed that came back to a pool which is paused, or has become too small.
+/// After so much idleness the kernel is asked whether a server is still there: the reactor may not have
+/// heard yet of one that has just died. A busy pool's servers are never idle for so long.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
+
+const DIED_IDLE: &str = "server conn crashed?";
+
 const NOT_WANTED: &str = "server connection is no longer wanted";
 
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
@@ -271,6 +277,8 @@ pub struct Pool {
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
+    /// When a server last had to make room for one at another standby.
+    last_moved: Mutex<Option<Instant>>,
     /// Open servers, lent or not, by epoch.
     members: Mutex<BTreeMap<u64, u32>>,
     /// The database is gone: nothing is opened any more.
@@ -340,6 +348,7 @@ impl Pool {
             next_endpoint: AtomicUsize::new(0),
             tested: AtomicU32::new(0),
             last_retired: Mutex::new(None),
+            last_moved: Mutex::new(None),
             members: Mutex::default(),
             retired: AtomicBool::new(false),
             quotas,
@@ -368,6 +377,11 @@ impl Pool {
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
     fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
         let lease = self.adopt(lent.server, worker)?;
+        if lent.idle_for > LOOK_AFTER && !lease.socket.is_silent_and_open() {
+            lease.site().report(DIED_IDLE);
+            lease.close(DIED_IDLE);
+            return None;
+        }
         if micros(lent.idle_for) <= self.quick.check_after_us.load(Ordering::Relaxed) {
             return Some(lease);
         }

@@ -173,6 +173,11 @@ impl Books {
         (*first, *last)
     }
 
+    /// What was refused.
+    pub fn refused(&self) -> Vec<&Entry> {
+        self.0.iter().filter(|entry| matches!(entry.outcome, Outcome::Refused(_))).collect()
+    }
+
     /// How often this outcome was had.
     pub fn count(&self, wanted: impl Fn(&Entry) -> bool) -> usize {
         self.0.iter().filter(|entry| wanted(entry)).count()
