@@ -244,3 +244,17 @@ async fn a_batch_without_any_request_for_the_server_is_not_idle_in_a_transaction
     assert!(!client.hears_within(Duration::from_millis(800)).await);
     client.ask(sync()).await.is("Z(I)");
 }
+
+#[tokio::test]
+async fn a_servers_farewell_behind_its_last_answer_is_not_the_clients() {
+    let complete = support::message::message(b'C', b"SELECT 1\0");
+    let ready = support::message::message(b'Z', b"I");
+    let farewell = support::message::message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
+    // All in one write, as a server does that is terminated between its answer and the next question.
+    let server = Impostor::answering(run_of([complete, ready, farewell]), true).await;
+    let pooler = Pooler::config().server(server.address).start().await;
+    let mut client = pooler.client().await;
+    for _ in 0..3 {
+        client.query("SELECT").await.is("C(SELECT 1) Z(I)");
+    }
+}

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::auth::Proof;
@@ -25,7 +25,7 @@ use crate::topology::freshness::{Freshness, LagLimit, PrimaryLog};
 use crate::topology::kube::SourceEvent;
 use crate::topology::primary::{Act, Gate, State, Why};
 use crate::topology::{Identity, Member, Observation, Place, probe};
-use monitor::Answer;
+use monitor::{Answer, Bell};
 use readers::Readers;
 use source::News;
 
@@ -38,12 +38,16 @@ const COMMANDS_MAX: usize = 8;
 /// How long a login of the monitor may take.
 const MONITOR_LOGIN: Duration = Duration::from_secs(1);
 
+/// The source may be silent for so long while no other server can be reached; it is the time after which
+/// CloudNativePG's lease may go to another one.
+const ISOLATED_AFTER: Duration = Duration::from_secs(15);
+
 /// How often standbys are looked at that say nothing, and servers asked while there is no primary.
 const TICK: Duration = Duration::from_millis(50);
 
 /// A question that can be asked early, and the task that asks.
 struct Monitor {
-    ask_now: Arc<Notify>,
+    bell: Arc<Bell>,
     task: AbortHandle,
 }
 
@@ -80,7 +84,14 @@ pub struct Follower {
     moves: u64,
     severed: u64,
     last_primary: Option<Arc<str>>,
+    /// Since when the source is silent, or when it last spoke; and whether it can be reached.
     last_source: Option<(Instant, bool)>,
+    /// When all were last asked because there was no primary.
+    asked_everyone: Option<Instant>,
+    /// What clients were last said to wait for.
+    last_why: Option<&'static str>,
+    /// Whether the source has ever said anything of the cluster.
+    heard: bool,
     /// Our own zone: the setting, else what Kubernetes says.
     zone: Option<Arc<str>>,
     /// The task that listens to the source.
@@ -147,8 +158,11 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         severed: 0,
         last_primary: None,
         last_source: None,
+        heard: false,
         zone: shared.config.load().settings.zone.as_deref().map(Arc::from),
         source: None,
+        asked_everyone: None,
+        last_why: None,
     };
     let task = tokio::spawn(follower.run(answer_ends, command_ends));
     Following { cluster, shared: Arc::clone(shared), task }
@@ -214,9 +228,10 @@ impl Follower {
     /// What was known stays true until the servers say otherwise. Who never saw anything goes by the
     /// operator's Services, where there are such.
     fn go_on_without_source(&mut self) {
-        let never_heard = self.last_source.is_none();
-        self.last_source = Some((Instant::now(), false));
-        if never_heard && self.cluster.source == Some(SourceKind::Cnpg) {
+        if !matches!(self.last_source, Some((_, false))) {
+            self.last_source = Some((Instant::now(), false));
+        }
+        if !self.heard && self.cluster.source == Some(SourceKind::Cnpg) {
             let observation = source::by_services(&self.cluster);
             self.enter_members(&observation.members);
             self.gate.handle_observation(observation, Instant::now());
@@ -226,6 +241,7 @@ impl Follower {
     fn observe(&mut self, observation: Observation) {
         let now = Instant::now();
         self.last_source = Some((now, true));
+        self.heard = true;
         if observation != *self.gate.observation() {
             tracing::debug!("cluster {}: {observation:?}", self.cluster.name);
         }
@@ -265,11 +281,10 @@ impl Follower {
             connect_query: None,
             statements_max: 0,
         };
-        let ask_now = Arc::new(Notify::new());
+        let bell = Arc::<Bell>::default();
         let session = Arc::clone(&self.shared.server);
-        let asking =
-            monitor::watch(place.clone(), recipe, session, Arc::clone(&ask_now), self.answers.clone());
-        Some(Monitor { ask_now, task: tokio::spawn(asking).abort_handle() })
+        let asking = monitor::watch(place.clone(), recipe, session, Arc::clone(&bell), self.answers.clone());
+        Some(Monitor { bell, task: tokio::spawn(asking).abort_handle() })
     }
 
     fn handle_answer(&mut self, answer: Answer) {
@@ -284,6 +299,7 @@ impl Follower {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
                 } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
                     self.log.note(status.lsn, answer.asked);
+                    self.ask_the_unmeasured();
                 }
                 self.gate.handle_identity(&answer.place, status.identity, now);
             }
@@ -305,6 +321,15 @@ impl Follower {
         }
     }
 
+    /// Standbys that answered before the primary did have no lag yet, and so no queries.
+    fn ask_the_unmeasured(&self) {
+        let unmeasured = |known: &&Known| {
+            known.freshness.lag.is_none() && known.identity.is_some_and(|identity| identity.in_recovery)
+        };
+        let monitors = self.known.values().filter(unmeasured).filter_map(|known| known.monitor.as_ref());
+        monitors.for_each(|monitor| monitor.bell.ring());
+    }
+
     fn handle_command(&mut self, command: ClusterCommand) {
         let now = Instant::now();
         match command {
@@ -320,6 +345,10 @@ impl Follower {
     fn handle_troubles(&mut self) {
         for (place, reason) in self.alarm.take() {
             self.gate.handle_trouble(&place, &reason, Instant::now());
+            let known = self.known.values().find(|known| known.member.place == place);
+            if let Some(monitor) = known.and_then(|known| known.monitor.as_ref()) {
+                monitor.bell.ring_anew();
+            }
         }
     }
 
@@ -329,38 +358,56 @@ impl Follower {
     async fn settle(&mut self) {
         let now = Instant::now();
         self.gate.tick(now);
+        self.gate.set_isolated(self.is_isolated(now), now);
         if let Some(member) = self.gate.poll_verify(now) {
             self.verify(&member, now);
         }
-        if self.cluster.source == Some(SourceKind::Probe) && !matches!(self.gate.state(), State::Open(_)) {
-            // Nobody else will say who the primary is.
-            self.known
-                .values()
-                .filter_map(|known| known.monitor.as_ref())
-                .for_each(|m| m.ask_now.notify_one());
-        }
+        self.ask_everyone(now);
         for act in self.gate.take_acts() {
             self.act(act).await;
         }
+        self.log_why();
         self.publish(now);
         self.answer_holds();
     }
 
+    /// Whether we are probably cut off together with the primary: the API has been away for long, and of all
+    /// servers only the primary answers. CloudNativePG's own instances judge by the same.
+    fn is_isolated(&self, now: Instant) -> bool {
+        let Some((since, false)) = self.last_source else { return false };
+        let Some(primary) = self.gate.state().member() else { return false };
+        let others = self.known.values().filter(|known| known.member.name != primary.name);
+        let mut others = others.filter(|known| known.monitor.is_some()).peekable();
+        self.heard
+            && now.saturating_duration_since(since) > ISOLATED_AFTER
+            && others.peek().is_some()
+            && others.all(|known| known.identity.is_none())
+    }
+
     fn verify(&mut self, member: &Member, now: Instant) {
         match self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
-            Some(monitor) => monitor.ask_now.notify_one(),
+            Some(monitor) => monitor.bell.ring(),
             // Without a user to ask as, each connection is checked at its login, and nothing before it.
             None => self.gate.trust(&member.place, now),
         }
     }
 
+    /// While a probe knows of no primary, nobody else will say who it is.
+    fn ask_everyone(&mut self, now: Instant) {
+        let is_open = matches!(self.gate.state(), State::Open(_));
+        let is_due = self.asked_everyone.is_none_or(|at| now.saturating_duration_since(at) >= TICK);
+        if self.cluster.source != Some(SourceKind::Probe) || is_open || !is_due {
+            return;
+        }
+        self.asked_everyone = Some(now);
+        let monitors = self.known.values().filter_map(|known| known.monitor.as_ref());
+        monitors.for_each(|monitor| monitor.bell.ring());
+    }
+
     async fn act(&mut self, act: Act) {
         let name = &self.cluster.name;
         match act {
-            Act::Drain(place) => {
-                tracing::info!("cluster {name}: draining {place}: {}", self.why());
-                self.close_writer(&place);
-            }
+            Act::Drain(place) => self.close_writer(&place),
             Act::Open(place) => {
                 let primary = self.gate.state().member().map(|member| Arc::clone(&member.name));
                 tracing::info!(
@@ -379,6 +426,8 @@ impl Follower {
             Act::Sever(place) => {
                 self.close_writer(&place);
                 self.readers.close(&place);
+                // First, so that nothing begins there between the cut and the word of it.
+                self.publish(Instant::now());
                 let cut = sever(&self.shared, place.clone()).await;
                 self.severed += cut;
                 tracing::warn!("cluster {}: cut connections to {place}: count={cut}", self.cluster.name);
@@ -386,8 +435,22 @@ impl Follower {
         }
     }
 
+    /// One line when clients begin to wait for something, or for something else.
+    fn log_why(&mut self) {
+        let why = self.gate.state().why();
+        let label = why.map(Why::label);
+        if std::mem::replace(&mut self.last_why, label) != label
+            && let Some(why) = why
+            && !matches!(why, Why::Unverified(_))
+        {
+            let (name, state) = (&self.cluster.name, self.gate.state().name());
+            tracing::warn!("cluster {name}: clients wait: {why} state={state} reason={}", why.label());
+        }
+    }
+
     fn close_writer(&mut self, place: &Place) {
         if let Some(site) = self.writer.take_if(|site| site.place.as_ref() == Some(place)) {
+            tracing::info!("cluster {}: draining {place}: {}", self.cluster.name, self.why());
             site.close();
         }
     }

@@ -3,6 +3,7 @@
 //! queries hides nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc};
@@ -17,6 +18,10 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long an answer may take, and a login. A frozen server answers nothing, and must not be waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A connection older than this is replaced. A server that shuts down smartly answers on old ones as if
+/// nothing was, and waits for us to close them: only a new login tells.
+const AGE_MAX: Duration = Duration::from_secs(3);
 
 /// Everything in one round trip; PUBLIC may execute all of it.
 const QUESTION: &str = "SELECT pg_is_in_recovery(), \
@@ -48,23 +53,49 @@ pub struct Answer {
     pub asked: Instant,
 }
 
+/// Makes a monitor ask early.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Notify,
+    anew: AtomicBool,
+}
+
+impl Bell {
+    /// Ask now.
+    pub fn ring(&self) {
+        self.rung.notify_one();
+    }
+
+    /// Ask now, over a new connection.
+    pub fn ring_anew(&self) {
+        self.anew.store(true, Ordering::Release);
+        self.ring();
+    }
+}
+
 /// Asks until it is aborted.
 pub async fn watch(
     place: Place,
     recipe: Recipe,
     session: Arc<Session>,
-    ask_now: Arc<Notify>,
+    bell: Arc<Bell>,
     answers: mpsc::Sender<Answer>,
 ) {
     let mut connection = None;
     loop {
         let asked = Instant::now();
-        let status = ask(&mut connection, &recipe, &session).await;
+        let anew = bell.anew.swap(false, Ordering::AcqRel);
+        let too_old = |open: &ServerConnection| anew || open.age(asked) > AGE_MAX;
+        let old = connection.take_if(|open| too_old(open));
+        let status = match old {
+            Some(old) => renew(old, &mut connection, &recipe, &session).await,
+            None => ask(&mut connection, &recipe, &session).await,
+        };
         if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
             return;
         }
         // Waking early is what it is for; the time's passing is no error.
-        let _ = timeout(INTERVAL, ask_now.notified()).await;
+        let _ = timeout(INTERVAL, bell.rung.notified()).await;
     }
 }
 
@@ -92,8 +123,29 @@ async fn ask(
             read(&row)
         }
         Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs()).into()),
+        Err(_) => Err(silence()),
     }
+}
+
+/// Over a new connection. When just this login is refused, as for want of a free connection, the old
+/// one is as good.
+async fn renew(
+    old: ServerConnection,
+    connection: &mut Option<ServerConnection>,
+    recipe: &Recipe,
+    session: &Session,
+) -> Result<Status, Arc<str>> {
+    *connection = match timeout(PATIENCE, recipe.open(session, 0, 0)).await {
+        Ok(Ok((new, _))) => Some(new),
+        Ok(Err(error)) if !error.tells_of_the_server() => Some(old),
+        Ok(Err(error)) => return Err(error.to_string().into()),
+        Err(_) => return Err(silence()),
+    };
+    ask(connection, recipe, session).await
+}
+
+fn silence() -> Arc<str> {
+    format!("no answer within {} s", PATIENCE.as_secs()).into()
 }
 
 fn read(row: &[Option<String>]) -> Result<Status, Arc<str>> {

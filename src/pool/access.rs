@@ -27,6 +27,8 @@ pub struct Site {
     /// Connections to it that are lent to clients.
     leased: AtomicU32,
     closed: AtomicBool,
+    /// Rings when it closes.
+    closing: Notify,
     alarm: Option<Arc<Alarm>>,
 }
 
@@ -69,6 +71,7 @@ impl Site {
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
             alarm: None,
         })
     }
@@ -82,6 +85,7 @@ impl Site {
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
             alarm: Some(Arc::clone(alarm)),
         })
     }
@@ -89,6 +93,16 @@ impl Site {
     /// Nothing new begins here: its servers are closed as soon as nobody uses them.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.closing.notify_waiters();
+    }
+
+    /// Waits until nothing new may begin here.
+    pub async fn closed(&self) {
+        // Made before the look: what closes in between rings it.
+        let rung = self.closing.notified();
+        if !self.is_closed() {
+            rung.await;
+        }
     }
 
     /// Whether nothing new may begin here.
@@ -124,10 +138,23 @@ pub(super) struct Seat(pub(super) Arc<Site>);
 impl Seat {
     /// At the site that has the fewest; of several such, the one whose turn it is.
     pub(super) fn least_used(sites: &[Arc<Site>], turn: usize) -> Option<Seat> {
-        let in_turn = (0..sites.len()).map(|step| &sites[(turn + step) % sites.len()]);
-        let site = in_turn.min_by_key(|site| site.connections.load(Ordering::Relaxed))?;
-        site.connections.fetch_add(1, Ordering::Relaxed);
-        Some(Seat(Arc::clone(site)))
+        loop {
+            let in_turn = (0..sites.len()).map(|step| &sites[(turn + step) % sites.len()]);
+            let counted = in_turn.map(|site| (site.connections.load(Ordering::Relaxed), site));
+            let (count, site) = counted.min_by_key(|(count, _)| *count)?;
+            // Two who choose at once must not both choose the same.
+            let taken =
+                site.connections.compare_exchange(count, count + 1, Ordering::Relaxed, Ordering::Relaxed);
+            if taken.is_ok() {
+                return Some(Seat(Arc::clone(site)));
+            }
+        }
+    }
+
+    /// Whether its site has so many more connections than another one that it should move there.
+    pub(super) fn is_one_too_many(&self, sites: &[Arc<Site>]) -> bool {
+        let own = self.0.connections.load(Ordering::Relaxed);
+        sites.iter().any(|site| site.connections.load(Ordering::Relaxed) + 2 <= own)
     }
 }
 

@@ -199,6 +199,12 @@ struct Failure {
 }
 
 /// Why a server is closed that came back to a pool which is paused, or has become too small.
+/// After so much idleness the kernel is asked whether a server is still there: the reactor may not have
+/// heard yet of one that has just died. A busy pool's servers are never idle for so long.
+const LOOK_AFTER: Duration = Duration::from_millis(5);
+
+const DIED_IDLE: &str = "server conn crashed?";
+
 const NOT_WANTED: &str = "server connection is no longer wanted";
 
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
@@ -271,6 +277,8 @@ pub struct Pool {
     /// Leased servers that run a check or a reset of ours.
     tested: AtomicU32,
     last_retired: Mutex<Option<Instant>>,
+    /// When a server last had to make room for one at another standby.
+    last_moved: Mutex<Option<Instant>>,
     /// Open servers, lent or not, by epoch.
     members: Mutex<BTreeMap<u64, u32>>,
     /// The database is gone: nothing is opened any more.
@@ -340,6 +348,7 @@ impl Pool {
             next_endpoint: AtomicUsize::new(0),
             tested: AtomicU32::new(0),
             last_retired: Mutex::new(None),
+            last_moved: Mutex::new(None),
             members: Mutex::default(),
             retired: AtomicBool::new(false),
             quotas,
@@ -368,6 +377,11 @@ impl Pool {
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
     fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
         let lease = self.adopt(lent.server, worker)?;
+        if lent.idle_for > LOOK_AFTER && !lease.socket.is_silent_and_open() {
+            lease.site().report(DIED_IDLE);
+            lease.close(DIED_IDLE);
+            return None;
+        }
         if micros(lent.idle_for) <= self.quick.check_after_us.load(Ordering::Relaxed) {
             return Some(lease);
         }
@@ -460,7 +474,11 @@ impl Pool {
         };
         let recipe = self.recipe(&seat.0);
         let epoch = self.epoch.load(Ordering::Acquire);
-        let opened = recipe.open(&self.session, worker, epoch).await;
+        let opened = tokio::select! {
+            opened = recipe.open(&self.session, worker, epoch) => opened,
+            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
+            () = seat.0.closed() => Err(OpenError::Unwanted),
+        };
         let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
             Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
                 Err(OpenError::WrongRole { in_recovery: !expected })
@@ -484,6 +502,7 @@ impl Pool {
                 let pooled = Pooled { server, loan: Loan::new(now), membership, seat, _permits: permits };
                 self.place_opened(Box::new(pooled), worker, now);
             }
+            Err(OpenError::Unwanted) => self.state.lock().end_opening(),
             Err(error) => self.note_failure(&error, &seat.0, now),
         }
         self.open_more(worker, now);
@@ -548,9 +567,11 @@ impl Pool {
                 SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
                     .detail(error.to_string()),
             ),
-            OpenError::Io(_) | OpenError::Timeout | OpenError::Protocol(_) | OpenError::WrongRole { .. } => {
-                None
-            }
+            OpenError::Io(_)
+            | OpenError::Timeout
+            | OpenError::Protocol(_)
+            | OpenError::WrongRole { .. }
+            | OpenError::Unwanted => None,
         };
         let mut state = self.state.lock();
         state.end_opening();

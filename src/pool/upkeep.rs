@@ -12,6 +12,9 @@ use super::{Counts, NOT_WANTED, Pool, PoolSettings, Pooled, close};
 use crate::error::SqlError;
 use crate::server::ServerConnection;
 
+/// Between two servers that a pool moves to another standby, so that all have the same share.
+const MOVE_PAUSE: Duration = Duration::from_millis(100);
+
 impl Pool {
     /// Why a server that comes back is closed instead of kept.
     pub(super) fn retirement(&self, pooled: &Pooled, now: Instant) -> Option<&'static str> {
@@ -19,11 +22,31 @@ impl Pool {
         if pooled.seat.0.is_closed() || server.epoch != self.epoch.load(Ordering::Acquire) {
             return Some(NOT_WANTED);
         }
+        if self.is_uneven(pooled, now) {
+            return Some("servers are spread anew");
+        }
         let lifetime = Duration::from_micros(self.quick.lifetime_us.load(Ordering::Relaxed));
         if lifetime.is_zero() {
             return Some("server_lifetime is 0");
         }
         (server.age(now) > lifetime && self.may_retire(lifetime, now)).then_some("server lifetime over")
+    }
+
+    /// Whether another standby has room for it. One at a time: one that does not answer has the fewest.
+    fn is_uneven(&self, pooled: &Pooled, now: Instant) -> bool {
+        if pooled.seat.0.place.is_none() {
+            return false;
+        }
+        let access = self.access.load();
+        if access.sites.len() < 2 || !pooled.seat.is_one_too_many(&access.sites) {
+            return false;
+        }
+        let mut last = self.last_moved.lock();
+        let may = last.is_none_or(|last| now.saturating_duration_since(last) >= MOVE_PAUSE);
+        if may {
+            *last = Some(now);
+        }
+        may
     }
 
     /// Servers that were opened together do not all close together.

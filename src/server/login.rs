@@ -70,6 +70,9 @@ pub enum OpenError {
         /// Whether it is in recovery.
         in_recovery: bool,
     },
+    /// The topology moved on meanwhile.
+    #[error("server connection is no longer wanted")]
+    Unwanted,
     /// Bytes that are no login.
     #[error("bad packet during server login: {0}")]
     Protocol(String),
@@ -81,7 +84,7 @@ impl OpenError {
         match self {
             OpenError::Io(_) | OpenError::Timeout | OpenError::WrongRole { .. } => true,
             OpenError::Refused(error) => sqlstate::IS_GOING_AWAY.contains(&error.code.as_ref()),
-            OpenError::Auth(_) | OpenError::Protocol(_) => false,
+            OpenError::Auth(_) | OpenError::Protocol(_) | OpenError::Unwanted => false,
         }
     }
 }

@@ -208,6 +208,16 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Option<Lease> {
+        if lease.site().is_closed() {
+            // It was granted before the topology moved on.
+            lease.close("server connection is no longer wanted");
+            return None;
+        }
+        if self.sent_again > 0 && !lease.socket.is_silent_and_open() {
+            // The first server died under this request; one that died with it must not be the second.
+            lease.close("server conn crashed?");
+            return None;
+        }
         match lease.poll_idle(context, &mut scratch.aside, &self.plane.shared.server) {
             Ok(()) => Some(lease),
             Err(reason) => {

@@ -47,6 +47,10 @@ use plane::{Group, Plane, Scratch};
 /// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
 const READ_AHEAD_MAX: usize = 64 * 1024;
 
+/// How often one request is sent to another server, because the one before went away. A statement that
+/// ends each server it runs on must not go round for ever.
+const SENT_AGAIN_MAX: u8 = 3;
+
 /// Reads of one socket in one poll, after which others get their turn.
 const READS_MAX: usize = 4;
 
@@ -128,6 +132,8 @@ pub struct Session {
     proven: bool,
     /// Whether its servers are a cluster's, which moves.
     follows: bool,
+    /// How often the request that runs was sent to another server.
+    sent_again: u8,
     /// After an error of ours in a batch of the extended protocol.
     skip_to_sync: bool,
     /// Cancel requests on their way to its server.
@@ -193,6 +199,7 @@ impl Session {
             parameters: new.parameters,
             proven: new.proven,
             follows,
+            sent_again: 0,
             skip_to_sync: false,
             cancels: None,
             canceled: false,
@@ -301,6 +308,8 @@ impl Session {
     /// Whether nobody can know whether what the client last sent is committed.
     fn is_fate_unknown(&self) -> bool {
         match &self.phase {
+            // A standby commits nothing.
+            Phase::Leased(lease) if lease.site().in_recovery == Some(true) => false,
             Phase::Leased(lease) if self.follows => lease.flight.is_unknown(self.statements.as_deref()),
             _ => false,
         }
@@ -343,8 +352,7 @@ impl Session {
                 ("server is no longer the primary".to_owned(), Some(error))
             }
             Farewell::ServerGone { told } => {
-                let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server conn crashed?")
-                    .detail("The connection to the server was lost while a request was running or a transaction was open.");
+                let error = self.server_gone();
                 ("server conn crashed?".to_owned(), (!told).then_some(error))
             }
         };
@@ -371,6 +379,19 @@ impl Session {
         }
     }
 
+    fn server_gone(&self) -> SqlError {
+        let message = "server conn crashed?";
+        let detail =
+            "The connection to the server was lost while a request was running or a transaction was open.";
+        match self.follows {
+            // By this code drivers know that another attempt may go well; what may be committed has 08007.
+            true => SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, message)
+                .detail(detail)
+                .hint("Reconnect and begin the transaction again."),
+            false => SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message).detail(detail),
+        }
+    }
+
     /// Whether the client is between two messages of its server, where one of ours can stand.
     fn may_speak(&self) -> bool {
         !matches!(&self.phase, Phase::Leased(lease) if lease.pipeline.is_mid_message())
@@ -382,7 +403,7 @@ impl Session {
             Phase::Idle | Phase::Waiting(_) => {}
             Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
-                if broken {
+                if broken || lease.loan().fatal_seen {
                     lease.close("server conn crashed?");
                 } else if ready && !self.sends_a_body() {
                     self.give_back(lease, Instant::now());

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, SENT_AGAIN_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
@@ -331,6 +331,12 @@ impl Session {
             {
                 return Ok(Answered::SendAgain);
             }
+            if let Stop::Error(range) = &received.stop
+                && self.is_parting_word(&input[absolute(range.clone())])
+            {
+                at += received.consumed;
+                continue;
+            }
             forward.push(absolute(received.forward));
             match received.stop {
                 Stop::NeedMore => {
@@ -377,6 +383,7 @@ impl Session {
     fn note_ready(&mut self) -> Result<(), Farewell> {
         let now = Instant::now();
         let group = Rc::clone(&self.group);
+        self.sent_again = 0;
         let (server, loan) = self.lease().parts();
         loan.quiet_since = now;
         let took = loan.query_began.take().map(|began| since(began, now));
@@ -428,6 +435,22 @@ impl Session {
         }
         let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
         self.undo(exists);
+    }
+
+    /// Whether it is a FATAL error behind the last answer of a transaction. The server ends, and the
+    /// client, which has all that it asked for, goes on with another one.
+    fn is_parting_word(&mut self, body: &[u8]) -> bool {
+        let is_session = self.group.mode.get() == PoolMode::Session;
+        let lease = self.lease();
+        let fields = backend::error_fields(body);
+        if is_session || !fields.is_fatal() || !lease.pipeline.is_idle() {
+            return false;
+        }
+        lease.parts().1.fatal_seen = true;
+        if is_going_away(fields.code) {
+            lease.site().report(&String::from_utf8_lossy(fields.message));
+        }
+        true
     }
 
     /// Takes back what a failed batch did not do.
@@ -498,16 +521,24 @@ impl Session {
 
     /// Whether another server of the cluster is as good: not in session mode, where the session is.
     fn may_change_server(&self) -> bool {
-        self.follows && self.group.mode.get() != PoolMode::Session
+        self.follows && self.sent_again < SENT_AGAIN_MAX && self.group.mode.get() != PoolMode::Session
     }
 
-    /// The end of the server's stream. What no byte of has gone to it may go to another one.
+    /// The end of the server's stream. What no byte of has gone to it may go to another one, and so may
+    /// what a standby was asked: it cannot have changed anything. That once only, for it may have
+    /// been the request that ended the server.
     fn note_server_gone(&mut self, told: bool) -> Result<Pumped, Farewell> {
         let may_change = self.may_change_server();
-        let lease = self.lease();
+        let is_first = self.sent_again == 0;
+        let Phase::Leased(lease) = &self.phase else {
+            unreachable!("the relay runs only with a lease");
+        };
         lease.site().report("the connection was lost");
         let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        match may_change && !told && untouched {
+        let only_read = is_first
+            && lease.site().in_recovery == Some(true)
+            && lease.flight.resendable(self.statements.as_deref()).is_some();
+        match may_change && !told && (untouched || only_read) {
             true => Ok(self.send_again("server conn crashed?")),
             false => Err(Farewell::ServerGone { told }),
         }
@@ -527,6 +558,7 @@ impl Session {
         self.carry = (!again.is_empty()).then(|| Box::new(again));
         self.needed = 0;
         self.body = Body::default();
+        self.sent_again += 1;
         self.plane.metrics.borrow_mut().sent_again += 1;
         lease.close(reason);
         Pumped::Released
@@ -582,7 +614,10 @@ impl Session {
         };
         let now = lease.loan().quiet_since;
         self.last_request = now;
-        self.give_back(lease, now);
+        match lease.loan().fatal_seen {
+            true => lease.close("server is going away"),
+            false => self.give_back(lease, now),
+        }
         Ok(Pumped::Released)
     }
 }

@@ -7,6 +7,7 @@
 //! needed, for the objects that are named in [`follow`](Kubernetes::follow).
 
 mod known;
+pub mod operate;
 mod watch;
 
 use std::fmt;
@@ -45,7 +46,8 @@ pub enum SourceEvent {
     Observed(Observation),
     /// The API cannot be reached; why. The last observation is not confirmed until the next one.
     Unreachable(String),
-    /// The API says that we may not read what we need; in its words.
+    /// The API says that we may not read what we need; in its words. An API server that has just started
+    /// says so for a moment too. As with the other: the last observation is not confirmed.
     Denied(String),
 }
 
@@ -76,7 +78,8 @@ impl Kubernetes {
         Self::from_config(config)
     }
 
-    /// From a configuration of the client. Must be called within a tokio runtime.
+    /// From a configuration of the client, whose timeouts are ours then. Must be called within the tokio
+    /// runtime that is to do the work.
     pub fn from_config(mut config: kube::Config) -> Result<Self, NoApi> {
         let silence = Duration::from_secs(u64::from(watch::REQUEST_S) + 10);
         config.connect_timeout = Some(CONNECT_LIMIT);

@@ -6,6 +6,7 @@
 
 use super::process::{self, free_port, private_directory, reap};
 use super::{eventually, eventually_within};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -19,7 +20,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 /// An API server takes some seconds to start, and more on a machine that does other things.
 pub const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -99,6 +102,10 @@ impl Kube {
         let mut answered = false;
         eventually_within(START_PATIENCE, "kube-apiserver answers or ends", async || {
             answered = self.answers().await;
+            if !answered {
+                // Each question costs a login, on the processor that the server needs to start.
+                sleep(Duration::from_millis(50)).await;
+            }
             answered || matches!(child.try_wait(), Ok(Some(_)))
         })
         .await;
@@ -115,14 +122,16 @@ impl Kube {
         }
     }
 
-    /// A kubeconfig of this user.
+    /// A kubeconfig of this user. It stays good when the server is stopped and started.
     pub fn kubeconfig(&self, user: &str, namespace: &str) -> Kubeconfig {
+        let certificate = fs::read(self.directory.path().join("certificates/apiserver.crt"));
+        let certificate = certificate.expect("the server writes its certificate before it answers");
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "c", "cluster": {
                 "server": format!("https://127.0.0.1:{}", self.port),
-                "certificate-authority": self.directory.path().join("certificates/apiserver.crt"),
+                "certificate-authority-data": BASE64_STANDARD.encode(certificate),
             }}],
             "users": [{ "name": user, "user": { "token": user } }],
             "contexts": [{ "name": "c", "context": { "cluster": "c", "user": user, "namespace": namespace } }],
@@ -131,7 +140,7 @@ impl Kube {
         serde_json::from_value(config).expect("a kubeconfig")
     }
 
-    /// The same as a file, for `KUBECONFIG`.
+    /// The same as a file that everybody may read, for `KUBECONFIG`.
     pub fn kubeconfig_file(&self, user: &str, namespace: &str) -> PathBuf {
         let path = self.directory.path().join(format!("{user}-{namespace}.kubeconfig"));
         let text = serde_json::to_string(&self.kubeconfig(user, namespace)).expect("plain data");
@@ -168,7 +177,8 @@ impl Kube {
     }
 
     async fn answers(&self) -> bool {
-        if !self.directory.path().join("certificates/apiserver.crt").exists() {
+        let has_certificate = self.directory.path().join("certificates/apiserver.crt").exists();
+        if !has_certificate || TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             return false;
         }
         let namespaces: Api<Namespace> = Api::all(self.admin().await);
@@ -355,7 +365,7 @@ async fn start_etcd(directory: &Path) -> (u16, Child) {
         let mut child = process::spawn(command);
         let mut answered = false;
         eventually_within(START_PATIENCE, "etcd answers or ends", async || {
-            answered = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+            answered = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
             answered || matches!(child.try_wait(), Ok(Some(_)))
         })
         .await;

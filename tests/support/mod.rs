@@ -8,12 +8,14 @@
 
 pub mod kube;
 pub mod kustomize;
+pub mod ledger;
 pub mod message;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod replicas;
 
 pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};

@@ -173,7 +173,7 @@ impl Drop for Postgres {
 }
 
 /// Where the server's programs are: `PGWEIR_TEST_PG_BIN`, else `pg_config`'s answer, else Debian's place.
-fn binaries() -> PathBuf {
+pub fn binaries() -> PathBuf {
     let asked = std::env::var_os("PGWEIR_TEST_PG_BIN").map(PathBuf::from);
     let told = Command::new("pg_config").arg("--bindir").output().ok();
     let told = told.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
@@ -188,7 +188,7 @@ fn binaries() -> PathBuf {
 }
 
 /// A data directory with our roles, made once and kept in cargo's target folder.
-fn template() -> PathBuf {
+pub fn template() -> PathBuf {
     let binaries = binaries();
     let recipe = (&binaries, ROLES, HBA);
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(recipe);

@@ -98,7 +98,17 @@ pub fn reap(child: &mut Child, patience: Duration) -> ExitStatus {
 /// A fresh temporary directory that the unprivileged user owns. Its path is short: Unix socket
 /// paths hold 107 bytes.
 pub fn private_directory(prefix: &str) -> tempfile::TempDir {
-    let directory = tempfile::Builder::new().prefix(prefix).tempdir_in("/tmp").expect("/tmp is writable");
+    private_directory_in("/tmp", prefix)
+}
+
+/// The same in memory, where the machine has a place for that: for many small files that are soon gone.
+pub fn memory_directory(prefix: &str) -> tempfile::TempDir {
+    let memory = fs::metadata("/dev/shm").is_ok_and(|found| found.is_dir() && found.mode() & 0o002 != 0);
+    private_directory_in(if memory { "/dev/shm" } else { "/tmp" }, prefix)
+}
+
+fn private_directory_in(place: &str, prefix: &str) -> tempfile::TempDir {
+    let directory = tempfile::Builder::new().prefix(prefix).tempdir_in(place).expect("it is writable");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))
         .expect("our own directory takes a mode");
     give(directory.path());

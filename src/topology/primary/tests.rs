@@ -284,6 +284,17 @@ fn hold_is_kept_while_the_primary_moves_and_released_by_hand() {
 }
 
 #[test]
+fn on_the_side_that_has_lost_everybody_nothing_is_written() {
+    let mut case = Case::open();
+    case.gate.set_isolated(true, case.now);
+    case.is("draining", "a", &[Act::Drain(place("a"))]);
+    assert_eq!(case.why(), "isolated");
+    case.gate.set_isolated(false, case.now);
+    case.identity("a", primary(1));
+    case.is("open", "a", &[Act::Open(place("a"))]);
+}
+
+#[test]
 fn without_a_user_to_ask_as_the_source_is_trusted() {
     let mut case = Case::new();
     case.observe(named("a"));

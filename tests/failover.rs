@@ -1,0 +1,700 @@
+//! A real cluster whose primary goes away in every way there is, under load from clients that keep books.
+//!
+//! `PGWEIR_FAILOVER_RUNS=20` runs each failover so often; the seed of a run's timing is printed.
+
+mod support;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+use support::ledger::{Deed, Entry, Ledger, Outcome};
+use support::message::{extended, query, run_of, sync};
+use support::pooler::Config;
+use support::replicas::{Replicas, Stop};
+use support::{Address, Login, PROMPTLY, Pooler, Raw, eventually};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// Writing clients of a failover; twice as many as there are server connections.
+const CLIENTS: usize = 8;
+
+/// How often the pooler asks the servers while there is no primary.
+const PROBE_TICK: Duration = Duration::from_millis(50);
+
+/// What is measured must not be disturbed by a neighbour.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// A cluster, and a pooler that follows it.
+struct Scene {
+    replicas: Replicas,
+    pooler: Pooler,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// `rw`, `ro` and `r` are databases of the roles; `app` is rw.
+fn following(replicas: &Replicas, source: &str) -> Config {
+    let cluster =
+        format!("\n[clusters]\nc1 = source={source} hosts={} port={}\n", replicas.hosts(), replicas.port);
+    Pooler::config()
+        .database_line("app = cluster=c1 role=rw dbname=app")
+        .database_line("ro = cluster=c1 role=ro dbname=app")
+        .setting("monitor_user", "app")
+        .pool_size(4)
+        .sections(&cluster)
+}
+
+impl Scene {
+    async fn start() -> Scene {
+        Scene::with(|config| config).await
+    }
+
+    async fn with(change: impl FnOnce(Config) -> Config) -> Scene {
+        Scene::of("probe", change).await
+    }
+
+    async fn of(source: &str, change: impl FnOnce(Config) -> Config) -> Scene {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let replicas = Replicas::start().await;
+        Ledger::prepare(&replicas).await;
+        let pooler = change(following(&replicas, source)).start().await;
+        Scene { replicas, pooler, _turn: turn }
+    }
+
+    /// The best standby becomes the primary. Returns it, and the moment at which it has taken a write.
+    async fn take_over(&mut self) -> (usize, Instant) {
+        let best = self.replicas.best_standby().await;
+        let accepted = first_write(self.replicas.tcp(best));
+        self.replicas.promote(best).await;
+        (best, accepted.await.expect("it is tried until it works"))
+    }
+
+    async fn server_of(&self, client: &mut Raw) -> String {
+        client.query("SELECT host(inet_server_addr())").await.value()
+    }
+
+    async fn client_of(&self, database: &str) -> Raw {
+        Raw::login(&self.pooler.tcp(), &Login::new("app", database)).await
+    }
+}
+
+/// Writes around the pooler as soon as the server lets it.
+fn first_write(server: Address) -> JoinHandle<Instant> {
+    tokio::spawn(async move {
+        let mut client = Raw::login(&server, &Login::new("postgres", "app")).await;
+        while client.query("INSERT INTO ledger VALUES (-1)").await.count(b'E') > 0 {
+            sleep(Duration::from_millis(2)).await;
+        }
+        Instant::now()
+    })
+}
+
+fn runs() -> u64 {
+    std::env::var("PGWEIR_FAILOVER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
+}
+
+fn chance(what: &str) -> (u64, StdRng) {
+    let seed = RandomState::new().hash_one(what);
+    println!("{what}: seed {seed}");
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+/// Load, a fault at a random moment, a new primary, load again; the books must agree. `fault` makes the old
+/// primary go away, and returns when another one may be promoted.
+async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)) {
+    let mut firsts = Vec::new();
+    for _ in 0..runs() {
+        let (seed, mut chance) = chance(what);
+        let mut scene = Scene::start().await;
+        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+        ledger.writes(chance.random_range(50..200)).await;
+        sleep(Duration::from_micros(chance.random_range(0..20_000))).await;
+        let began = Instant::now();
+        fault(&mut scene).await;
+        let (primary, accepted) = scene.take_over().await;
+        ledger.writes(200).await;
+        let books = ledger.stop().await;
+        books.agree_with(&scene.replicas, primary, allowed).await;
+        let (first, last) = books.served_after(accepted, CLIENTS);
+        println!(
+            "  down for {:?}, then first write after {first:?}, all served after {last:?}",
+            accepted - began
+        );
+        firsts.push(first);
+    }
+    firsts.sort();
+    let median = firsts[firsts.len() / 2];
+    assert!(median < Duration::from_millis(100) + PROBE_TICK, "median of {firsts:?}");
+    assert!(firsts[firsts.len() - 1] < Duration::from_millis(500), "worst of {firsts:?}");
+}
+
+/// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
+const LOST: &[&str] = &["57P01", "08007"];
+
+#[tokio::test]
+async fn a_killed_primary_costs_open_transactions_and_nothing_else() {
+    fail_over("kill", LOST, async |scene| scene.replicas.kill(0)).await;
+}
+
+#[tokio::test]
+async fn a_fast_shutdown_costs_open_transactions_and_nothing_else() {
+    fail_over("fast shutdown", LOST, async |scene| scene.replicas.stop(0, Stop::Fast)).await;
+}
+
+#[tokio::test]
+async fn an_immediate_shutdown_costs_open_transactions_and_nothing_else() {
+    fail_over("immediate shutdown", &["57P01", "57P02", "08007"], async |scene| {
+        scene.replicas.stop(0, Stop::Immediate);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_smart_shutdown_is_not_held_back_and_costs_nothing() {
+    fail_over("smart shutdown", &[], async |scene| {
+        let asked = Instant::now();
+        scene.replicas.ask_to_stop(0, Stop::Smart);
+        eventually("the smart shutdown completes", async || !scene.replicas.runs(0)).await;
+        println!("  smart shutdown took {:?}", asked.elapsed());
+        scene.replicas.ended(0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_open_transaction_survives_a_smart_shutdown_and_commits() {
+    let mut scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    let mut idle = scene.pooler.client().await;
+    a.query("BEGIN; INSERT INTO ledger VALUES (1)").await.is("C C Z(T)");
+    idle.query("SELECT 1").await.is("T D C Z(I)");
+    scene.replicas.ask_to_stop(0, Stop::Smart);
+    scene.pooler.logs("draining 127.0.0.2").await;
+    a.query("INSERT INTO ledger VALUES (2)").await.is("C Z(T)");
+    a.query("COMMIT").await.is("C(COMMIT) Z(I)");
+    let committed = Instant::now();
+    eventually("the smart shutdown completes", async || !scene.replicas.runs(0)).await;
+    println!("the server has ended {:?} after the commit", committed.elapsed());
+    let (primary, _) = scene.take_over().await;
+    let rows = scene.replicas.number(primary, "SELECT count(*) FROM ledger WHERE n > 0").await;
+    assert_eq!(rows, 2, "the transaction is committed");
+    a.query("INSERT INTO ledger VALUES (3)").await.is("C Z(I)");
+    idle.query("SELECT 1").await.is("T D C Z(I)");
+}
+
+#[tokio::test]
+async fn an_open_transaction_on_a_lost_primary_is_told_57p01() {
+    let mut scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    a.query("BEGIN; INSERT INTO ledger VALUES (1)").await.is("C C Z(T)");
+    scene.replicas.kill(0);
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told at once");
+    told.is("E(57P01) EOF");
+    let hint = told.messages[0].field(b'H');
+    assert_eq!(hint, "Reconnect and begin the transaction again.");
+}
+
+/// Commits hang, because no standby confirms them.
+async fn without_confirmation() -> Scene {
+    let scene = Scene::start().await;
+    scene.replicas.cut(1).await;
+    scene.replicas.cut(2).await;
+    scene
+}
+
+async fn waits_for_confirmation(scene: &Scene) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'app'";
+    eventually("a commit hangs", async || scene.replicas.number(0, sql).await == 1).await;
+}
+
+#[tokio::test]
+async fn a_commit_without_an_answer_is_08007() {
+    let mut scene = without_confirmation().await;
+    let mut a = scene.pooler.client().await;
+    a.query("BEGIN; INSERT INTO ledger VALUES (1)").await.is("C C Z(T)");
+    a.send(query("COMMIT")).await;
+    waits_for_confirmation(&scene).await;
+    scene.replicas.kill(0);
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told at once");
+    assert_eq!(told.is("E(08007) EOF").farewell(), "FATAL 08007 transaction resolution unknown");
+}
+
+#[tokio::test]
+async fn a_single_write_without_an_answer_is_08007_also_after_the_servers_warning() {
+    let bytes = [
+        query("INSERT INTO ledger VALUES (1)"),
+        run_of([extended("INSERT INTO ledger VALUES ($1::bigint)", &["1"]), sync()]),
+    ];
+    for bytes in bytes {
+        let scene = without_confirmation().await;
+        let mut a = scene.pooler.client().await;
+        a.send(bytes).await;
+        waits_for_confirmation(&scene).await;
+        // PostgreSQL says in a WARNING that it has committed here and perhaps nowhere else, and ends.
+        scene.replicas.ask_to_stop(0, Stop::Fast);
+        let told = timeout(PROMPTLY, a.rest()).await.expect("it is told at once");
+        assert_eq!(told.farewell(), "FATAL 08007 transaction resolution unknown", "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_frozen_primary_gets_no_byte_after_another_one_is_promoted() {
+    let mut waits = Vec::new();
+    for _ in 0..runs() {
+        let (seed, mut chance) = chance("freeze");
+        let mut scene = Scene::start().await;
+        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+        ledger.writes(chance.random_range(50..200)).await;
+        scene.replicas.freeze(0);
+        let (primary, accepted) = scene.take_over().await;
+        ledger.writes(100).await;
+        scene.replicas.thaw(0);
+        ledger.writes(100).await;
+        eventually("its connections end", async || scene.replicas.connections(0).await == 0).await;
+        let books = ledger.stop().await;
+        books.agree_with(&scene.replicas, primary, LOST).await;
+        let of_old = scene.replicas.number(0, "SELECT count(*) FROM ledger").await;
+        let known = books.count(|entry| entry.began < accepted) as i64 * 2;
+        assert!(of_old <= known, "{of_old} rows on the old primary, of {known} that it can have");
+        let (first, last) = books.served_after(accepted, CLIENTS);
+        println!("  first write after {first:?}, all served after {last:?}");
+        waits.push(first);
+    }
+    waits.sort();
+    // It is not known to be gone until another one says that it is the primary: a look each second.
+    assert!(waits[waits.len() - 1] < Duration::from_millis(1500), "{waits:?}");
+}
+
+#[tokio::test]
+async fn a_primary_that_comes_back_on_its_old_timeline_is_never_written_to() {
+    let mut scene = Scene::with(|config| config.setting("query_wait_timeout", "3")).await;
+    let (seed, _) = chance("comes back");
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    ledger.writes(50).await;
+    scene.replicas.kill(0);
+    let (primary, _) = scene.take_over().await;
+    scene.replicas.restart(0).await;
+    let rows = scene.replicas.number(0, "SELECT count(*) FROM ledger").await;
+    ledger.writes(300).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.replicas, primary, LOST).await;
+    assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, rows);
+    // Even when it is the only one left that says it is a primary.
+    scene.replicas.kill(primary);
+    let mut a = scene.pooler.client().await;
+    let told = a.query("INSERT INTO ledger VALUES (1)").await;
+    let detail = told.messages.last().expect("it is told").field(b'D');
+    assert!(detail.contains("127.0.0.2 is on timeline 1, but the cluster has been on 2"), "{told}: {detail}");
+    assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, rows);
+    assert_eq!(scene.replicas.connections(0).await, 0);
+}
+
+#[tokio::test]
+async fn of_two_primaries_on_one_timeline_neither_is_written_to() {
+    let mut scene = Scene::with(|config| config.setting("query_wait_timeout", "2")).await;
+    let mut a = scene.pooler.client().await;
+    a.query("SELECT 1").await.is("T D C Z(I)");
+    scene.replicas.stop(0, Stop::Fast);
+    tokio::join!(scene.replicas.promote_only(1), scene.replicas.promote_only(2));
+    scene.pooler.logs("several servers claim").await;
+    let began = Instant::now();
+    let told = a.query("INSERT INTO ledger VALUES (1)").await;
+    assert!(began.elapsed() > Duration::from_secs(1), "it waits before it fails");
+    assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+    let detail = told.messages.last().expect("it is told").field(b'D');
+    let expected =
+        "No server could be used within 2 s: several servers claim to be the primary: 127.0.0.3, 127.0.0.4.";
+    assert_eq!(detail, expected);
+    for number in [1, 2] {
+        assert_eq!(scene.replicas.connections(number).await, 0, "server {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_primary_demoted_in_place_serves_reads_afterwards() {
+    let mut scene = Scene::start().await;
+    let (seed, _) = chance("demote");
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    ledger.writes(100).await;
+    scene.replicas.stop(0, Stop::Fast);
+    let (primary, _) = scene.take_over().await;
+    scene.replicas.demote(0).await;
+    ledger.writes(100).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.replicas, primary, LOST).await;
+    assert_eq!(scene.server_of(&mut scene.pooler.client().await).await, scene.replicas.host(primary));
+    let mut reader = scene.client_of("ro").await;
+    eventually("the old primary serves reads", async || scene.server_of(&mut reader).await == "127.0.0.2")
+        .await;
+}
+
+#[tokio::test]
+async fn a_fixed_primary_that_is_restarted_as_a_standby_is_not_written_to() {
+    let mut scene = Scene::of("static", |config| config.setting("query_wait_timeout", "2")).await;
+    let mut a = scene.pooler.client().await;
+    a.query("INSERT INTO ledger VALUES (1)").await.is("C Z(I)");
+    scene.replicas.stop(0, Stop::Fast);
+    scene.replicas.promote(1).await;
+    scene.replicas.demote(0).await;
+    let told = a.query("INSERT INTO ledger VALUES (2)").await;
+    let detail = told.messages.last().expect("it is told").field(b'D');
+    assert_eq!(detail, "No server could be used within 2 s: standby 127.0.0.2 is not promoted yet.");
+}
+
+#[tokio::test]
+async fn a_fixed_primary_that_is_restarted_costs_a_wait_and_no_error() {
+    let mut scene = Scene::of("static", |config| config).await;
+    let mut a = scene.pooler.client().await;
+    a.query("INSERT INTO ledger VALUES (1)").await.is("C Z(I)");
+    for how in [Stop::Smart, Stop::Fast] {
+        scene.replicas.ask_to_stop(0, how);
+        eventually("the shutdown completes", async || !scene.replicas.runs(0)).await;
+        a.send(query("INSERT INTO ledger VALUES (2)")).await;
+        scene.replicas.restart(0).await;
+        a.ready(1).await.is("C Z(I)");
+    }
+}
+
+#[tokio::test]
+async fn a_client_logs_in_at_once_while_there_is_no_primary() {
+    let mut scene = Scene::start().await;
+    scene.pooler.client().await.query("SELECT 1").await.is("T D C Z(I)");
+    scene.replicas.kill(0);
+    scene.pooler.logs("draining 127.0.0.2").await;
+    let began = Instant::now();
+    let mut a = scene.pooler.client().await;
+    assert!(began.elapsed() < Duration::from_millis(100), "the login took {:?}", began.elapsed());
+    assert_eq!(a.parameters["in_hot_standby"], "off");
+    a.send(query("SELECT host(inet_server_addr())")).await;
+    scene.pooler.clients_wait(1).await;
+    let (primary, _) = scene.take_over().await;
+    assert_eq!(a.ready(1).await.value(), scene.replicas.host(primary));
+}
+
+#[tokio::test]
+async fn query_wait_timeout_says_why_there_is_no_server() {
+    let mut scene = Scene::with(|config| config.setting("query_wait_timeout", "1")).await;
+    let mut a = scene.pooler.client().await;
+    a.query("SELECT 1").await.is("T D C Z(I)");
+    scene.replicas.kill(0);
+    let told = a.query("SELECT 1").await;
+    assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+    let detail = "No server could be used within 1 s: no primary: no server says that it is the primary.";
+    assert_eq!(told.messages.last().expect("it is told").field(b'D'), detail);
+    // One of whom nothing is known waits at its login, and is told the same.
+    let stranger = Login::new("md5_user", "app");
+    let refusal = scene.pooler.refuses(&stranger).await;
+    assert!(refusal.contains("query_wait_timeout"), "{refusal}");
+}
+
+#[tokio::test]
+async fn waiting_for_a_primary_costs_no_processor_time() {
+    let mut scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    a.query("SELECT 1").await.is("T D C Z(I)");
+    scene.replicas.kill(0);
+    scene.pooler.logs("draining 127.0.0.2").await;
+    a.send(query("SELECT 1")).await;
+    let before = scene.pooler.processor_time();
+    sleep(Duration::from_secs(1)).await;
+    let used = scene.pooler.processor_time() - before;
+    assert!(used < Duration::from_millis(250), "{used:?} in a second");
+    scene.take_over().await;
+    a.ready(1).await.is("T D C Z(I)");
+}
+
+// ---- 57P01 as the first answer ----
+
+const LOCK: &str = "pg_advisory_xact_lock(4711)";
+
+/// A request that stands before a lock, whose server is then terminated.
+async fn terminated(scene: &Scene, bytes: &[u8]) -> (Raw, Raw) {
+    let mut holder = Raw::login(&scene.replicas.tcp(0), &Login::new("postgres", "app")).await;
+    holder.query("SELECT pg_advisory_lock(4711)").await.is("T D C Z(I)");
+    let mut client = scene.pooler.client().await;
+    client.send(bytes).await;
+    let waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    eventually("it stands before the lock", async || holder.query(waiting).await.count(b'D') == 1).await;
+    let pid = holder.query(waiting).await.value();
+    holder.query(&format!("SELECT pg_terminate_backend({pid}, 5000)")).await.is("T D(t) C Z(I)");
+    (client, holder)
+}
+
+#[tokio::test]
+async fn a_first_statement_whose_server_is_terminated_is_sent_again() {
+    let scene = Scene::start().await;
+    scene.replicas.sql(0, "CREATE FUNCTION one(bigint) RETURNS bigint LANGUAGE sql RETURN 1").await;
+    let insert = format!("INSERT INTO ledger SELECT 1 FROM {LOCK}");
+    let batches = [
+        query(&format!("SELECT 1 FROM {LOCK}")),
+        query(&insert),
+        run_of([extended(&insert, &[]), sync()]),
+        run_of([
+            extended("INSERT INTO ledger SELECT $1::bigint FROM pg_advisory_xact_lock(4711)", &["1"]),
+            sync(),
+        ]),
+    ];
+    for bytes in batches {
+        let (mut client, mut holder) = terminated(&scene, &bytes).await;
+        holder.query("SELECT pg_advisory_unlock(4711)").await.is("T D(t) C Z(I)");
+        let answer = client.ready(1).await;
+        assert_eq!((answer.count(b'C'), answer.count(b'E')), (1, 0), "{answer}");
+        client.query("SELECT 2").await.is("T D(2) C Z(I)");
+    }
+    assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, 3, "each once");
+}
+
+#[tokio::test]
+async fn what_may_have_done_something_is_not_sent_again() {
+    let scene = Scene::start().await;
+    let procedure = format!("CREATE PROCEDURE p() LANGUAGE plpgsql AS 'BEGIN COMMIT; PERFORM {LOCK}; END'");
+    scene.replicas.sql(0, &procedure).await;
+    let batches = [
+        query("CALL p()"),
+        run_of([extended("CALL p()", &[]), sync()]),
+        query(&format!("DO $$ BEGIN PERFORM {LOCK}; END $$")),
+        query(&format!("COPY (SELECT 1 FROM {LOCK}) TO STDOUT")),
+        query(&format!("INSERT INTO ledger VALUES (1); INSERT INTO ledger SELECT 2 FROM {LOCK}")),
+        run_of([query("BEGIN"), query(&format!("INSERT INTO ledger SELECT 2 FROM {LOCK}"))]),
+    ];
+    for bytes in batches {
+        let (mut client, _holder) = terminated(&scene, &bytes).await;
+        let told = timeout(PROMPTLY, client.rest()).await.expect("it is told at once");
+        assert!(told.farewell().starts_with("FATAL 57P01"), "{told}");
+    }
+    assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, 0);
+}
+
+#[tokio::test]
+async fn a_statement_that_ends_every_server_is_not_sent_for_ever() {
+    let scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    a.send(query("SELECT pg_terminate_backend(pg_backend_pid())")).await;
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told soon");
+    assert!(told.farewell().starts_with("FATAL 57P01"), "{told}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_terminated_while_idle_costs_nothing() {
+    let scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    let mut control = Raw::login(&scene.replicas.tcp(0), &Login::new("postgres", "app")).await;
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
+    for number in 0..50 {
+        let sql = format!("INSERT INTO ledger VALUES ({number})");
+        a.query(&sql).await.is("C Z(I)");
+        control.query(terminate).await.is("T N* D C Z(I)");
+    }
+    assert_eq!(scene.replicas.number(0, "SELECT count(DISTINCT n) FROM ledger").await, 50);
+}
+
+#[tokio::test]
+async fn single_statements_survive_that_all_servers_are_terminated_under_load() {
+    let (seed, mut chance) = chance("terminate all");
+    let scene = Scene::start().await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    let mut control = Raw::login(&scene.replicas.tcp(0), &Login::new("postgres", "app")).await;
+    // As CloudNativePG does after a promotion.
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+         WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    for _ in 0..20 {
+        ledger.writes(chance.random_range(5..40)).await;
+        control.query(terminate).await.is("T N* D C Z(I)");
+    }
+    ledger.writes(50).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.replicas, 0, LOST).await;
+    let single = |entry: &Entry| matches!(entry.deed, Deed::Simple | Deed::Prepared | Deed::Extended);
+    let refused = |entry: &Entry| matches!(entry.outcome, Outcome::Refused(_));
+    assert_eq!(books.count(|entry| single(entry) && refused(entry)), 0, "{:?}", books.refused());
+}
+
+#[tokio::test]
+async fn a_client_of_session_mode_is_told_57p01_when_the_primary_moves() {
+    let mut scene = Scene::with(|config| config.mode("session")).await;
+    let mut a = scene.pooler.client().await;
+    a.query("SET work_mem = '1MB'").await.is("C Z(I)");
+    scene.replicas.freeze(0);
+    scene.take_over().await;
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told soon");
+    told.is("E(57P01) EOF");
+    let mut b = scene.pooler.client().await;
+    b.query("INSERT INTO ledger VALUES (1)").await.is("C Z(I)");
+}
+
+#[tokio::test]
+async fn a_pooler_that_starts_while_there_is_no_primary_serves_when_there_is_one() {
+    let mut scene = Scene::start().await;
+    scene.replicas.kill(0);
+    let pooler = following(&scene.replicas, "probe").start().await;
+    let address = pooler.tcp();
+    let waiting = tokio::spawn(async move {
+        let mut client = Raw::login(&address, &Login::new("app", "app")).await;
+        client.query("SELECT host(inet_server_addr())").await.value()
+    });
+    pooler.logs("no server says that it is the primary").await;
+    let (primary, _) = scene.take_over().await;
+    assert_eq!(waiting.await.expect("it does not panic"), scene.replicas.host(primary));
+}
+
+// ---- reading from standbys ----
+
+/// How many queries each server answers.
+async fn shares(scene: &Scene, clients: usize, queries: usize) -> Vec<usize> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..clients {
+        let address = scene.pooler.tcp();
+        tasks.spawn(async move {
+            let mut client = Raw::login(&address, &Login::new("app", "ro")).await;
+            let mut servers = Vec::new();
+            for _ in 0..queries {
+                servers.push(client.query("SELECT host(inet_server_addr())").await.value());
+            }
+            servers
+        });
+    }
+    let servers = tasks.join_all().await.concat();
+    (0..3)
+        .map(|number| servers.iter().filter(|server| **server == scene.replicas.host(number)).count())
+        .collect()
+}
+
+#[tokio::test]
+async fn role_ro_reads_from_both_standbys_alike_and_never_writes() {
+    let scene = Scene::start().await;
+    let mut reader = scene.client_of("ro").await;
+    assert_eq!(reader.parameters["in_hot_standby"], "on");
+    reader.query("INSERT INTO ledger VALUES (1)").await.is("E(25006) Z(I)");
+    reader.query("SET default_transaction_read_only = off").await;
+    reader.query("INSERT INTO ledger VALUES (1)").await.is("E(25006) Z(I)");
+    let both = async || shares(&scene, 8, 10).await[1..].iter().all(|share| *share > 0);
+    eventually("both standbys read", both).await;
+    let shares = shares(&scene, 8, 250).await;
+    println!("shares of the load: {shares:?}");
+    assert_eq!(shares[0], 0, "the primary");
+    let difference = shares[1].abs_diff(shares[2]);
+    assert!(difference * 10 <= shares[1] + shares[2], "{shares:?}");
+}
+
+#[tokio::test]
+async fn a_standby_that_falls_behind_gets_no_queries_until_it_has_caught_up() {
+    let scene = Scene::with(|config| config.setting("max_standby_lag", "1")).await;
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        readers.push(scene.client_of("ro").await);
+    }
+    scene.replicas.pause_replay(1).await;
+    scene.replicas.sql(0, "INSERT INTO ledger VALUES (1)").await;
+    let written = Instant::now();
+    let mut last = written;
+    while written.elapsed() < Duration::from_secs(5) {
+        for reader in &mut readers {
+            if scene.server_of(reader).await == "127.0.0.3" {
+                last = Instant::now();
+            }
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    println!("the paused standby got queries for {:?}; 1 s is allowed", last - written);
+    assert!(last - written < Duration::from_secs(3), "limit of 1 s and 2 s to notice");
+    scene.replicas.resume_replay(1).await;
+    eventually("it is back", async || shares(&scene, 4, 10).await[1] > 0).await;
+}
+
+#[tokio::test]
+async fn a_killed_standby_costs_no_error_and_gets_nothing_soon() {
+    let (_, mut chance) = chance("killed standby");
+    for _ in 0..runs() {
+        let mut scene = Scene::start().await;
+        let readers: Vec<JoinHandle<(u32, Instant)>> =
+            (0..6).map(|_| tokio::spawn(read_for_a_while(scene.pooler.tcp()))).collect();
+        sleep(Duration::from_millis(chance.random_range(300..500))).await;
+        let killed = Instant::now();
+        scene.replicas.kill(1);
+        for reader in readers {
+            let (errors, last) = reader.await.expect("a reader does not panic");
+            assert_eq!(errors, 0);
+            let after = last.saturating_duration_since(killed);
+            assert!(after < Duration::from_secs(1), "{after:?}");
+        }
+    }
+}
+
+/// Reads for 2 s. Returns the errors, and when the server 127.0.0.3 has last answered.
+async fn read_for_a_while(address: Address) -> (u32, Instant) {
+    let mut client = Raw::login(&address, &Login::new("app", "ro")).await;
+    let (mut errors, mut last, began) = (0, Instant::now(), Instant::now());
+    while began.elapsed() < Duration::from_secs(2) {
+        let reply = client.query("SELECT host(inet_server_addr()), pg_sleep(0.01)").await;
+        match reply.rows().first() {
+            Some(row) if row[0] == "127.0.0.3" => last = Instant::now(),
+            Some(_) => {}
+            None => {
+                println!("  {reply}");
+                errors += 1;
+                client = Raw::login(&address, &Login::new("app", "ro")).await;
+            }
+        }
+    }
+    (errors, last)
+}
+
+#[tokio::test]
+async fn a_promoted_standby_leaves_role_ro() {
+    let mut scene = Scene::start().await;
+    shares(&scene, 4, 10).await;
+    scene.replicas.kill(0);
+    let (primary, _) = scene.take_over().await;
+    let mut writer = scene.pooler.client().await;
+    assert_eq!(scene.server_of(&mut writer).await, scene.replicas.host(primary));
+    let shares = shares(&scene, 8, 50).await;
+    assert_eq!(shares[3 - primary], 400, "{shares:?}");
+}
+
+#[tokio::test]
+async fn without_a_standby_role_ro_waits_or_reads_from_the_primary() {
+    for fallback in [false, true] {
+        let value = if fallback { "1" } else { "0" };
+        let mut scene = Scene::with(|config| {
+            config.setting("query_wait_timeout", "2").setting("standby_fallback", value)
+        })
+        .await;
+        let mut reader = scene.client_of("ro").await;
+        reader.query("SELECT 1").await.is("T D C Z(I)");
+        scene.replicas.kill(1);
+        scene.replicas.kill(2);
+        let told = reader.query("SELECT host(inet_server_addr())").await;
+        if fallback {
+            assert_eq!(told.value(), "127.0.0.2");
+            reader.query("INSERT INTO ledger VALUES (1)").await.is("E(25006) Z(I)");
+        } else {
+            assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+            let detail = "No server could be used within 2 s: no standby is ready and fresh enough.";
+            assert_eq!(told.messages.last().expect("it is told").field(b'D'), detail);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_chooses_its_role_by_name_option_or_port() {
+    let port = support::process::free_port();
+    let scene = Scene::with(|config| config.setting("listen_port_ro", &port.to_string())).await;
+    let app = || Login::new("app", "app");
+    let ro_port = Address::Tcp(([127, 0, 0, 1], port).into());
+    let ways = [
+        (scene.pooler.tcp(), app(), false),
+        (scene.pooler.tcp(), Login::new("app", "app@ro"), true),
+        (scene.pooler.tcp(), app().option("options", "-c pgweir.role=ro"), true),
+        (ro_port.clone(), app(), true),
+        (ro_port, app().option("options", "-c pgweir.role=rw"), false),
+    ];
+    for (address, login, reads) in ways {
+        let mut client = Raw::login(&address, &login).await;
+        let (recovery, told) = if reads { ("t", "on") } else { ("f", "off") };
+        assert_eq!(client.query("SELECT pg_is_in_recovery()").await.value(), recovery, "{login:?}");
+        assert_eq!(client.parameters["in_hot_standby"], told, "{login:?}");
+    }
+    let unknown = scene.pooler.refuses(&app().option("options", "-c pgweir.role=master")).await;
+    assert!(unknown.contains("there is no role \"master\""), "{unknown}");
+}
