@@ -270,7 +270,7 @@ fn take(object: &mut Value, pointer: &str) -> Option<Value> {
 
 /// What the published schemas have against each of these.
 fn schema_errors(objects: &[Value]) -> Vec<Vec<String>> {
-    let checker = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests");
+    let checker = root().join("tests/manifests");
     assert!(checker.join("node_modules").exists(), "no schemas here: run scripts/setup kube");
     let published: Vec<Value> = objects.iter().cloned().map(as_published).collect();
     let mut command = Command::new("node");
@@ -481,6 +481,70 @@ fn port(port: &Value) -> (&str, i64) {
 fn named<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     let found = objects.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
     found.unwrap_or_else(|| panic!("there is no {kind} {name}"))
+}
+
+// ---- the documents ----
+
+const DOCUMENTS: [&str; 2] = ["README.md", "docs/kubernetes.md"];
+
+#[test]
+fn every_ini_of_the_documents_loads() {
+    let mut clusters = 0;
+    for file in DOCUMENTS {
+        let text = read(file);
+        let blocks = text.split("```ini\n").skip(1).filter_map(|rest| rest.split("```").next());
+        // A line of [clusters] within a sentence or a table.
+        let lines = text
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|code| code.contains(" = source=") && !code.contains('\n'));
+        let lines = lines.map(|line| format!("[clusters]\n{line}\n"));
+        for mut text in blocks.map(str::to_owned).chain(lines) {
+            if !text.contains("[pgbouncer]") {
+                text.push_str("[pgbouncer]\n");
+            }
+            let config = Config::from_text(Path::new("x.ini"), &text, &|_| None);
+            clusters += config.unwrap_or_else(|error| panic!("{file}: {error} in\n{text}")).clusters.len();
+        }
+    }
+    assert!(clusters > 8, "only {clusters} are found");
+}
+
+#[test]
+fn every_link_of_the_documents_leads_somewhere() {
+    for file in DOCUMENTS {
+        let text = read(file);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let found = Path::new(file).parent().expect("a directory").join(path);
+            let found = if path.is_empty() { Path::new(file).to_path_buf() } else { found };
+            assert!(root().join(&found).exists(), "{file}: there is no {}", found.display());
+            let is_there = heading.is_empty() || headings(&found).contains(heading);
+            assert!(is_there, "{file}: {} has no heading {heading}", found.display());
+        }
+    }
+}
+
+/// As a link names them.
+fn headings(file: &Path) -> BTreeSet<String> {
+    let text = read(&file.display().to_string());
+    let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+    let anchor = |text: &str| -> String {
+        let text = text.trim_start_matches('#').trim().to_lowercase();
+        let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 // ---- the rights ----

@@ -57,6 +57,11 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
         standby_fallback peers_dns";
     assert_eq!(ours.join(" "), expected);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for name in ours {
+        let row = format!("| `{name}` | `PGWEIR_{}` |", name.to_uppercase());
+        assert!(readme.contains(&row), "README.md has no row for {name}");
+    }
 }
 
 #[test]
