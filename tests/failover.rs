@@ -123,6 +123,11 @@ async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)
         );
         firsts.push(first);
     }
+    is_prompt(firsts);
+}
+
+/// How long the first write took after another one could be written to around the pooler.
+fn is_prompt(mut firsts: Vec<Duration>) {
     firsts.sort();
     let median = firsts[firsts.len() / 2];
     assert!(median < Duration::from_millis(100) + PROBE_TICK, "median of {firsts:?}");
@@ -240,13 +245,16 @@ async fn a_single_write_without_an_answer_is_08007_also_after_the_servers_warnin
 
 #[tokio::test]
 async fn a_frozen_primary_gets_no_byte_after_another_one_is_promoted() {
-    let mut waits = Vec::new();
+    let mut firsts = Vec::new();
     for _ in 0..runs() {
         let (seed, mut chance) = chance("freeze");
         let mut scene = Scene::start().await;
         let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
         ledger.writes(chance.random_range(50..200)).await;
         scene.replicas.freeze(0);
+        // Whoever promotes another one has waited for longer. The pooler asks each second, and is
+        // suspicious when an answer takes 200 ms.
+        sleep(Duration::from_millis(1300)).await;
         let (primary, accepted) = scene.take_over().await;
         ledger.writes(100).await;
         scene.replicas.thaw(0);
@@ -259,11 +267,9 @@ async fn a_frozen_primary_gets_no_byte_after_another_one_is_promoted() {
         assert!(of_old <= known, "{of_old} rows on the old primary, of {known} that it can have");
         let (first, last) = books.served_after(accepted, CLIENTS);
         println!("  first write after {first:?}, all served after {last:?}");
-        waits.push(first);
+        firsts.push(first);
     }
-    waits.sort();
-    // It is not known to be gone until another one says that it is the primary: a look each second.
-    assert!(waits[waits.len() - 1] < Duration::from_millis(1500), "{waits:?}");
+    is_prompt(firsts);
 }
 
 #[tokio::test]
