@@ -670,6 +670,11 @@ async fn without_a_standby_role_ro_waits_or_reads_from_the_primary() {
         reader.query("SELECT 1").await.is("T D C Z(I)");
         scene.replicas.kill(1);
         scene.replicas.kill(2);
+        for role in ["app@prefer-standby", "app@r"] {
+            let mut other = scene.client_of(role).await;
+            assert_eq!(scene.server_of(&mut other).await, "127.0.0.2", "{role}");
+            other.query("INSERT INTO ledger VALUES (1)").await.is("E(25006) Z(I)");
+        }
         let told = reader.query("SELECT host(inet_server_addr())").await;
         if fallback {
             assert_eq!(told.value(), "127.0.0.2");
