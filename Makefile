@@ -41,8 +41,8 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	@scripts/setup build
 	$(TEST) --lib --bins
 
-integration: ## the tests against real PostgreSQL and real drivers
-	@scripts/setup build postgres drivers
+integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
+	@scripts/setup build postgres drivers kube
 	$(TEST) --test '*'
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md

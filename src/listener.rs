@@ -63,6 +63,11 @@ impl Listeners {
         Ok(listeners)
     }
 
+    /// The TCP addresses that it listens on.
+    pub fn tcp_addresses(&self) -> Vec<SocketAddr> {
+        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
     /// Begins to accept, on the current runtime.
     pub fn accept(self, shared: &Arc<Shared>) -> Accepting {
         let port = shared.config.load().settings.listen_port;

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use pgweir::command::demo::{self, DemoArguments};
+use pgweir::command::reroute::{self, RerouteArguments};
+use pgweir::command::switchover::{self, SwitchoverArguments};
 use pgweir::process::{self, Options};
 
 /// A connection pooler for PostgreSQL, a drop-in replacement for PgBouncer.
@@ -33,6 +35,10 @@ struct Arguments {
 enum Command {
     /// A private PostgreSQL with two standbys, and pgweir in front, to play with
     Demo(DemoArguments),
+    /// Move the primary of a cluster in Kubernetes without an error for any client
+    Switchover(SwitchoverArguments),
+    /// Move a database from one cluster to another in every pooler
+    Reroute(RerouteArguments),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +52,10 @@ fn main() -> ExitCode {
         }
     };
     let outcome = match (arguments.command, arguments.config) {
+        (Some(Command::Switchover(arguments)), _) => {
+            switchover::run(&arguments).map_err(|error| error.to_string())
+        }
+        (Some(Command::Reroute(arguments)), _) => reroute::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
         (None, Some(config)) => {
             let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };

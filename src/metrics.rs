@@ -109,9 +109,32 @@ metrics! {
     ERRORS: Counter, Count, "pgweir_errors_total", ["sqlstate"],
         "Errors of our own that clients were sent, by SQLSTATE.";
     CANCEL_REQUESTS: Counter, Count, "pgweir_cancel_requests_total", ["result"],
-        "Cancel requests: forwarded, idle (the client had no server), unknown (no such key), failed.";
+        "Cancel requests: forwarded, idle (the client had no server), peer (passed on to the peers that may \
+         have its key), not_here (a peer asked, and we have no such key), unknown (no such key), failed.";
     SERVER_CONNECTS: Counter, Count, "pgweir_server_connects_total", ["result"],
         "Attempts to connect and log in to a server: ok, connect_failed, login_failed.";
+    CLUSTER_STATE: Gauge, Count, "pgweir_cluster_state", ["cluster", "state"],
+        "1 for the state that holds: open (the primary may be written to), draining, hold or verify.";
+    CLUSTER_HELD: Gauge, Seconds, "pgweir_cluster_held_seconds", ["cluster"],
+        "How long clients that write have had to wait for a primary; 0 while there is one.";
+    CLUSTER_TIMELINE: Gauge, Count, "pgweir_cluster_timeline", ["cluster"],
+        "Timeline of the primary, as it last said; 0 while it is unknown.";
+    CLUSTER_SPLIT: Gauge, Count, "pgweir_cluster_several_primaries", ["cluster"],
+        "1 while several servers claim to be the primary, so that none is written to.";
+    CLUSTER_SOURCE_UP: Gauge, Count, "pgweir_cluster_source_up", ["cluster"],
+        "1 while whoever says which server is the primary can be reached.";
+    PRIMARY_MOVES: Counter, Count, "pgweir_primary_changes_total", ["cluster"],
+        "How often another server became the primary.";
+    STALE_PRIMARY_SEVERED: Counter, Count, "pgweir_stale_primary_severed_total", ["cluster"],
+        "Connections that were cut because their server was no longer the primary.";
+    MEMBER_SERVES_READS: Gauge, Count, "pgweir_member_serves_reads", ["cluster", "member"],
+        "1 while the server gets queries of clients that only read.";
+    MEMBER_LEASED: Gauge, Count, "pgweir_member_leased", ["cluster", "member"],
+        "Connections to the server that are lent to clients that only read.";
+    MEMBER_LAG_BYTES: Gauge, Bytes, "pgweir_member_replay_lag_bytes", ["cluster", "member"],
+        "WAL that the standby has not replayed.";
+    MEMBER_LAG: Gauge, Seconds, "pgweir_member_replay_lag_seconds", ["cluster", "member"],
+        "Age of the newest state of the primary that the standby has replayed.";
     SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
         "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
@@ -239,7 +262,11 @@ pub struct WorkerMetrics {
     pub cancels_idle: u64,
     /// Cancel requests with a key that nobody has.
     pub cancels_unknown: u64,
-    /// Cancel requests that did not reach the server.
+    /// Cancel requests passed on to at least one peer.
+    pub cancels_to_peers: u64,
+    /// Cancel requests that a peer passed on, with a key that is not ours.
+    pub cancels_not_here: u64,
+    /// Cancel requests that did not reach the server or the peer.
     pub cancels_failed: u64,
     /// Server connections that logged in.
     pub server_connects_ok: u64,
@@ -261,6 +288,8 @@ impl WorkerMetrics {
         self.cancels_forwarded += other.cancels_forwarded;
         self.cancels_idle += other.cancels_idle;
         self.cancels_unknown += other.cancels_unknown;
+        self.cancels_to_peers += other.cancels_to_peers;
+        self.cancels_not_here += other.cancels_not_here;
         self.cancels_failed += other.cancels_failed;
         self.server_connects_ok += other.server_connects_ok;
         self.server_connects_failed += other.server_connects_failed;
@@ -279,6 +308,8 @@ impl WorkerMetrics {
         page.counter(&CANCEL_REQUESTS, &["forwarded"], self.cancels_forwarded);
         page.counter(&CANCEL_REQUESTS, &["idle"], self.cancels_idle);
         page.counter(&CANCEL_REQUESTS, &["unknown"], self.cancels_unknown);
+        page.counter(&CANCEL_REQUESTS, &["peer"], self.cancels_to_peers);
+        page.counter(&CANCEL_REQUESTS, &["not_here"], self.cancels_not_here);
         page.counter(&CANCEL_REQUESTS, &["failed"], self.cancels_failed);
         page.counter(&SERVER_CONNECTS, &["ok"], self.server_connects_ok);
         page.counter(&SERVER_CONNECTS, &["connect_failed"], self.server_connects_failed);

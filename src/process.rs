@@ -104,6 +104,8 @@ struct Process {
     followers: Followers,
     /// How it ends, once that is known.
     ending: Option<Ending>,
+    /// After SIGTERM, when no more clients are accepted.
+    leave_at: Option<Instant>,
 }
 
 /// What is waited for at the end.
@@ -159,13 +161,18 @@ impl Process {
             tokio::spawn(async move { axum::serve(listener, page).await });
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
+        shared.peers.listen_on(listeners.tcp_addresses());
+        if let Some(id) = shared.config.load().peer_id() {
+            tracing::info!("cancel keys have peer_id={id}");
+        }
         let accepting = listeners.accept(&shared);
         let version = env!("CARGO_PKG_VERSION");
         let workers = shared.workers.len();
         tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
         let mut followers = Followers::default();
         followers.configure(&shared);
-        let mut process = Process { shared, accepting, options, log, followers, ending: None };
+        let mut process =
+            Process { shared, accepting, options, log, followers, ending: None, leave_at: None };
         process.live(&mut signals, commands).await;
         Ok(())
     }
@@ -181,11 +188,11 @@ impl Process {
                     self.reload().await;
                 }
                 _ = signals.terminate.recv() => {
-                    if self.ending.is_some() {
+                    if self.ending.is_some() || self.leave_at.is_some() {
                         return tracing::info!("got SIGTERM while shutting down, fast exit");
                     }
                     tracing::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
-                    self.end_with_clients();
+                    self.leave();
                 }
                 _ = signals.interrupt.recv() => {
                     if self.ending.is_some() {
@@ -213,6 +220,9 @@ impl Process {
                     }
                 }
                 _ = look.tick() => {
+                    if self.leave_at.take_if(|at| *at <= Instant::now()).is_some() {
+                        self.end_with_clients();
+                    }
                     if self.is_over() {
                         return tracing::info!("shutdown complete");
                     }
@@ -258,6 +268,17 @@ impl Process {
     fn close(&mut self) {
         self.shared.lifecycle.closing.store(true, Ordering::Release);
         self.accepting.close_tcp();
+    }
+
+    /// SIGTERM: readiness goes first, the listeners after `shutdown_listen_delay`.
+    fn leave(&mut self) {
+        let config = self.shared.config.load();
+        let delay = config.settings.shutdown_listen_delay;
+        if delay.is_zero() || config.settings.shutdown_drain_timeout.is_zero() {
+            return self.end_with_clients();
+        }
+        self.shared.lifecycle.leaving.store(true, Ordering::Release);
+        self.leave_at = Some(Instant::now() + delay);
     }
 
     /// SHUTDOWN WAIT_FOR_CLIENTS. With `shutdown_drain_timeout` the clients are told to go.
@@ -339,7 +360,7 @@ struct Pages(Arc<Shared>);
 
 impl Health for Pages {
     fn is_ready(&self) -> bool {
-        !self.0.lifecycle.closing.load(Ordering::Acquire)
+        self.0.lifecycle.is_ready()
     }
 
     async fn metrics(&self) -> Option<String> {

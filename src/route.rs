@@ -91,6 +91,9 @@ mod tests {
     fn an_unknown_role_is_named() {
         assert_eq!(role("ro"), Ok(Role::ReadOnly));
         let error = role("readonly").expect_err("no role");
-        assert_eq!(error.to_string(), "there is no role \"readonly\"; there are rw, ro, r and prefer-standby");
+        assert_eq!(
+            error.to_string(),
+            "there is no role \"readonly\"; there are rw, ro, r and prefer-standby"
+        );
     }
 }

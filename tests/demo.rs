@@ -93,6 +93,21 @@ fn once_prints_the_result_of_pgbench_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_script_moves_the_primary_and_the_clients_go_on() {
+    let Demo { process, temporary } = Demo::start(&["--script"]);
+    let output = process.wait_with_output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    let switchover = stdout.lines().find(|line| line.starts_with("  switchover")).unwrap_or_default();
+    assert!(switchover.contains(" 0 errors,"), "{stdout}");
+    for scene in ["  kill", "  fence", "  cut", "The primary moved, and the clients went on."] {
+        assert!(stdout.contains(scene), "no {scene:?} in:\n{stdout}");
+    }
+    assert_nothing_is_left(temporary.path());
+}
+
+#[test]
 fn a_running_demo_shows_a_live_line_and_ends_at_sigterm() {
     let mut demo = Demo::start(&[]);
     assert!(demo.wait_for("psql postgres://").contains("/demo"));

@@ -427,6 +427,24 @@ async fn a_draining_pooler_tells_idle_clients_at_once_and_serves_who_waits() {
 }
 
 #[tokio::test]
+async fn readiness_goes_before_the_listener() {
+    if !is_ours() {
+        return;
+    }
+    let config = Pooler::config().setting("shutdown_drain_timeout", "10");
+    let (mut pooler, address) = with_pages(config.setting("shutdown_listen_delay", "1")).await;
+    let began = Instant::now();
+    pooler.signal("TERM");
+    eventually("not ready", async || get(address, "/readyz").await.0 == 503).await;
+    // A client that the Service still sends here is served, and told to go when the drain begins.
+    let mut late = pooler.client().await;
+    late.query("SELECT 1").await.is("T D(1) C Z(I)");
+    late.rest().await.is("E(57P01) EOF");
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(pooler.wait().success());
+}
+
+#[tokio::test]
 async fn what_is_left_at_the_drain_timeout_is_cut() {
     if !is_ours() {
         return;

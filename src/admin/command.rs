@@ -12,6 +12,8 @@ use std::fmt;
 
 /// Longest command name and argument as written, quotes included. PgBouncer's buffer, less its NUL.
 const ARGUMENT_BYTES_MAX: usize = 63;
+/// Longest name in a command of ours, quotes included: that of a Kubernetes object.
+const NAME_BYTES_MAX: usize = 255;
 /// Longest value of SET as written, quotes included.
 const VALUE_BYTES_MAX: usize = 255;
 
@@ -51,6 +53,22 @@ pub enum Command {
     Disable(Option<String>),
     /// `ENABLE db`
     Enable(Option<String>),
+    /// `HOLD cluster seconds`
+    Hold {
+        /// The cluster's name.
+        cluster: String,
+        /// It lapses after so many seconds.
+        seconds: u32,
+    },
+    /// `RELEASE cluster`: ends a HOLD.
+    Release(String),
+    /// `REROUTE db cluster`
+    Reroute {
+        /// The database's name.
+        database: String,
+        /// The cluster that it belongs to from then on.
+        cluster: String,
+    },
     /// `SHUTDOWN [WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS]`
     Shutdown(Shutdown),
 }
@@ -61,6 +79,7 @@ pub enum Command {
 pub enum Show {
     ActiveSockets,
     Clients,
+    Clusters,
     Config,
     Databases,
     DnsHosts,
@@ -69,6 +88,7 @@ pub enum Show {
     Help,
     Lists,
     Mem,
+    Members,
     PeerPools,
     Peers,
     Pools,
@@ -86,6 +106,7 @@ pub enum Show {
 const SHOWS: &[(&str, Show)] = &[
     ("active_sockets", Show::ActiveSockets),
     ("clients", Show::Clients),
+    ("clusters", Show::Clusters),
     ("config", Show::Config),
     ("databases", Show::Databases),
     ("dns_hosts", Show::DnsHosts),
@@ -94,6 +115,7 @@ const SHOWS: &[(&str, Show)] = &[
     ("help", Show::Help),
     ("lists", Show::Lists),
     ("mem", Show::Mem),
+    ("members", Show::Members),
     ("peer_pools", Show::PeerPools),
     ("peers", Show::Peers),
     ("pools", Show::Pools),
@@ -165,6 +187,12 @@ impl Command {
             let argument = unquote(argument.unwrap_or_default(), ARGUMENT_BYTES_MAX)?;
             return command(&name.to_ascii_lowercase(), argument);
         }
+        if let Some((name, first, second)) = split_pair(query)
+            && let Some(command) =
+                pair(name, unquote(first, NAME_BYTES_MAX)?, unquote(second, NAME_BYTES_MAX)?)
+        {
+            return Ok(command);
+        }
         let (key, value) = split_set(query).ok_or(CommandError::Invalid)?;
         let key = unquote(key, ARGUMENT_BYTES_MAX)?;
         let value = unquote(value, VALUE_BYTES_MAX)?;
@@ -172,6 +200,15 @@ impl Command {
             return Ok(Command::SetIgnored);
         }
         Ok(Command::Set { key, value })
+    }
+}
+
+/// Our own commands, which have two arguments.
+fn pair(name: &str, first: String, second: String) -> Option<Command> {
+    match name.to_ascii_lowercase().as_str() {
+        "hold" => Some(Command::Hold { cluster: first, seconds: second.parse().ok()? }),
+        "reroute" => Some(Command::Reroute { database: first, cluster: second }),
+        _ => None,
     }
 }
 
@@ -189,6 +226,7 @@ fn command(name: &str, argument: String) -> Result<Command, CommandError> {
         "disable" => Ok(Command::Disable(database())),
         "enable" => Ok(Command::Enable(database())),
         "kill_client" => Ok(Command::KillClient(client_id(&argument))),
+        "release" if !argument.is_empty() => Ok(Command::Release(argument)),
         "shutdown" => shutdown(&argument).map(Command::Shutdown),
         _ => Err(CommandError::Invalid),
     }
@@ -241,6 +279,13 @@ fn split_command(query: &str) -> Option<(&str, Option<&str>)> {
     }
     let (argument, after) = word(after).filter(|_| rest.len() > after.len())?;
     is_end(skip_space(after)).then_some((name, Some(argument)))
+}
+
+fn split_pair(query: &str) -> Option<(&str, &str, &str)> {
+    let (name, rest) = word(skip_space(query))?;
+    let (first, rest) = word(skip_space(rest))?;
+    let (second, rest) = word(skip_space(rest))?;
+    is_end(skip_space(rest)).then_some((name, first, second))
 }
 
 fn split_set(query: &str) -> Option<(&str, &str)> {
@@ -333,6 +378,18 @@ mod tests {
 
     fn set(key: &str, value: &str) -> Command {
         Command::Set { key: key.into(), value: value.into() }
+    }
+
+    #[test]
+    fn our_own_commands_have_two_arguments() {
+        check("HOLD c1 10;", Ok(Command::Hold { cluster: "c1".into(), seconds: 10 }));
+        check("hold \"pg-main\" 5", Ok(Command::Hold { cluster: "pg-main".into(), seconds: 5 }));
+        check("RELEASE \"pg-main\"", Ok(Command::Release("pg-main".into())));
+        let reroute = Command::Reroute { database: "app".into(), cluster: "c2".into() };
+        check("REROUTE app c2", Ok(reroute));
+        for wrong in ["HOLD", "HOLD c1", "HOLD c1 x", "HOLD c1 1 2", "RELEASE", "REROUTE app"] {
+            check(wrong, Err(CommandError::Invalid));
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! the future, it then calls [`Console::cancel`] (the client cancelled: the pause is undone) or
 //! [`Console::disconnected`] (the client is gone: only SUSPEND is undone).
 
+mod clusters;
 mod command;
 mod connections;
 pub mod http;
@@ -21,6 +22,7 @@ mod view;
 use bytes::BytesMut;
 use jiff::tz::TimeZone;
 
+pub use self::clusters::{ClusterView, MemberView};
 pub use self::command::{Command, CommandError, FakeParameter, Show, Shutdown};
 pub use self::show::{PGBOUNCER_VERSION, table};
 pub use self::table::Table;
@@ -51,6 +53,14 @@ pub enum ConsoleError {
     DatabaseNotPaused(String),
     /// No such database, and no `*` to make it from.
     NoSuchDatabase(String),
+    /// HOLD, RELEASE or REROUTE of a cluster that is not in the settings.
+    NoSuchCluster(String),
+    /// A HOLD that lapsed before the last transaction ended.
+    HoldLapsed(String),
+    /// REROUTE of a database that belongs to no cluster.
+    NoCluster(String),
+    /// REROUTE: transactions did not end in time; the database stays where it was.
+    StillBusy(String),
     /// SUSPEND while a database is paused.
     PausedDatabases,
     /// RESUME while the process ends.
@@ -71,6 +81,14 @@ impl ConsoleError {
             ConsoleError::NotPaused => "pooler is not paused/suspended".to_owned(),
             ConsoleError::DatabaseNotPaused(name) => format!("database {name} is not paused"),
             ConsoleError::NoSuchDatabase(name) => format!("no such database: {name}"),
+            ConsoleError::NoSuchCluster(name) => format!("no such cluster: {name}"),
+            ConsoleError::NoCluster(name) => format!("database {name} belongs to no cluster"),
+            ConsoleError::HoldLapsed(name) => {
+                format!("cluster {name} was not drained before HOLD lapsed")
+            }
+            ConsoleError::StillBusy(name) => {
+                format!("transactions of database {name} did not end in time; it stays where it was")
+            }
             ConsoleError::PausedDatabases => "cannot suspend with paused databases".to_owned(),
             ConsoleError::ShuttingDown => "pooler is shutting down".to_owned(),
             ConsoleError::ClientNotFound => "client not found".to_owned(),
@@ -121,6 +139,12 @@ pub trait Pooler {
     async fn disable(&self, database: &str) -> Result<(), ConsoleError>;
     /// Undoes `disable`.
     async fn enable(&self, database: &str) -> Result<(), ConsoleError>;
+    /// Lets nothing new begin on the cluster's primary for so long; returns when it is drained.
+    async fn hold(&self, cluster: &str, seconds: u32) -> Result<(), ConsoleError>;
+    /// Ends a `hold`.
+    async fn release(&self, cluster: &str) -> Result<(), ConsoleError>;
+    /// Moves a database to another cluster, when its running transactions have ended.
+    async fn reroute(&self, database: &str, cluster: &str) -> Result<(), ConsoleError>;
     /// Begins to end the process; it returns at once.
     async fn shutdown(&self, mode: Shutdown) -> Result<(), ConsoleError>;
 }
@@ -340,6 +364,9 @@ impl<P: Pooler> Console<P> {
             Command::WaitClose(database) => pooler.wait_close(database.as_deref()).await,
             Command::Disable(database) => pooler.disable(&database.unwrap_or_default()).await,
             Command::Enable(database) => pooler.enable(&database.unwrap_or_default()).await,
+            Command::Hold { cluster, seconds } => pooler.hold(&cluster, seconds).await,
+            Command::Release(cluster) => pooler.release(&cluster).await,
+            Command::Reroute { database, cluster } => pooler.reroute(&database, &cluster).await,
             Command::Shutdown(mode) => pooler.shutdown(mode).await,
             Command::Show(_) | Command::ShowParameter(_) | Command::Set { .. } | Command::SetIgnored => {
                 Ok(())
@@ -366,6 +393,7 @@ fn check_database(command: &Command) -> Answer {
             return Err(protocol_error("invalid client pointer supplied"));
         }
         Command::Pause(Some(database)) => (database, "pause"),
+        Command::Reroute { database, .. } => (database, "reroute"),
         Command::Kill(Some(database)) => (database, "kill"),
         Command::Reconnect(Some(database)) => (database, "reconnect"),
         Command::WaitClose(Some(database)) => (database, "wait in"),
@@ -397,6 +425,9 @@ fn verb(command: &Command) -> &'static str {
         Command::WaitClose(_) => "WAIT_CLOSE",
         Command::Disable(_) => "DISABLE",
         Command::Enable(_) => "ENABLE",
+        Command::Hold { .. } => "HOLD",
+        Command::Release(_) => "RELEASE",
+        Command::Reroute { .. } => "REROUTE",
         Command::Shutdown(_) => "SHUTDOWN",
     }
 }

@@ -1,6 +1,7 @@
 //! The metrics page: the data plane at one moment, as Prometheus reads it. [`Scrape`] is what the
 //! data plane gathers, [`Scrape::page`] the text.
 
+use super::clusters::{self, ClusterView};
 use super::show::PGBOUNCER_VERSION;
 use super::view::{DatabaseView, PoolView, StateView, Stats};
 use crate::metrics::{self, Histogram, Page, WorkerMetrics};
@@ -16,6 +17,8 @@ pub struct Scrape {
     pub pools: Vec<PoolView>,
     /// The work done for each database, without the console's.
     pub work: Vec<Work>,
+    /// The clusters.
+    pub clusters: Vec<ClusterView>,
     /// The workers' own counts, merged.
     pub workers: WorkerMetrics,
 }
@@ -41,6 +44,7 @@ impl Scrape {
         self.databases.iter().for_each(|view| database(view, &mut page));
         self.pools.iter().for_each(|view| pool(view, &mut page));
         self.work.iter().for_each(|work| work.publish(&mut page));
+        self.clusters.iter().for_each(|view| clusters::publish(view, &mut page));
         self.workers.publish(&mut page);
         page.render()
     }
@@ -120,6 +124,7 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
+    use super::super::clusters::MemberView;
     use super::*;
 
     #[test]
@@ -150,6 +155,10 @@ mod tests {
                 database: "p0".into(),
                 totals: Stats { xact_count: 11, bytes_sent: 1 << 40, ..Stats::default() },
                 ..Work::default()
+            }],
+            clusters: vec![ClusterView {
+                members: vec![MemberView { lag_bytes: Some(0), lag_ms: Some(0), ..MemberView::default() }],
+                ..ClusterView::default()
             }],
             workers: WorkerMetrics::default(),
         };

@@ -2,6 +2,7 @@
 
 use jiff::tz::TimeZone;
 
+use super::clusters;
 use super::command::{FakeParameter, Show};
 use super::connections::{clients, servers, sockets};
 use super::stats::{averages, stats, totals, totals_by_name};
@@ -18,6 +19,7 @@ pub(crate) const HELP: &str = "
 \tSHOW PEERS|PEER_POOLS
 \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
 \tSHOW DNS_HOSTS|DNS_ZONES
+\tSHOW CLUSTERS|MEMBERS
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
 \tSET key = arg
 \tRELOAD
@@ -31,7 +33,10 @@ pub(crate) const HELP: &str = "
 \tSUSPEND
 \tSHUTDOWN
 \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
-\tWAIT_CLOSE [<db>]";
+\tWAIT_CLOSE [<db>]
+\tHOLD <cluster> <seconds>
+\tRELEASE <cluster>
+\tREROUTE <db> <cluster>";
 
 /// What must be known of the data plane before `show` can be answered; `None` is nothing.
 pub(crate) fn view_of(show: Show) -> Option<View> {
@@ -39,6 +44,7 @@ pub(crate) fn view_of(show: Show) -> Option<View> {
         Show::Help | Show::Version | Show::Fds => return None,
         Show::ActiveSockets | Show::Sockets => View::Sockets,
         Show::Clients => View::Clients,
+        Show::Clusters | Show::Members => View::Clusters,
         Show::Config => View::Settings,
         Show::Databases => View::Databases,
         Show::DnsHosts => View::DnsHosts,
@@ -62,6 +68,8 @@ pub fn table(show: Show, snapshot: &Snapshot, zone: &TimeZone) -> Table {
         Show::Fds => Table::new(FDS, []),
         Show::Version => Table::new(VERSION, [vec![text(version())]]),
         Show::Clients => clients(snapshot, zone),
+        Show::Clusters => clusters::clusters(&snapshot.clusters),
+        Show::Members => clusters::members(&snapshot.clusters),
         Show::Servers => servers(snapshot, zone),
         Show::Sockets => sockets(snapshot, zone, |_| true),
         Show::ActiveSockets => sockets(snapshot, zone, |b| b.pkt_avail > 0 || b.send_avail > 0),

@@ -1,6 +1,7 @@
 //! What the console and the metrics page see of the data plane: plain values, copied at one moment.
 //! The data plane fills them, [`Snapshot`] carries them, and nothing here knows how they are shown.
 
+use super::clusters::ClusterView;
 use std::time::Duration;
 
 use crate::log::Peer;
@@ -38,6 +39,8 @@ pub enum View {
     DnsHosts,
     /// `dns_zones`
     DnsZones,
+    /// `clusters`
+    Clusters,
 }
 
 /// The data plane at one moment: only what the [`View`] asked for is filled.
@@ -73,6 +76,8 @@ pub struct Snapshot {
     pub dns_hosts: Vec<DnsHostView>,
     /// DNS zones whose serial is watched.
     pub dns_zones: Vec<DnsZoneView>,
+    /// The clusters, by name.
+    pub clusters: Vec<ClusterView>,
 }
 
 /// What a client is doing.

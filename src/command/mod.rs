@@ -1,9 +1,11 @@
-//! What an operator runs by hand: `pgweir demo` today. Each subcommand has its arguments (for clap)
+//! What an operator runs by hand: `pgweir demo`, `pgweir switchover` and `pgweir reroute`. Each subcommand has its arguments (for clap)
 //! and one `run`; `main` only chooses. Read [`demo`] first.
 
+pub mod consoles;
 pub mod demo;
+pub mod reroute;
+pub mod switchover;
 
-mod live;
 mod pgbench;
 mod postgres;
 mod process;

@@ -83,100 +83,196 @@ impl Programs {
     }
 }
 
-/// A running server.
-pub(super) struct Server {
+/// One server; without a process while it is down.
+pub(super) struct Node {
     pub(super) name: String,
+    pub(super) host: Ipv4Addr,
+    process: Option<Running>,
+}
+
+/// A primary and its standbys, all on one port of 127.0.0.2 and the addresses after it. Dropping it ends
+/// them.
+pub(super) struct Cluster<'a> {
+    pub(super) nodes: Vec<Node>,
     pub(super) port: u16,
-    _process: Running,
+    /// The place of the primary among the nodes.
+    pub(super) primary: usize,
+    sandbox: &'a Sandbox,
+    programs: &'a Programs,
 }
 
-/// A primary and its standbys. Dropping it ends them, the standbys first.
-pub(super) struct Cluster {
-    pub(super) standbys: Vec<Server>,
-    pub(super) primary: Server,
-}
-
-impl Cluster {
+impl<'a> Cluster<'a> {
     pub(super) async fn start(
-        sandbox: &Sandbox,
-        programs: &Programs,
-        standby_count: usize,
+        sandbox: &'a Sandbox,
+        programs: &'a Programs,
+        standby_count: u8,
     ) -> Result<Self, PostgresError> {
-        let primary = create_primary(sandbox, programs).await?;
-        let port = primary.port.to_string();
-        let statement = format!("CREATE DATABASE {DATABASE}");
-        let create = ["-X", "-h", "127.0.0.1", "-p", &port, "-U", USER, "-c", &statement, "postgres"];
-        programs.run(sandbox, "psql", &create).await?;
-        let mut standbys = Vec::new();
-        for number in 1..=standby_count {
-            let name = format!("standby{number}");
-            standbys.push(create_standby(sandbox, programs, &name, &port).await?);
+        let node = |number: u8| Node {
+            name: format!("node{number}"),
+            host: Ipv4Addr::new(127, 0, 0, number + 1),
+            process: None,
+        };
+        let nodes: Vec<_> = (1..=standby_count + 1).map(node).collect();
+        let port = free_port_at(nodes.iter().map(|node| node.host)).map_err(PostgresError::NoPort)?;
+        let mut cluster = Cluster { nodes, port, primary: 0, sandbox, programs };
+        cluster.create_primary().await?;
+        for place in 1..cluster.nodes.len() {
+            cluster.create_standby(place).await?;
         }
-        Ok(Cluster { standbys, primary })
+        Ok(cluster)
+    }
+
+    /// The hosts of all, as a setting.
+    pub(super) fn hosts(&self) -> String {
+        self.nodes.iter().map(|node| node.host.to_string()).collect::<Vec<_>>().join(",")
+    }
+
+    /// The standbys' places.
+    pub(super) fn standbys(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|place| *place != self.primary).collect()
+    }
+
+    /// Asks one node, around the pooler.
+    pub(super) async fn query(&self, place: usize, sql: &str) -> Result<String, ProcessError> {
+        self.query_database(place, "postgres", sql).await
+    }
+
+    /// The same in another database.
+    pub(super) async fn query_database(
+        &self,
+        place: usize,
+        database: &str,
+        sql: &str,
+    ) -> Result<String, ProcessError> {
+        let (host, port) = (self.nodes[place].host.to_string(), self.port.to_string());
+        let arguments =
+            ["-XAt", "-h", &host, "-p", &port, "-U", USER, "-v", "ON_ERROR_STOP=1", "-c", sql, database];
+        let output = self.programs.run(self.sandbox, "psql", &arguments).await?;
+        Ok(output.stdout.trim().to_owned())
+    }
+
+    /// Ends the primary in order: open transactions are cut, nothing acknowledged is lost.
+    pub(super) async fn stop_primary(&mut self) -> Result<(), ProcessError> {
+        self.end_primary(Signal::INT).await
+    }
+
+    /// Ends the primary as a crash of its machine does.
+    pub(super) async fn kill_primary(&mut self) -> Result<(), ProcessError> {
+        self.end_primary(Signal::KILL).await
+    }
+
+    async fn end_primary(&mut self, signal: Signal) -> Result<(), ProcessError> {
+        let Some(mut process) = self.nodes[self.primary].process.take() else { return Ok(()) };
+        process.signal(signal);
+        process.wait_for_end(START_MAX).await
+    }
+
+    /// Freezes the primary's processes, or lets them go on: as if the network to it were cut.
+    pub(super) fn freeze(&self, place: usize, frozen: bool) {
+        if let Some(process) = &self.nodes[place].process {
+            process.signal_family(if frozen { Signal::STOP } else { Signal::CONT });
+        }
+    }
+
+    /// Makes the standby that has most the primary, and the others follow it. Returns its place.
+    pub(super) async fn promote(&mut self) -> Result<usize, ProcessError> {
+        let mut best = None;
+        for place in self.standbys() {
+            let received = "SELECT pg_last_wal_receive_lsn() - '0/0'";
+            let lsn: u64 = self.query(place, received).await?.parse().unwrap_or(0);
+            best = best.max(Some((lsn, place)));
+        }
+        let place = best.map_or(self.primary, |(_, place)| place);
+        self.query(place, "SELECT pg_promote()").await?;
+        let old = std::mem::replace(&mut self.primary, place);
+        for standby in self.standbys() {
+            if standby != old {
+                let follow = format!("ALTER SYSTEM SET primary_conninfo = '{}'", self.connection(standby));
+                self.query(standby, &follow).await?;
+                self.query(standby, "SELECT pg_reload_conf()").await?;
+            }
+        }
+        Ok(place)
+    }
+
+    /// Starts a node that was ended in order, as what it was.
+    pub(super) async fn start_again(&mut self, place: usize) -> Result<(), PostgresError> {
+        self.start_node(place).await
+    }
+
+    /// Makes a node anew, as a standby of the present primary.
+    pub(super) async fn rejoin(&mut self, place: usize) -> Result<(), PostgresError> {
+        self.nodes[place].process = None;
+        let folder = self.sandbox.path().join(&self.nodes[place].name);
+        std::fs::remove_dir_all(&folder).map_err(|source| ProcessError::Folder { path: folder, source })?;
+        self.create_standby(place).await
+    }
+
+    fn connection(&self, of: usize) -> String {
+        let (host, port, name) = (self.nodes[self.primary].host, self.port, &self.nodes[of].name);
+        format!("host={host} port={port} user={USER} application_name={name}")
+    }
+
+    async fn create_primary(&mut self) -> Result<(), PostgresError> {
+        let name = self.nodes[self.primary].name.clone();
+        let arguments = [
+            "--pgdata",
+            &name,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--username",
+            USER,
+        ];
+        self.programs.run(self.sandbox, "initdb", &arguments).await?;
+        self.start_node(self.primary).await?;
+        self.query(self.primary, &format!("CREATE DATABASE {DATABASE}")).await?;
+        Ok(())
+    }
+
+    async fn create_standby(&mut self, place: usize) -> Result<(), PostgresError> {
+        let (connection, name) = (self.connection(place), self.nodes[place].name.clone());
+        let arguments = [
+            "--pgdata",
+            &name,
+            "--dbname",
+            &connection,
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+        ];
+        self.programs.run(self.sandbox, "pg_basebackup", &arguments).await?;
+        self.start_node(place).await
+    }
+
+    async fn start_node(&mut self, place: usize) -> Result<(), PostgresError> {
+        let Node { name, host, .. } = &self.nodes[place];
+        let mut command = self.programs.command(self.sandbox, "postgres");
+        command.args(["-D", name]);
+        for setting in server_settings(*host, self.port) {
+            command.args(["-c", &setting]);
+        }
+        // Immediate shutdown: nothing of it is kept, so nothing needs a checkpoint.
+        let mut process = self.sandbox.start(name, command, Signal::QUIT)?;
+        let status_file = self.sandbox.path().join(name).join("postmaster.pid");
+        process.wait_until(START_MAX, || accepts_connections(&status_file)).await?;
+        self.nodes[place].process = Some(process);
+        Ok(())
     }
 }
 
-async fn create_primary(sandbox: &Sandbox, programs: &Programs) -> Result<Server, PostgresError> {
-    let arguments = [
-        "--pgdata=primary",
-        "--auth=trust",
-        "--encoding=UTF8",
-        "--locale=C",
-        "--no-sync",
-        "--username",
-        USER,
-    ];
-    programs.run(sandbox, "initdb", &arguments).await?;
-    start_server(sandbox, programs, "primary").await
-}
-
-async fn create_standby(
-    sandbox: &Sandbox,
-    programs: &Programs,
-    name: &str,
-    primary_port: &str,
-) -> Result<Server, PostgresError> {
-    let connection = format!("host=127.0.0.1 port={primary_port} user={USER} application_name={name}");
-    let arguments = [
-        "--pgdata",
-        name,
-        "--dbname",
-        &connection,
-        "--write-recovery-conf",
-        "--create-slot",
-        "--slot",
-        name,
-        "--checkpoint=fast",
-        "--no-sync",
-    ];
-    programs.run(sandbox, "pg_basebackup", &arguments).await?;
-    start_server(sandbox, programs, name).await
-}
-
-async fn start_server(sandbox: &Sandbox, programs: &Programs, name: &str) -> Result<Server, PostgresError> {
-    let port = free_port().map_err(PostgresError::NoPort)?;
-    let mut command = programs.command(sandbox, "postgres");
-    command.args(["-D", name]);
-    for setting in server_settings(port) {
-        command.args(["-c", &setting]);
-    }
-    // Immediate shutdown: nothing of it is kept, so nothing needs a checkpoint.
-    let mut process = sandbox.start(name, command, Signal::QUIT)?;
-    let status_file = sandbox.path().join(name).join("postmaster.pid");
-    process.wait_until(START_MAX, || accepts_connections(&status_file)).await?;
-    Ok(Server { name: name.to_owned(), port, _process: process })
-}
-
-fn server_settings(port: u16) -> Vec<String> {
+fn server_settings(host: Ipv4Addr, port: u16) -> Vec<String> {
     vec![
         format!("port={port}"),
-        "listen_addresses=127.0.0.1".to_owned(),
+        format!("listen_addresses={host}"),
         // A path in the temporary folder could be longer than a socket's name may be.
         "unix_socket_directories=".to_owned(),
         "wal_level=replica".to_owned(),
         "hot_standby=on".to_owned(),
         "max_wal_senders=10".to_owned(),
-        "max_replication_slots=10".to_owned(),
+        // A standby that follows another primary still finds what it lacks.
+        "wal_keep_size=256MB".to_owned(),
         "shared_buffers=32MB".to_owned(),
         "fsync=off".to_owned(),
     ]
@@ -191,6 +287,18 @@ fn accepts_connections(status_file: &Path) -> bool {
 /// A TCP port on 127.0.0.1 that nobody listens on now.
 pub(super) fn free_port() -> std::io::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// A TCP port that nobody listens on at any of these addresses.
+fn free_port_at(hosts: impl Iterator<Item = Ipv4Addr> + Clone) -> std::io::Result<u16> {
+    const ATTEMPTS: u32 = 100;
+    for _ in 0..ATTEMPTS {
+        let port = free_port()?;
+        if hosts.clone().all(|host| TcpListener::bind((host, port)).is_ok()) {
+            return Ok(port);
+        }
+    }
+    Err(std::io::ErrorKind::AddrInUse.into())
 }
 
 fn pg_config_bindir() -> Option<PathBuf> {

@@ -225,6 +225,37 @@ impl Running {
         self.child.try_wait().ok().flatten()
     }
 
+    /// Sends it a signal.
+    pub(super) fn signal(&self, signal: Signal) {
+        // An error means that it has just ended.
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    /// Sends a signal to it and to its children, which may be in process groups of their own.
+    pub(super) fn signal_family(&self, signal: Signal) {
+        self.signal(signal);
+        for pid in children(self.id()) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until it has ended, in whatever way.
+    pub(super) async fn wait_for_end(&mut self, limit: Duration) -> Result<(), ProcessError> {
+        let deadline = Instant::now() + limit;
+        while self.ended().is_none() {
+            if Instant::now() >= deadline {
+                let output = self.log_tail();
+                return Err(ProcessError::NotReady {
+                    program: self.name.clone(),
+                    seconds: limit.as_secs(),
+                    output,
+                });
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+
     /// The error to report when the child ended by itself.
     pub(super) fn failure(&self, status: ExitStatus) -> ProcessError {
         ProcessError::Failed { program: self.name.clone(), status, output: self.log_tail() }
@@ -281,6 +312,19 @@ impl Drop for Running {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The processes whose parent it is.
+fn children(parent: u32) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let child = |entry: std::fs::DirEntry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        // `pid (name) state parent …`; the name may have spaces and parentheses.
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let of: u32 = stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()?;
+        if of == parent { Pid::from_raw(pid) } else { None }
+    };
+    entries.filter_map(child).collect()
 }
 
 /// Runs a command to its end and returns what it wrote. When the future is dropped, the command ends,

@@ -37,7 +37,7 @@ pub use error::{ConfigError, Problem};
 pub use policy::PoolPolicy;
 pub use settings::{RESERVED_DATABASE, Settings};
 pub use value::{
-    AuthType, CheckQuery, DheParameters, Host, LoadBalanceHosts, LogFormat, PoolMode, Role, Secret,
+    AuthType, CheckQuery, DheParameters, Host, HostPort, LoadBalanceHosts, LogFormat, PoolMode, Role, Secret,
     SourceKind, SslMode, SyslogFacility, TlsProtocol,
 };
 
@@ -59,6 +59,9 @@ pub struct Config {
     pub users: BTreeMap<String, User>,
     /// `[peers]` by their peer_id.
     pub peers: BTreeMap<u32, Peer>,
+    /// What tells us from our peers: the environment's `PGWEIR_POD_UID`, else `POD_UID`, else `HOSTNAME`;
+    /// empty without them.
+    pub pod_uid: String,
     /// `auth_file`: the secret of each user as its file has it: plain, `md5...` or
     /// `SCRAM-SHA-256$...`.
     pub auth_users: BTreeMap<String, String>,
@@ -155,6 +158,18 @@ impl Config {
         Some(Cow::Owned(any.for_name(name)))
     }
 
+    /// Our own number among our peers, which is in each cancel key that we give; `None` without peers.
+    ///
+    /// It is `peer_id`, else with `peers_dns` a hash of [`Config::pod_uid`]. Two pods of one number do
+    /// no harm there: a key that its number's owner does not know is asked about everywhere.
+    pub fn peer_id(&self) -> Option<u16> {
+        match u16::try_from(self.settings.peer_id) {
+            Ok(0) if self.settings.peers_dns.is_empty() => None,
+            Ok(0) => Some(peer_id_of_pod(&self.pod_uid)),
+            id => id.ok(),
+        }
+    }
+
     /// The cluster that a database's servers belong to, and what its clients want of it.
     pub fn cluster(&self, database: &Database) -> Option<(&Cluster, Role)> {
         let cluster = self.clusters.get(database.cluster.as_deref()?)?;
@@ -228,6 +243,16 @@ impl Config {
     }
 }
 
+/// The number, 1 to 65535, that the pod of this uid has among its peers: FNV-1a, which any process
+/// of any version computes alike.
+pub fn peer_id_of_pod(uid: &str) -> u16 {
+    let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // 65535 numbers, none of them 0.
+    u16::try_from(hash % 65_535 + 1).expect("the remainder is below 65535")
+}
+
 /// `pg-rw.db.svc` is the service of CloudNativePG's cluster `pg` in the namespace `db`.
 fn meant_by_host(host: &str) -> Option<(&str, Option<&str>, Role)> {
     let mut labels = host.split('.');
@@ -248,6 +273,8 @@ fn read(
         false => ini::read(&mut loader, path, text)?,
     }
     let mut config = loader.finish(path, environment)?;
+    let known = ["PGWEIR_POD_UID", "POD_UID", "HOSTNAME"].into_iter().filter_map(environment);
+    config.pod_uid = known.into_iter().find(|uid| !uid.is_empty()).unwrap_or_default();
     config.find_clusters();
     config.check().map_err(|problem| problem.in_file(path))?;
     config.settings.conffile.get_or_insert_with(|| path.to_owned());
@@ -264,6 +291,7 @@ impl fmt::Debug for Config {
             .field("clusters", &self.clusters)
             .field("users", &self.users)
             .field("peers", &self.peers)
+            .field("pod_uid", &self.pod_uid)
             .field("auth_users", &self.auth_users.keys())
             .field("warnings", &self.warnings)
             .finish()

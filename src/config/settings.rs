@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::cores;
 use super::error::Problem;
 use super::value::{
-    AuthType, CheckQuery, DheParameters, Host, LogFormat, PoolMode, Secret, SourceKind, SslMode,
+    AuthType, CheckQuery, DheParameters, Host, HostPort, LogFormat, PoolMode, Secret, SourceKind, SslMode,
     SyslogFacility, TlsProtocol, Value,
 };
 
@@ -306,6 +306,8 @@ settings! {
     /// Server connections of a pool that are kept open.
     min_pool_size: u32 = "0", Live;
     /// Our own number in a group of peers; 0 is none.
+    ///
+    /// With peers_dns, 0 takes a number from the pod's uid: see `Config::peer_id`.
     peer_id: u32 = "0", Live [0..=65535];
     /// File for the process number; empty is none.
     pidfile: Option<PathBuf> = "", Fixed;
@@ -420,6 +422,10 @@ settings! {
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
     /// Time that SIGTERM leaves running transactions; 0 waits for the clients, as PgBouncer does.
     shutdown_drain_timeout: Duration = "0", Live Ours;
+    /// Time from SIGTERM to the end of accepting clients, with readiness gone meanwhile; 0 is none.
+    ///
+    /// A Service needs a moment to notice that a pod is not ready. Only with shutdown_drain_timeout.
+    shutdown_listen_delay: Duration = "0", Live Ours;
     /// Form of the log's lines.
     log_format: LogFormat = "pgbouncer", Live Ours;
     /// Source of the clusters that a host NAME-rw, NAME-ro or NAME-r means; empty is off.
@@ -440,4 +446,10 @@ settings! {
     max_standby_lag_bytes: u32 = "0", Live Ours;
     /// Whether clients of role ro get the primary while no standby is fresh enough.
     standby_fallback: bool = "0", Live Ours;
+    /// Names under which all peers of our group are found, such as that of a headless Service; empty is none.
+    ///
+    /// Each is a host or host:port, the port by default listen_port; addresses of our own do not count.
+    /// A cancel request whose key is not ours is passed on to them, to at most 64 of them, if \[peers\]
+    /// does not know its owner.
+    peers_dns: Vec<HostPort> = "", Live Ours;
 }

@@ -1,6 +1,8 @@
 //! What the settings promise, in tables: defaults, every kind of wrong value, precedence,
 //! includes, reload, and that ini and TOML mean the same.
 
+mod clusters;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,7 +53,10 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         assert_eq!(printed, row.default.as_deref(), "{}", row.key);
     }
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
-    assert_eq!(ours, ["workers", "metrics_listen_addr", "shutdown_drain_timeout", "log_format"]);
+    let expected = "workers metrics_listen_addr shutdown_drain_timeout shutdown_listen_delay log_format topology \
+        namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
+        standby_fallback peers_dns";
+    assert_eq!(ours.join(" "), expected);
 }
 
 #[test]
@@ -141,7 +146,7 @@ fn a_bad_value_names_file_line_setting_value_and_what_is_allowed() {
 fn broken_form_is_an_error_with_its_line() {
     let check = |text: &str, wanted: &str| assert_eq!(error(ini(text)), wanted, "{text:?}");
     let form = "syntax error: a line is key = value, [section], %include file, or a comment behind ; or #";
-    let sections = "there are [pgbouncer], [databases], [users] and [peers]";
+    let sections = "there are [pgbouncer], [databases], [clusters], [users] and [peers]";
     check("", "a.ini: there is no section [pgbouncer]");
     check("[databases]\na=host=x\n", "a.ini: there is no section [pgbouncer]");
     check("a = 1\n[pgbouncer]\n", "a.ini:1: syntax error: a stands before the first [section]");
@@ -400,6 +405,66 @@ fn set_tells_what_is_wrong() {
 }
 
 #[test]
+fn peers_dns_is_a_list_of_hosts_with_or_without_a_port() {
+    let check = |text: &str, expected: &[(&str, Option<u16>)]| {
+        let config = ini(&format!("[pgbouncer]\npeers_dns = {text}")).unwrap();
+        let found = config.settings.peers_dns.iter().map(|name| (name.host.as_str(), name.port));
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{text}");
+        let printed = value(&config, "peers_dns").unwrap();
+        let again = ini(&format!("[pgbouncer]\npeers_dns = {printed}")).unwrap();
+        assert_eq!(again.settings.peers_dns, config.settings.peers_dns, "{printed}");
+    };
+    check("", &[]);
+    check("pooler-peers", &[("pooler-peers", None)]);
+    check("pooler.db.svc:6432, 10.0.0.7:1", &[("pooler.db.svc", Some(6432)), ("10.0.0.7", Some(1))]);
+    check("[::1]:6432, [::1], fd00::7", &[("::1", Some(6432)), ("::1", None), ("fd00::7", None)]);
+    for wrong in ["a:", "a:0", "a:65536", "a:x", ":1", "[::1", "[::1]1", "[a]:1", "/tmp", "a:1:2", "a b"] {
+        let error = error(ini(&format!("[pgbouncer]\npeers_dns = {wrong}")));
+        assert!(
+            error.contains("it must be a list of host or host:port, as in pooler-peers:6432 or [::1]:6432"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn our_number_among_peers_is_set_or_made_from_the_pods_uid() {
+    let check = |text: &str, variables: &[(&str, &str)], expected: Option<u16>| {
+        let environment = |name: &str| {
+            let found = variables.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        let text = format!("[pgbouncer]\n{text}");
+        let config = Config::from_text(Path::new("a.ini"), &text, &environment).unwrap();
+        assert_eq!(config.peer_id(), expected, "{text} {variables:?}");
+    };
+    let of = |uid| Some(peer_id_of_pod(uid));
+    check("", &[("HOSTNAME", "pooler-1")], None);
+    check("peer_id = 65535", &[], Some(65_535));
+    check("peer_id = 3\npeers_dns = x", &[("POD_UID", "a")], Some(3));
+    check("peers_dns = x", &[("HOSTNAME", "pooler-1")], of("pooler-1"));
+    check("peers_dns = x", &[("HOSTNAME", "pooler-1"), ("POD_UID", "a")], of("a"));
+    check("peers_dns = x", &[("POD_UID", "a"), ("PGWEIR_POD_UID", "b")], of("b"));
+    check("peers_dns = x", &[("POD_UID", ""), ("HOSTNAME", "pooler-1")], of("pooler-1"));
+    check("", &[("PGWEIR_PEERS_DNS", "x"), ("POD_UID", "a")], of("a"));
+    check("peers_dns = x", &[], of(""));
+}
+
+#[test]
+fn the_number_of_a_pod_is_the_same_in_every_version() {
+    // Peers of an older version must compute the same: these numbers may never change.
+    assert_eq!(peer_id_of_pod(""), 4128);
+    assert_eq!(peer_id_of_pod("5f0c8a5e-95a1-4d8c-8f0f-2f1b2f0e6c11"), 534);
+}
+
+proptest! {
+    #[test]
+    fn the_number_of_a_pod_is_never_none(uid in ".*") {
+        prop_assert!(peer_id_of_pod(&uid) >= 1);
+    }
+}
+
+#[test]
 fn the_environment_goes_before_the_file_for_our_settings() {
     let environment = |name: &str| match name {
         "PGWEIR_WORKERS" => Some("3".to_owned()),
@@ -530,7 +595,7 @@ fn wrong_toml_is_an_error_with_its_line() {
     );
     check(
         "[foo]",
-        "2: syntax error: there is no section [foo]; there are [pgbouncer], [databases], [users] and [peers]",
+        "2: syntax error: there is no section [foo]; there are [pgbouncer], [databases], [clusters], [users] and [peers]",
     );
     check("[pgbouncer]", "2: [pgweir] and [pgbouncer] are two names of one table; give one of them");
     check("[databases]\na = 1", "3: syntax error: an entry is a [table] or a string \"host=... port=...\"");

@@ -298,6 +298,53 @@ impl Value for Host {
     }
 }
 
+/// A host name or an IP address, and a port where one is given: `pooler-peers`, `10.0.0.7:6432`, `[::1]:6432`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The name or the address, without brackets.
+    pub host: String,
+    /// The port; unset is for the setting to say.
+    pub port: Option<u16>,
+}
+
+impl Value for HostPort {
+    fn allowed() -> Cow<'static, str> {
+        "host or host:port, as in pooler-peers:6432 or [::1]:6432".into()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']')?;
+                host.parse::<Ipv6Addr>().ok()?;
+                match port.is_empty() {
+                    true => (host, None),
+                    false => (host, Some(port.strip_prefix(':')?)),
+                }
+            }
+            None if text.parse::<Ipv6Addr>().is_ok() => (text, None),
+            None => match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let port = match port {
+            Some(port) => Some(port.parse().ok().filter(|port| *port != 0)?),
+            None => None,
+        };
+        let is_named = !host.is_empty() && !host.contains(['/', '@']) && !host.contains(char::is_whitespace);
+        is_named.then(|| HostPort { host: host.to_owned(), port })
+    }
+
+    fn print(&self) -> String {
+        match self.port {
+            Some(port) if self.host.contains(':') => format!("[{}]:{port}", self.host),
+            Some(port) => format!("{}:{port}", self.host),
+            None => self.host.clone(),
+        }
+    }
+}
+
 /// What is sent to find out whether a server connection still works.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckQuery {

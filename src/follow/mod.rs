@@ -4,6 +4,7 @@
 
 pub mod monitor;
 mod readers;
+mod source;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +22,12 @@ use crate::session::clusters::{ClusterCommand, ClusterHandle, ClusterStatus, Mem
 use crate::session::control::on_all_workers;
 use crate::session::plane::Shared;
 use crate::topology::freshness::{Freshness, LagLimit, PrimaryLog};
+use crate::topology::kube::SourceEvent;
 use crate::topology::primary::{Act, Gate, State, Why};
 use crate::topology::{Identity, Member, Observation, Place, probe};
 use monitor::{Answer, Bell};
 use readers::Readers;
+use source::News;
 
 /// Answers and observations that may wait for the follower; who finds it full waits in turn.
 const EVENTS_MAX: usize = 64;
@@ -37,6 +40,10 @@ const MONITOR_LOGIN: Duration = Duration::from_secs(1);
 
 /// When the primary has owed an answer for so long, it may be gone: who follows it will say so first.
 const SUSPICIOUS: Duration = Duration::from_millis(200);
+
+/// The source may be silent for so long while no other server can be reached; it is the time after which
+/// CloudNativePG's lease may go to another one.
+const ISOLATED_AFTER: Duration = Duration::from_secs(15);
 
 /// How often standbys are looked at that say nothing, and servers asked while there is no primary.
 const TICK: Duration = Duration::from_millis(50);
@@ -80,11 +87,26 @@ pub struct Follower {
     moves: u64,
     severed: u64,
     last_primary: Option<Arc<str>>,
+    /// Since when the source is silent, or when it last spoke; and whether it can be reached.
     last_source: Option<(Instant, bool)>,
     /// When all were last asked because there was no primary.
     asked_everyone: Option<Instant>,
     /// What clients were last said to wait for.
     last_why: Option<&'static str>,
+    /// Whether the source has ever said anything of the cluster.
+    heard: bool,
+    /// Our own zone: the setting, else what Kubernetes says.
+    zone: Option<Arc<str>>,
+    /// The task that listens to the source.
+    source: Option<AbortHandle>,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if let Some(source) = &self.source {
+            source.abort();
+        }
+    }
 }
 
 /// A follower's task; dropping it ends it.
@@ -139,6 +161,9 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         severed: 0,
         last_primary: None,
         last_source: None,
+        heard: false,
+        zone: shared.config.load().settings.zone.as_deref().map(Arc::from),
+        source: None,
         asked_everyone: None,
         last_why: None,
     };
@@ -152,19 +177,24 @@ impl Follower {
         mut answers: mpsc::Receiver<Answer>,
         mut commands: mpsc::Receiver<ClusterCommand>,
     ) {
+        let (news, mut news_ends) = mpsc::channel(EVENTS_MAX);
         match self.cluster.source {
             Some(SourceKind::Static) => self.observe(probe::fixed(&self.cluster)),
             Some(SourceKind::Probe) => self.enter_members(&probe::members(&self.cluster)),
-            Some(SourceKind::Cnpg | SourceKind::Patroni | SourceKind::Label) | None => {}
+            Some(SourceKind::Cnpg | SourceKind::Patroni | SourceKind::Label) | None => {
+                self.listen_to_kubernetes(news);
+            }
         }
         let alarm = Arc::clone(&self.alarm);
         loop {
             self.settle().await;
-            let pause = self.gate.next_deadline().map_or(TICK, |at| {
-                at.saturating_duration_since(Instant::now()).min(TICK)
-            });
+            let pause = self
+                .gate
+                .next_deadline()
+                .map_or(TICK, |at| at.saturating_duration_since(Instant::now()).min(TICK));
             tokio::select! {
                 Some(answer) = answers.recv() => self.handle_answer(answer),
+                Some(news) = news_ends.recv() => self.handle_news(news),
                 Some(command) = commands.recv() => self.handle_command(command),
                 () = alarm.rung() => self.handle_troubles(),
                 () = tokio::time::sleep(pause) => {}
@@ -172,11 +202,49 @@ impl Follower {
         }
     }
 
+    fn listen_to_kubernetes(&mut self, news: mpsc::Sender<News>) {
+        if self.cluster.namespace.is_none() {
+            self.cluster.namespace = self.shared.config.load().settings.namespace.clone();
+        }
+        let listening = source::follow_kubernetes(self.cluster.clone(), self.zone.is_none(), news);
+        self.source = Some(tokio::spawn(listening).abort_handle());
+    }
+
     // ---- what comes in ----
+
+    fn handle_news(&mut self, news: News) {
+        let name = &self.cluster.name;
+        match news {
+            News::OwnZone(zone) => self.zone = Some(zone),
+            News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
+            News::Event(SourceEvent::Unreachable(error)) => {
+                tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");
+                self.go_on_without_source();
+            }
+            News::Event(SourceEvent::Denied(error)) => {
+                tracing::warn!("cluster {name}: the Kubernetes API denies what is needed: {error}");
+                self.go_on_without_source();
+            }
+        }
+    }
+
+    /// What was known stays true until the servers say otherwise. Who never saw anything goes by the
+    /// operator's Services, where there are such.
+    fn go_on_without_source(&mut self) {
+        if !matches!(self.last_source, Some((_, false))) {
+            self.last_source = Some((Instant::now(), false));
+        }
+        if !self.heard && self.cluster.source == Some(SourceKind::Cnpg) {
+            let observation = source::by_services(&self.cluster);
+            self.enter_members(&observation.members);
+            self.gate.handle_observation(observation, Instant::now());
+        }
+    }
 
     fn observe(&mut self, observation: Observation) {
         let now = Instant::now();
         self.last_source = Some((now, true));
+        self.heard = true;
         if observation != *self.gate.observation() {
             tracing::debug!("cluster {}: {observation:?}", self.cluster.name);
         }
@@ -194,7 +262,8 @@ impl Follower {
                 continue;
             }
             let monitor = self.monitor(&member.place);
-            let known = Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
+            let known =
+                Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
             self.known.insert(Arc::clone(&member.name), known);
         }
     }
@@ -292,6 +361,7 @@ impl Follower {
     async fn settle(&mut self) {
         let now = Instant::now();
         self.gate.tick(now);
+        self.gate.set_isolated(self.is_isolated(now), now);
         if let Some(member) = self.gate.poll_verify(now) {
             self.verify(&member, now);
         }
@@ -302,6 +372,19 @@ impl Follower {
         self.log_why();
         self.publish(now);
         self.answer_holds();
+    }
+
+    /// Whether we are probably cut off together with the primary: the API has been away for long, and of all
+    /// servers only the primary answers. CloudNativePG's own instances judge by the same.
+    fn is_isolated(&self, now: Instant) -> bool {
+        let Some((since, false)) = self.last_source else { return false };
+        let Some(primary) = self.gate.state().member() else { return false };
+        let others = self.known.values().filter(|known| known.member.name != primary.name);
+        let mut others = others.filter(|known| known.monitor.is_some()).peekable();
+        self.heard
+            && now.saturating_duration_since(since) > ISOLATED_AFTER
+            && others.peek().is_some()
+            && others.all(|known| known.identity.is_none())
     }
 
     fn verify(&mut self, member: &Member, now: Instant) {
@@ -335,7 +418,10 @@ impl Follower {
             Act::Drain(place) => self.close_writer(&place),
             Act::Open(place) => {
                 let primary = self.gate.state().member().map(|member| Arc::clone(&member.name));
-                tracing::info!("cluster {name}: primary={} address={place}", primary.as_deref().unwrap_or(""));
+                tracing::info!(
+                    "cluster {name}: primary={} address={place}",
+                    primary.as_deref().unwrap_or("")
+                );
                 if self.last_primary.is_some() && self.last_primary != primary {
                     self.moves += 1;
                 }
@@ -389,7 +475,7 @@ impl Follower {
         };
         let is_reader = |known: &&Known| self.is_reader(known, &limit, now);
         let fresh: Vec<_> = self.known.values().filter(is_reader).map(|known| known.member.clone()).collect();
-        let readers = self.readers.choose(&fresh, settings.zone.as_deref(), &self.alarm);
+        let readers = self.readers.choose(&fresh, self.zone.as_deref(), &self.alarm);
         let held = self.gate.state().why().map(|why| Arc::from(why.to_string()));
         let writer = Access { sites: self.writer.iter().cloned().collect(), held };
         let access = roles(&writer, readers, settings.standby_fallback);

@@ -14,7 +14,12 @@ pub(super) struct Readers {
 
 impl Readers {
     /// A site for each of these standbys, those of our zone alone if there are any. Others are closed.
-    pub(super) fn choose(&mut self, fresh: &[Member], zone: Option<&str>, alarm: &Arc<Alarm>) -> Vec<Arc<Site>> {
+    pub(super) fn choose(
+        &mut self,
+        fresh: &[Member],
+        zone: Option<&str>,
+        alarm: &Arc<Alarm>,
+    ) -> Vec<Arc<Site>> {
         let near: Vec<_> = fresh.iter().filter(|m| m.zone.is_some() && m.zone.as_deref() == zone).collect();
         let chosen = if near.is_empty() { fresh.iter().collect() } else { near };
         self.sites.retain(|site| {

@@ -176,6 +176,8 @@ fn a_workers_counts_are_on_the_page() {
     worker.errors.record("08P01");
     worker.login.record(Duration::from_millis(2));
     worker.cancels_forwarded = 3;
+    worker.cancels_to_peers = 6;
+    worker.cancels_not_here = 7;
     worker.server_logins_failed = 4;
     worker.statements_evicted = 5;
     let mut sum = worker.clone();
@@ -186,6 +188,8 @@ fn a_workers_counts_are_on_the_page() {
     assert_eq!(value(&samples, "pgweir_errors_total", "08P01"), 2.0);
     assert_eq!(value(&samples, "pgweir_login_seconds_count", ""), 2.0);
     assert_eq!(value(&samples, "pgweir_cancel_requests_total", "forwarded"), 6.0);
+    assert_eq!(value(&samples, "pgweir_cancel_requests_total", "peer"), 12.0);
+    assert_eq!(value(&samples, "pgweir_cancel_requests_total", "not_here"), 14.0);
     assert_eq!(value(&samples, "pgweir_server_connects_total", "login_failed"), 8.0);
     assert_eq!(value(&samples, "pgweir_prepared_evictions_total", ""), 10.0);
 }

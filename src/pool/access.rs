@@ -192,7 +192,8 @@ pub struct Routes {
 impl Routes {
     /// What a role may use now; held before the follower has spoken.
     pub fn access(&self, role: Role) -> Access {
-        let unknown = || Access { sites: Vec::new(), held: Some("nothing is known of the cluster yet".into()) };
+        let unknown =
+            || Access { sites: Vec::new(), held: Some("nothing is known of the cluster yet".into()) };
         self.access.load().get(&role).cloned().unwrap_or_else(unknown)
     }
 

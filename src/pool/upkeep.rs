@@ -178,7 +178,9 @@ impl Pool {
         let mut state = self.state.lock();
         let workers = state.workers();
         let taken: Vec<_> = (0..workers)
-            .flat_map(|worker| state.take_idle(worker, |pooled: &mut Box<Pooled>, _| !is_here(&pooled.seat.0)))
+            .flat_map(|worker| {
+                state.take_idle(worker, |pooled: &mut Box<Pooled>, _| !is_here(&pooled.seat.0))
+            })
             .collect();
         drop(state);
         for pooled in taken {

@@ -154,7 +154,9 @@ impl Flight {
                     let query = bound.get(portal).copied().unwrap_or(b"unknown");
                     kinds.extend(sql::statements(query.split(|byte| *byte == 0).next().unwrap_or_default()));
                 }
-                FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => kinds.push(Kind::Copy),
+                FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {
+                    kinds.push(Kind::Copy)
+                }
                 FrontendTag::Describe
                 | FrontendTag::Close
                 | FrontendTag::Sync

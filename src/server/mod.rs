@@ -215,7 +215,11 @@ impl ServerConnection {
     /// Runs a query of our own and returns its first row; NULL is `None`.
     ///
     /// Fails as [`ServerConnection::run`] does, and when there is no row.
-    pub async fn first_row(&mut self, sql: &str, session: &Session) -> Result<Vec<Option<String>>, QueryError> {
+    pub async fn first_row(
+        &mut self,
+        sql: &str,
+        session: &Session,
+    ) -> Result<Vec<Option<String>>, QueryError> {
         let mut row = None;
         self.run_with(sql, session, |body| {
             row.get_or_insert_with(|| backend::data_row(body));

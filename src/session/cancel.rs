@@ -2,16 +2,18 @@
 //!
 //! PostgreSQL's CancelRequest comes on a connection of its own and is never answered. It goes to the
 //! server only while that server works for the client, and the server is not lent to anyone else
-//! before the request has arrived there.
+//! before the request has arrived there. A key that is not ours may be a peer's: see `peers`.
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use super::peers::Asked;
 use super::plane::{Address, Message, Plane, Shared};
 use super::{Phase, Session};
+use crate::log::Peer;
 use crate::server;
 use crate::wire::startup::CancelKey;
 
@@ -70,10 +72,39 @@ impl Drop for InFlight {
     }
 }
 
+/// Deals with a request that came on a connection of its own, and returns when that may be closed: for
+/// a key of ours at once, else when the peers have dealt with it.
+pub async fn serve(plane: &Plane, from: &Peer, key: CancelKey) {
+    if forward(&plane.shared, key) {
+        return;
+    }
+    let shared = &plane.shared;
+    let config = shared.config.load_full();
+    let asked = shared.peers.ask(&config, key).await;
+    let mut metrics = plane.metrics.borrow_mut();
+    let reason = match asked {
+        Asked::NotHere => return metrics.cancels_not_here += 1,
+        Asked::Peers => return metrics.cancels_to_peers += 1,
+        Asked::Nobody => {
+            metrics.cancels_unknown += 1;
+            "no client has its key, and no peer is known that could"
+        }
+        Asked::Failed => {
+            metrics.cancels_failed += 1;
+            "no peer that may own its key took it"
+        }
+    };
+    if shared.peers.may_log(Instant::now()) {
+        tracing::info!("cancel request from {from} ignored: {reason}");
+    }
+}
+
 /// Sends a client's request on to the worker that the key's owner lives on. Returns whether there is
 /// such an owner.
-pub fn forward(shared: &Shared, key: CancelKey) -> bool {
-    let Some(address) = shared.cancel_keys.get(&key).map(|entry| *entry) else {
+fn forward(shared: &Shared, key: CancelKey) -> bool {
+    let entry = |key| shared.cancel_keys.get(&key).map(|entry| (key, *entry));
+    let passed_on = || shared.config.load().peer_id().and_then(|_| entry(key.with_all_hops()));
+    let Some((key, address)) = entry(key).or_else(passed_on) else {
         return false;
     };
     // A worker that has stopped has no sessions left to cancel.
@@ -144,6 +175,6 @@ impl Session {
 }
 
 /// `cancel_wait_timeout`: 0 waits for ever, which a day comes close to.
-fn no_limit_if_zero(limit: Duration) -> Duration {
+pub(super) fn no_limit_if_zero(limit: Duration) -> Duration {
     if limit.is_zero() { Duration::from_secs(86_400) } else { limit }
 }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::admin::{ClusterView, MemberView};
 use crate::topology::freshness::Lag;
 
 /// What the console tells a follower.
@@ -63,6 +64,50 @@ pub struct MemberStatus {
     pub lag: Option<Lag>,
     /// Connections to it that are lent to clients of roles other than rw.
     pub leased: u32,
+}
+
+impl ClusterStatus {
+    /// As the console and the metrics show it.
+    pub fn view(&self, name: &str, now: Instant) -> ClusterView {
+        ClusterView {
+            name: name.to_owned(),
+            state: self.state,
+            since_ms: self.since.map_or(0, |since| millis(since, now)),
+            why: self.why.as_ref().map(|(word, _)| *word),
+            detail: self.why.as_ref().map(|(_, sentence)| sentence.to_string()),
+            primary: self.primary.as_deref().map(str::to_owned),
+            timeline: self.timeline,
+            moves: self.moves,
+            severed: self.severed,
+            split: self.split,
+            source_age_ms: self.source.map(|(at, _)| millis(at, now)),
+            source_ok: self.source.is_some_and(|(_, reached)| reached),
+            members: self.members.iter().map(MemberStatus::view).collect(),
+        }
+    }
+}
+
+impl MemberStatus {
+    fn view(&self) -> MemberView {
+        MemberView {
+            name: self.name.to_string(),
+            address: self.address.clone(),
+            zone: self.zone.as_deref().map(str::to_owned),
+            says: match self.in_recovery {
+                Some(true) => "standby",
+                Some(false) => "primary",
+                None => "unknown",
+            },
+            serves_reads: self.serves_reads,
+            lag_bytes: self.lag.map(|lag| lag.bytes),
+            lag_ms: self.lag.map(|lag| u64::try_from(lag.age.as_millis()).unwrap_or(u64::MAX)),
+            leased: self.leased,
+        }
+    }
+}
+
+fn millis(since: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How to reach one follower.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::clusters::ClusterCommand;
 use super::databases::DatabaseEntry;
 use super::plane::{Message, Plane, Shared, Task};
 use super::views;
@@ -16,6 +17,9 @@ use crate::error::{SqlError, sqlstate};
 
 /// How often a waiting command looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How long REROUTE waits for running transactions before it leaves everything as it was.
+const REROUTE_MAX: Duration = Duration::from_secs(60);
 
 /// What only the process as a whole can do.
 #[derive(Debug)]
@@ -55,6 +59,13 @@ impl Control {
             return Err(ConsoleError::NoSuchDatabase(name.to_owned()));
         }
         Ok(self.shared().databases.database(name))
+    }
+
+    async fn command(&self, cluster: &str, command: ClusterCommand) -> Result<(), ConsoleError> {
+        let no_such = || ConsoleError::NoSuchCluster(cluster.to_owned());
+        let handle = self.shared().clusters.get(cluster).ok_or_else(no_such)?;
+        // A follower that has ended is one whose cluster a RELOAD has just taken away.
+        handle.commands.send(command).await.map_err(|_| no_such())
     }
 
     async fn until(&self, mut done: impl FnMut() -> bool) {
@@ -225,6 +236,52 @@ impl Pooler for Control {
     async fn enable(&self, database: &str) -> Result<(), ConsoleError> {
         self.database(database)?.disabled.store(false, Ordering::Release);
         Ok(())
+    }
+
+    async fn hold(&self, cluster: &str, seconds: u32) -> Result<(), ConsoleError> {
+        let (answer, drained) = oneshot::channel();
+        let time = Duration::from_secs(seconds.into());
+        self.command(cluster, ClusterCommand::Hold(time, answer)).await?;
+        match drained.await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(ConsoleError::HoldLapsed(cluster.to_owned())),
+        }
+    }
+
+    async fn release(&self, cluster: &str) -> Result<(), ConsoleError> {
+        self.command(cluster, ClusterCommand::Release).await
+    }
+
+    async fn reroute(&self, database: &str, cluster: &str) -> Result<(), ConsoleError> {
+        let shared = self.shared();
+        let mut config = (*shared.config.load_full()).clone();
+        if !config.clusters.contains_key(cluster) {
+            return Err(ConsoleError::NoSuchCluster(cluster.to_owned()));
+        }
+        let entry = config.databases.get_mut(database);
+        let entry = entry.ok_or_else(|| ConsoleError::NoSuchDatabase(database.to_owned()))?;
+        let Some(of) = &mut entry.cluster else {
+            return Err(ConsoleError::NoCluster(database.to_owned()));
+        };
+        cluster.clone_into(of);
+        // No statement may reach the new cluster while one still runs on the old one.
+        let is_meant = |name: &str| name.split('@').next() == Some(database);
+        let meant: Vec<_> = shared.databases.known().into_iter().filter(|e| is_meant(&e.name)).collect();
+        let meant: Vec<_> = meant.into_iter().filter(|e| !e.paused.load(Ordering::Acquire)).collect();
+        meant.iter().for_each(|entry| entry.set_paused(true));
+        let empty = || meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()));
+        let drained = tokio::time::timeout(REROUTE_MAX, self.until(empty)).await.is_ok();
+        if drained {
+            apply(shared, config).await;
+        }
+        for entry in &meant {
+            entry.set_paused(false);
+            open_waiting(self.plane.worker, entry);
+        }
+        match drained {
+            true => Ok(()),
+            false => Err(ConsoleError::StillBusy(database.to_owned())),
+        }
     }
 
     async fn shutdown(&self, mode: Shutdown) -> Result<(), ConsoleError> {

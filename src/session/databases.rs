@@ -69,7 +69,13 @@ pub struct Databases {
 impl Databases {
     /// None yet. `openers` has one sender for each worker.
     pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>) -> Self {
-        Databases { databases: RwLock::default(), users: RwLock::default(), routes: RwLock::default(), server, openers }
+        Databases {
+            databases: RwLock::default(),
+            users: RwLock::default(),
+            routes: RwLock::default(),
+            server,
+            openers,
+        }
     }
 
     /// The database of this name, entered if need be.

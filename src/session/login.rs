@@ -24,9 +24,9 @@ use crate::net::Socket;
 use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
-use crate::server::login::Welcome;
 use crate::route::{self, ROLE_OPTION};
-use crate::wire::startup::{self, FirstPacket, Startup};
+use crate::server::login::Welcome;
+use crate::wire::startup::{self, CancelKey, FirstPacket, Startup};
 use crate::wire::{HEADER_LENGTH, Header, originate};
 
 /// Largest password message: PgBouncer's longest password and room for SCRAM.
@@ -42,6 +42,8 @@ pub struct Admission {
 enum Refusal {
     /// The client is told.
     Error(SqlError),
+    /// It was none: the connection brought a CancelRequest.
+    Cancel(CancelKey),
     /// There is nobody to tell, or nothing to say.
     Quiet(&'static str),
     /// The connection broke.
@@ -222,13 +224,7 @@ impl Newcomer {
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
                     return Err(Refusal::Quiet("encryption was asked for twice"));
                 }
-                FirstPacket::Cancel(key) => {
-                    let known = cancel::forward(&self.plane.shared, key);
-                    if !known {
-                        self.plane.metrics.borrow_mut().cancels_unknown += 1;
-                    }
-                    return Err(Refusal::Quiet(""));
-                }
+                FirstPacket::Cancel(key) => return Err(Refusal::Cancel(key)),
                 FirstPacket::Startup(startup) => return Ok(startup),
             }
             self.socket.write_all(b"N").await?;
@@ -460,6 +456,9 @@ impl Newcomer {
         };
         let settings = &self.plane.shared.config.load().settings;
         match refusal {
+            // Not under client_login_timeout: the peers have a time of their own. Boxed, so that no login
+            // needs room for it.
+            Refusal::Cancel(key) => Box::pin(cancel::serve(&self.plane, &self.peer, key)).await,
             Refusal::Quiet("") => {}
             Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
             Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),

@@ -11,6 +11,7 @@ pub mod control;
 pub mod databases;
 mod idle;
 pub mod login;
+pub mod peers;
 pub mod plane;
 mod relay;
 mod time;
@@ -356,7 +357,8 @@ impl Session {
             }
         };
         let may_speak = self.may_speak();
-        let broken = matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken | Farewell::Severed);
+        let broken =
+            matches!(farewell, Farewell::ServerGone { .. } | Farewell::ServerBroken | Farewell::Severed);
         self.leave_server(broken);
         let settings = &self.plane.shared.config.load().settings;
         if let Some(error) = error {
@@ -379,7 +381,8 @@ impl Session {
 
     fn server_gone(&self) -> SqlError {
         let message = "server conn crashed?";
-        let detail = "The connection to the server was lost while a request was running or a transaction was open.";
+        let detail =
+            "The connection to the server was lost while a request was running or a transaction was open.";
         match self.follows {
             // By this code drivers know that another attempt may go well; what may be committed has 08007.
             true => SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, message)

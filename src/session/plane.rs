@@ -18,6 +18,7 @@ use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
+use super::peers::Peers;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
@@ -73,6 +74,8 @@ impl std::fmt::Debug for Task {
 /// How the process goes on.
 #[derive(Debug, Default)]
 pub struct Lifecycle {
+    /// The process will end: it is no longer ready, but still accepts clients.
+    pub leaving: AtomicBool,
     /// No new client may log in.
     pub closing: AtomicBool,
     /// Each client is told to go at its next transaction boundary.
@@ -82,6 +85,11 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
+    /// Whether a Service should send clients here.
+    pub fn is_ready(&self) -> bool {
+        !self.leaving.load(Ordering::Acquire) && !self.closing.load(Ordering::Acquire)
+    }
+
     /// Whether clients are told to go at their next transaction boundary.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
@@ -102,6 +110,8 @@ pub struct Shared {
     pub server: Arc<server::Session>,
     /// Who may be canceled.
     pub cancel_keys: DashMap<CancelKey, Address>,
+    /// The other poolers of our group.
+    pub peers: Peers,
     /// The workers' mailboxes.
     pub workers: Vec<UnboundedSender<Message>>,
     /// Connections of each worker, logged in or not.
@@ -137,6 +147,7 @@ impl Shared {
             statements: Interner::default(),
             server,
             cancel_keys: DashMap::new(),
+            peers: Peers::default(),
             loads: workers.iter().map(|_| AtomicU32::new(0)).collect(),
             workers,
             process,
@@ -179,12 +190,15 @@ impl Shared {
         self.last_client.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's.
+    /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's, and
+    /// our number among our peers is in it, if we have any.
     pub fn new_cancel_key(&self, address: Address) -> CancelKey {
+        let peer_id = self.config.load().peer_id();
         loop {
             let mut bytes: [u8; 8] = rand::random();
             bytes[0] &= 0x7f;
             let key = CancelKey(bytes);
+            let key = peer_id.map_or(key, |id| key.with_peer(id));
             if let dashmap::Entry::Vacant(vacant) = self.cancel_keys.entry(key) {
                 vacant.insert(address);
                 return key;

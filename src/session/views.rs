@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::clusters::ClusterHandle;
 use super::control::on_all_workers;
 use super::databases::DatabaseEntry;
 use super::plane::{Plane, Shared};
 use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
-    BufferView, CONSOLE_DATABASE, ClientState, ClientView, ConnectionView, DatabaseView, ListsView, MemView,
-    PeerView, PoolView, Replication, ServerState, ServerView, SettingView, Snapshot, StateView, Stats,
-    StatsView, UserView, View,
+    BufferView, CONSOLE_DATABASE, ClientState, ClientView, ClusterView, ConnectionView, DatabaseView,
+    ListsView, MemView, PeerView, PoolView, Replication, ServerState, ServerView, SettingView, Snapshot,
+    StateView, Stats, StatsView, UserView, View,
 };
 use crate::config::{Config, Host};
 use crate::log::Peer;
@@ -251,11 +252,18 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     let (stats, elapsed) = stats(shared, &parts, now);
     snapshot.stats = stats;
     snapshot.stats_elapsed = elapsed;
+    snapshot.peers = peers(&config);
+    snapshot.peer_pools = shared.peers.views(&config);
     snapshot.lists = lists(shared, &config, &parts, &snapshot);
     snapshot.settings = settings(&config);
     snapshot.memory = memory(&snapshot);
-    snapshot.peers = peers(&config);
+    snapshot.clusters = clusters(shared, now);
     snapshot
+}
+
+fn clusters(shared: &Shared, now: Instant) -> Vec<ClusterView> {
+    let view = |(name, handle): &(Arc<str>, Arc<ClusterHandle>)| handle.status.load().view(name, now);
+    shared.clusters.all().iter().map(view).collect()
 }
 
 /// What the metrics page shows.
@@ -286,6 +294,7 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
         databases: databases(shared, &config),
         pools: pools(shared, &parts, Instant::now()),
         work: work.into_values().collect(),
+        clusters: clusters(shared, Instant::now()),
         workers,
     }
 }
@@ -474,7 +483,7 @@ fn lists(shared: &Shared, config: &Config, parts: &[Part], snapshot: &Snapshot) 
         login_clients: logins.into(),
         free_servers: free_servers.into(),
         used_servers: used_servers.into(),
-        peer_pools: 0,
+        peer_pools: snapshot.peer_pools.len() as u64,
         dns_names: shared.databases.pools().iter().map(|pool| pool.settings().endpoints.len() as u64).sum(),
         ..ListsView::default()
     }

@@ -5,7 +5,12 @@
 //! what our own connections meet and from what the server itself confirms, whether there is a server
 //! that may be written to. Nothing here opens a socket or reads a clock.
 
+pub mod cnpg;
 pub mod freshness;
+pub mod kube;
+pub mod label;
+pub mod patroni;
+pub mod pods;
 pub mod primary;
 pub mod probe;
 
@@ -74,9 +79,7 @@ impl Named {
     pub fn is_about(&self, name: &str) -> bool {
         match self {
             Named::Member(primary) => **primary == *name,
-            Named::Moving { from, to, .. } => {
-                from.iter().chain(to).any(|primary| **primary == *name)
-            }
+            Named::Moving { from, to, .. } => from.iter().chain(to).any(|primary| **primary == *name),
             Named::Nobody(_) => false,
             Named::Several(names) => names.iter().any(|primary| **primary == *name),
         }

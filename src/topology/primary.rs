@@ -58,6 +58,9 @@ pub enum Why {
         /// The highest that was seen.
         highest: u32,
     },
+    /// Neither the source nor any other server can be reached: we are probably on the side of the network
+    /// that has lost, and the others may have another primary.
+    Isolated(Arc<str>),
     /// An administrator said HOLD.
     Held,
 }
@@ -83,6 +86,9 @@ impl fmt::Display for Why {
             Why::OldTimeline { name, found, highest } => {
                 write!(f, "{name} is on timeline {found}, but the cluster has been on {highest}")
             }
+            Why::Isolated(name) => {
+                write!(f, "neither the source nor any server but {name} can be reached")
+            }
             Why::Held => write!(f, "held by an administrator (HOLD)"),
         }
     }
@@ -104,6 +110,7 @@ impl Why {
             Why::InRecovery(_) => "in_recovery",
             Why::OtherSystem { .. } => "other_system",
             Why::OldTimeline { .. } => "old_timeline",
+            Why::Isolated(_) => "isolated",
             Why::Held => "held",
         }
     }
@@ -187,6 +194,8 @@ pub struct Gate {
     confirmed: Option<Identity>,
     /// HOLD lapses then.
     held_until: Option<Instant>,
+    /// See [`Why::Isolated`].
+    isolated: bool,
     /// When the named primary is asked (again).
     verify_at: Option<Instant>,
     pause: Duration,
@@ -203,6 +212,7 @@ impl Gate {
             highest: HashMap::new(),
             confirmed: None,
             held_until: None,
+            isolated: false,
             verify_at: None,
             pause: RETRY_FIRST,
             acts: Vec::new(),
@@ -242,8 +252,13 @@ impl Gate {
         match &self.state {
             State::Verify { member, again, .. } if member.place == *place => match judged(member) {
                 None => {
+                    let member = member.clone();
+                    if self.confirmed.is_some_and(|known| known.timeline < identity.timeline) && *again {
+                        // Another server behind the same address: what runs there is on the old one.
+                        self.acts.push(Act::Sever(member.place.clone()));
+                    }
                     self.confirmed = Some(identity);
-                    self.open(member.clone(), now);
+                    self.open(member, now);
                 }
                 Some(why) => {
                     let (member, again) = (member.clone(), *again);
@@ -299,6 +314,13 @@ impl Gate {
     pub fn hold(&mut self, until: Instant, now: Instant) {
         self.held_until = Some(until);
         self.decide(now);
+    }
+
+    /// Whether nobody but the primary can be reached, and for how long is the caller's to judge.
+    pub fn set_isolated(&mut self, isolated: bool, now: Instant) {
+        if std::mem::replace(&mut self.isolated, isolated) != isolated {
+            self.decide(now);
+        }
     }
 
     /// Ends a HOLD before its time.
@@ -367,9 +389,10 @@ impl Gate {
         if let Some(by) = &member.fenced {
             return Err(Why::Fenced(Arc::clone(name), Arc::clone(by)));
         }
-        match member.terminating {
-            true => Err(Why::Terminating(Arc::clone(name))),
-            false => Ok(member),
+        match (member.terminating, self.isolated) {
+            (true, _) => Err(Why::Terminating(Arc::clone(name))),
+            (false, true) => Err(Why::Isolated(Arc::clone(name))),
+            (false, false) => Ok(member),
         }
     }
 

@@ -29,7 +29,41 @@ pub enum FirstPacket {
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct CancelKey(pub [u8; 8]);
 
+/// The last two bits of a key that has a peer's id: how often a request may still be passed on.
+const HOPS_MASK: u8 = 0b11;
+
 impl CancelKey {
+    /// The key with its peer's id in it, as PgBouncer has it: the id in bytes 1 and 2, the low one
+    /// first, and both bits of the hops set.
+    pub fn with_peer(mut self, id: u16) -> CancelKey {
+        let [low, high] = id.to_le_bytes();
+        (self.0[1], self.0[2]) = (low, high);
+        self.with_all_hops()
+    }
+
+    /// The id of the peer that gave the key, if its pooler is one of a group.
+    pub fn peer(self) -> u16 {
+        u16::from_le_bytes([self.0[1], self.0[2]])
+    }
+
+    /// The key as its owner knows it, however often the request was passed on.
+    pub fn with_all_hops(mut self) -> CancelKey {
+        self.0[7] |= HOPS_MASK;
+        self
+    }
+
+    /// The key for the next peer: one hop less. `None` when another peer has passed it on already.
+    ///
+    /// PgBouncer grants three hops. A peer that nobody knows is asked by asking all, so a second hop
+    /// could only ask the same ones again.
+    pub fn passed_on(mut self) -> Option<CancelKey> {
+        if self.0[7] & HOPS_MASK != HOPS_MASK {
+            return None;
+        }
+        self.0[7] -= 1;
+        Some(self)
+    }
+
     /// The two numbers of a BackendKeyData.
     pub fn process_id_and_secret(self) -> (i32, i32) {
         let [a, b, c, d, e, f, g, h] = self.0;
@@ -194,6 +228,32 @@ mod tests {
         assert_eq!(packet_length([0, 0, 0x27, 0x11]), Err(BadStartup::Length(10_001)));
         assert_eq!(packet_length([0, 0, 0, 7]), Err(BadStartup::Length(7)));
         assert_eq!(packet_length([0xff; 4]), Err(BadStartup::Length(u32::MAX)));
+    }
+
+    #[test]
+    fn a_key_holds_its_peer_where_pgbouncer_has_it() {
+        let check = |id, key| {
+            let made = CancelKey([0x11; 8]).with_peer(id);
+            assert_eq!((made, made.peer()), (CancelKey(key), id), "{id}");
+        };
+        check(1, [0x11, 1, 0, 0x11, 0x11, 0x11, 0x11, 0x13]);
+        check(16_383, [0x11, 0xff, 0x3f, 0x11, 0x11, 0x11, 0x11, 0x13]);
+        check(0x1234, [0x11, 0x34, 0x12, 0x11, 0x11, 0x11, 0x11, 0x13]);
+        check(65_535, [0x11, 0xff, 0xff, 0x11, 0x11, 0x11, 0x11, 0x13]);
+    }
+
+    #[test]
+    fn a_request_is_passed_on_once_and_stays_its_owners_key() {
+        let key = CancelKey([0x40; 8]).with_peer(7);
+        let passed = key.passed_on().expect("it comes from its client");
+        assert_eq!(passed.0, [0x40, 7, 0, 0x40, 0x40, 0x40, 0x40, 0x42]);
+        assert_eq!((passed.with_all_hops(), passed.peer()), (key, 7));
+        for hops in 0..3 {
+            let mut used = key;
+            used.0[7] = 0x40 | hops;
+            assert_eq!(used.passed_on(), None, "{hops} hops left");
+            assert_eq!(used.with_all_hops(), key, "{hops} hops left");
+        }
     }
 
     proptest! {

@@ -6,6 +6,7 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod kube;
 pub mod ledger;
 pub mod message;
 pub mod pooler;
@@ -15,6 +16,7 @@ pub mod proxy;
 pub mod raw;
 pub mod replicas;
 
+pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};
 pub use pooler::Pooler;
 pub use postgres::Postgres;

@@ -34,6 +34,7 @@ pub struct Config {
     sections: String,
     users: String,
     environment: Vec<(String, String)>,
+    program: PathBuf,
 }
 
 impl Config {
@@ -81,6 +82,12 @@ impl Config {
     /// An environment variable of the pooler.
     pub fn environment(mut self, name: &str, value: &str) -> Config {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another pooler's binary than that of the other tests.
+    pub fn program(mut self, program: PathBuf) -> Config {
+        self.program = program;
         self
     }
 
@@ -136,7 +143,7 @@ impl Config {
         let text = self.ini(&directory, port, postgres, database);
         fs::write(&ini, text).expect("our directory is writable");
         let output = File::create(&log).expect("our directory is writable");
-        let program = process::reachable(&program(), directory.path());
+        let program = process::reachable(&self.program, directory.path());
         let mut command = unprivileged(&program, "KILL");
         command.arg(&ini).stdin(Stdio::null());
         command.envs(self.environment.iter().cloned());
@@ -211,6 +218,7 @@ impl Pooler {
             sections: String::new(),
             users: USERS.to_owned(),
             environment: Vec::new(),
+            program: program(),
         }
     }
 

@@ -68,6 +68,15 @@ impl Pooler for &Fake {
     async fn enable(&self, database: &str) -> Result<(), ConsoleError> {
         self.tell(format!("enable {database}")).await
     }
+    async fn hold(&self, cluster: &str, seconds: u32) -> Result<(), ConsoleError> {
+        self.tell(format!("hold {cluster} {seconds}")).await
+    }
+    async fn release(&self, cluster: &str) -> Result<(), ConsoleError> {
+        self.tell(format!("release {cluster}")).await
+    }
+    async fn reroute(&self, database: &str, cluster: &str) -> Result<(), ConsoleError> {
+        self.tell(format!("reroute {database} {cluster}")).await
+    }
     async fn shutdown(&self, mode: Shutdown) -> Result<(), ConsoleError> {
         self.tell(format!("{mode}")).await
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// What the console said at one moment, summed over all pools.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Snapshot {
     clients: u64,
     clients_waiting: u64,
@@ -13,6 +13,7 @@ pub(super) struct Snapshot {
     queries: u64,
     transactions: u64,
     wait_us: u64,
+    primary: String,
 }
 
 impl Snapshot {
@@ -24,7 +25,7 @@ impl Snapshot {
         for line in text.lines() {
             let cells: Vec<&str> = line.split('|').collect();
             match cells.first() {
-                Some(&"database") => header = cells,
+                Some(&("database" | "name")) => header = cells,
                 Some(&"pgbouncer") => {}
                 _ => header.iter().zip(cells).for_each(|(name, cell)| snapshot.add(name, cell)),
             }
@@ -45,6 +46,8 @@ impl Snapshot {
             "total_query_count" => self.queries += value,
             "total_xact_count" => self.transactions += value,
             "total_wait_time" => self.wait_us += value,
+            "state" if cell != "open" => self.primary = format!("no primary ({cell})"),
+            "primary" if self.primary.is_empty() => self.primary = format!("primary {cell}"),
             _ => {}
         }
     }
@@ -57,8 +60,8 @@ impl Snapshot {
         let wait_ms = self.wait_us.saturating_sub(before.wait_us) as f64 / 1000.0 / transactions;
         format!(
             "{} clients ({} waiting, the longest for {} s) | {} servers | {queries_per_s:.0} queries/s | \
-             {wait_ms:.3} ms waited per transaction",
-            self.clients, self.clients_waiting, self.longest_wait_s, self.servers,
+             {wait_ms:.3} ms waited per transaction | {}",
+            self.clients, self.clients_waiting, self.longest_wait_s, self.servers, self.primary,
         )
     }
 }
@@ -74,10 +77,12 @@ mod tests {
     const STATS: &str = "database|total_xact_count|total_query_count|total_wait_time\n\
                          demo|100|700|250000\n\
                          pgbouncer|9|9|0\n";
+    const CLUSTERS: &str = "name|state|since_ms|primary\n\
+                            demo|open|1500|127.0.0.2\n";
 
     #[test]
     fn pools_are_summed_without_the_console() {
-        let snapshot = Snapshot::parse(&format!("{POOLS}{STATS}"));
+        let snapshot = Snapshot::parse(&format!("{POOLS}{STATS}{CLUSTERS}"));
         assert_eq!(
             snapshot,
             Snapshot {
@@ -88,6 +93,7 @@ mod tests {
                 queries: 700,
                 transactions: 100,
                 wait_us: 250_000,
+                primary: "primary 127.0.0.2".to_owned(),
             }
         );
     }
@@ -95,11 +101,11 @@ mod tests {
     #[test]
     fn the_line_is_about_the_time_between_two_snapshots() {
         let before = Snapshot { queries: 200, transactions: 50, ..Snapshot::default() };
-        let now = Snapshot::parse(&format!("{POOLS}{STATS}"));
+        let now = Snapshot::parse(&format!("{POOLS}{STATS}{CLUSTERS}"));
         assert_eq!(
             now.line(&before, Duration::from_secs(2)),
             "44 clients (3 waiting, the longest for 5 s) | 21 servers | 250 queries/s | \
-             5.000 ms waited per transaction"
+             5.000 ms waited per transaction | primary 127.0.0.2"
         );
     }
 

@@ -1,5 +1,11 @@
 //! `pgweir demo`: a private PostgreSQL primary with two standbys, pgweir in front, and something to
-//! watch. Everything lives in a temporary folder and ends with the command. Read [`run`] first.
+//! watch: the primary moves, and nobody notices. Everything lives in a temporary folder and ends with the
+//! command. Read [`run`] first.
+
+mod keys;
+mod live;
+mod load;
+mod scenes;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -10,19 +16,21 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::live::Snapshot;
+use self::keys::Keys;
+use self::live::Snapshot;
+use self::load::Load;
+use self::scenes::Scene;
 use super::pgbench::{Report, complaints};
-use super::postgres::{Cluster, DATABASE, PostgresError, Programs, Server, USER, free_port};
+use super::postgres::{Cluster, DATABASE, PostgresError, Programs, USER, free_port};
 use super::process::{ProcessError, Running, Sandbox};
 
 /// PgBouncer's own default, where it is free.
 const PORT_DEFAULT: u16 = 6432;
-const STANDBY_COUNT: usize = 2;
+const STANDBY_COUNT: u8 = 2;
 const POOL_SIZE: usize = 20;
 
-/// More than this and the line says less about pgweir than about the machine.
-const LOAD_CLIENTS: &str = "50";
-const LOAD_TRANSACTIONS_PER_S: &str = "200";
+/// With `--script`: the pause before each scene, so that one sees what belongs to it.
+const SCRIPT_PAUSE: Duration = Duration::from_secs(2);
 
 const ONCE_CLIENTS: &str = "20";
 const ONCE_SECONDS: u64 = 3;
@@ -39,6 +47,9 @@ pub struct DemoArguments {
     /// Run a short pgbench through pgweir, print its result and end
     #[arg(long)]
     once: bool,
+    /// Play switchover, kill, fence and cut one after the other, print what the clients met, and end
+    #[arg(long, conflicts_with = "once")]
+    script: bool,
     /// TCP port for pgweir on 127.0.0.1 [default: 6432, or a free one if that is taken]
     #[arg(long)]
     port: Option<u16>,
@@ -76,6 +87,14 @@ pub enum DemoError {
         /// The count of rows on each server.
         rows: String,
     },
+    /// With `--script`: clients met an error in a move that must not cost any, or are not served again.
+    #[error("scene {scene}: {what}")]
+    Scene {
+        /// Its name.
+        scene: &'static str,
+        /// What was wrong.
+        what: String,
+    },
     /// Ctrl-C before `--once` had its result.
     #[error("interrupted")]
     Interrupted,
@@ -102,7 +121,7 @@ async fn until_interrupted(arguments: &DemoArguments) -> Result<(), DemoError> {
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
     }
-    if arguments.once { Err(DemoError::Interrupted) } else { Ok(()) }
+    if arguments.once || arguments.script { Err(DemoError::Interrupted) } else { Ok(()) }
 }
 
 async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
@@ -115,10 +134,13 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
     let cluster = Cluster::start(&sandbox, &programs, STANDBY_COUNT).await?;
     let port = choose_port(arguments.port)?;
     let pooler = Pooler::start(&sandbox, &cluster, port).await?;
-    let mut demo = Demo { pooler, cluster, programs, sandbox: &sandbox };
+    let mut demo = Demo { pooler, cluster, programs: &programs, sandbox: &sandbox };
     demo.psql("pgbouncer", "SHOW VERSION").await?;
     demo.pgbench(&["-i", "-q", DATABASE]).await?;
-    if arguments.once {
+    demo.psql(DATABASE, "CREATE TABLE demo_rows (client int, written timestamptz DEFAULT now())").await?;
+    if arguments.script {
+        demo.script().await
+    } else if arguments.once {
         demo.once(arguments.seconds.unwrap_or(ONCE_SECONDS)).await
     } else {
         demo.watch(arguments.seconds.map(Duration::from_secs)).await
@@ -133,7 +155,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    async fn start(sandbox: &Sandbox, cluster: &Cluster, port: u16) -> Result<Self, DemoError> {
+    async fn start(sandbox: &Sandbox, cluster: &Cluster<'_>, port: u16) -> Result<Self, DemoError> {
         sandbox.write_file("userlist.txt", &format!("\"{USER}\" \"\"\n"))?;
         let settings = sandbox.write_file("pgweir.ini", &settings(cluster, port))?;
         let program = sandbox.reachable_program(&std::env::current_exe()?)?;
@@ -150,8 +172,8 @@ impl Pooler {
 struct Demo<'a> {
     // In this order: the clients' server ends before the servers behind it.
     pooler: Pooler,
-    cluster: Cluster,
-    programs: Programs,
+    cluster: Cluster<'a>,
+    programs: &'a Programs,
     sandbox: &'a Sandbox,
 }
 
@@ -176,23 +198,49 @@ impl Demo<'_> {
 
     async fn watch(&mut self, limit: Option<Duration>) -> Result<(), DemoError> {
         say(&self.introduction())?;
-        let _load = self.start_load()?;
+        let mut keys = Keys::listen();
+        let load = Load::start(self.pooler.port);
         let began = Instant::now();
-        let mut measured = began;
-        let mut before = self.snapshot().await.unwrap_or_default();
+        let mut line = Line::begin(self).await;
         while limit.is_none_or(|limit| began.elapsed() < limit) {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                key = keys.next() => {
+                    if let Some(scene) = Scene::of_key(key) {
+                        say("")?;
+                        self.play(scene).await?;
+                    }
+                }
+            }
             if let Some(status) = self.pooler.process.ended() {
                 return self.pooler_ended(status);
             }
-            // Without an answer (somebody tries SHUTDOWN, say) there is no line this second.
-            if let Some(now) = self.snapshot().await {
-                show(&now.line(&before, measured.elapsed()))?;
-                before = now;
-                measured = Instant::now();
-            }
+            line.show(self, &load).await?;
         }
         say("")
+    }
+
+    /// Plays every scene under load. A planned move must cost no error at all.
+    async fn script(&mut self) -> Result<(), DemoError> {
+        let load = Load::start(self.pooler.port);
+        for scene in Scene::ALL {
+            tokio::time::sleep(SCRIPT_PAUSE).await;
+            let before = load.look();
+            self.play(scene).await?;
+            tokio::time::sleep(SCRIPT_PAUSE).await;
+            let after = load.look();
+            let (rows, errors) = (after.rows - before.rows, after.errors - before.errors);
+            say(&format!(
+                "  {:<12} {rows} rows written, {errors} errors, longest wait {:.2} s",
+                scene.name(),
+                after.longest.as_secs_f64()
+            ))?;
+            if rows == 0 || scene.is_planned() && errors > 0 {
+                let what = format!("rows={rows} errors={errors}");
+                return Err(DemoError::Scene { scene: scene.name(), what });
+            }
+        }
+        say("The primary moved, and the clients went on.")
     }
 
     fn pooler_ended(&self, status: ExitStatus) -> Result<(), DemoError> {
@@ -202,19 +250,10 @@ impl Demo<'_> {
         Err(self.pooler.process.failure(status).into())
     }
 
-    /// A gentle load, so that there is something to see.
-    fn start_load(&self) -> Result<Running, ProcessError> {
-        let mut command = self.client("pgbench");
-        command.args(["-n", "-b", "select-only", "-c", LOAD_CLIENTS]);
-        // It ends with the demo: ten years are for ever.
-        command.args(["-R", LOAD_TRANSACTIONS_PER_S, "-T", "315360000", DATABASE]);
-        self.sandbox.start("pgbench", command, Signal::TERM)
-    }
-
     async fn snapshot(&self) -> Option<Snapshot> {
         let mut command = self.client("psql");
         command.args(["-X", "--no-align", "--field-separator=|", "--pset=footer=off"]);
-        command.args(["-c", "SHOW POOLS", "-c", "SHOW STATS", "pgbouncer"]);
+        command.args(["-c", "SHOW POOLS", "-c", "SHOW STATS", "-c", "SHOW CLUSTERS", "pgbouncer"]);
         let output = super::process::output(command).await.ok()?;
         Some(Snapshot::parse(&output.stdout))
     }
@@ -223,12 +262,13 @@ impl Demo<'_> {
     /// number of rows.
     async fn wait_for_standbys(&self) -> Result<String, DemoError> {
         let expected = self.psql(DATABASE, COUNT_ROWS).await?;
+        let count = |place| self.cluster.query_database(place, DATABASE, COUNT_ROWS);
         let deadline = Instant::now() + CATCH_UP_MAX;
         loop {
             let streaming = self.psql(DATABASE, COUNT_STREAMING).await?;
             let mut rows = Vec::new();
-            for Server { name, .. } in &self.cluster.standbys {
-                rows.push(self.psql(name, COUNT_ROWS).await?);
+            for place in self.cluster.standbys() {
+                rows.push(count(place).await?);
             }
             if streaming == STANDBY_COUNT.to_string() && rows.iter().all(|count| *count == expected) {
                 return Ok(expected);
@@ -276,12 +316,14 @@ impl Demo<'_> {
             "\npgweir listens on 127.0.0.1:{port} (transaction pooling, {POOL_SIZE} server connections). Connect:\n\
              \n    psql {url}/{DATABASE}\n\
              \nTry, in another terminal:\n\
-             \n    psql {url}/standby1               # a read-only standby; standby2 is the other\
+             \n    psql {url}/{DATABASE}@ro             # a standby, for reading\
+             \n    psql {url}/pgbouncer -c 'SHOW CLUSTERS' -c 'SHOW MEMBERS'\
              \n    psql {url}/pgbouncer -c 'SHOW POOLS'\
              \n    psql {url}/pgbouncer -c 'PAUSE {DATABASE}'     # clients wait, none fails; then RESUME {DATABASE}\
              \n    pgbench -h 127.0.0.1 -p {port} -U {USER} -n -S -M prepared -c 200 -T 10 {DATABASE}\
              \n    kill -HUP {pid}                     # after a change in {settings}\n\
-             \nA gentle load is running. Ctrl-C ends everything and leaves nothing behind.\n"
+             \nFifty clients write. Press a key: s switchover, k kill the primary, f fence it, n cut its network.\
+             \nCtrl-C ends everything and leaves nothing behind.\n"
         )
     }
 }
@@ -289,28 +331,53 @@ impl Demo<'_> {
 const COUNT_ROWS: &str = "SELECT count(*) FROM pgbench_history";
 const COUNT_STREAMING: &str = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
 
-fn settings(cluster: &Cluster, port: u16) -> String {
-    let mut text = "[databases]\n".to_owned();
-    let primary = (DATABASE, cluster.primary.port);
-    let standbys = cluster.standbys.iter().map(|standby| (standby.name.as_str(), standby.port));
-    for (name, server_port) in std::iter::once(primary).chain(standbys) {
-        text += &format!("{name} = host=127.0.0.1 port={server_port} dbname={DATABASE}\n");
-    }
-    text += &format!(
-        "\n[pgbouncer]\n\
+fn settings(cluster: &Cluster<'_>, port: u16) -> String {
+    let (hosts, server_port) = (cluster.hosts(), cluster.port);
+    format!(
+        "[clusters]\n\
+         demo = source=probe hosts={hosts} port={server_port}\n\
+         \n[databases]\n\
+         {DATABASE} = cluster=demo\n\
+         \n[pgbouncer]\n\
          listen_addr = 127.0.0.1\n\
          listen_port = {port}\n\
          unix_socket_dir =\n\
          auth_type = trust\n\
          auth_file = userlist.txt\n\
          admin_users = {USER}\n\
+         monitor_user = {USER}\n\
          pool_mode = transaction\n\
          default_pool_size = {POOL_SIZE}\n\
          max_client_conn = 1000\n\
          max_prepared_statements = 200\n\
          ignore_startup_parameters = extra_float_digits\n"
-    );
-    text
+    )
+}
+
+/// The live line: from one second to the next.
+struct Line {
+    measured: Instant,
+    before: Snapshot,
+}
+
+impl Line {
+    async fn begin(demo: &Demo<'_>) -> Line {
+        Line { measured: Instant::now(), before: demo.snapshot().await.unwrap_or_default() }
+    }
+
+    async fn show(&mut self, demo: &Demo<'_>, load: &Load) -> Result<(), DemoError> {
+        // Without an answer (somebody tries SHUTDOWN, say) there is no line this second.
+        let Some(now) = demo.snapshot().await else { return Ok(()) };
+        let met = load.look();
+        show(&format!(
+            "{} | {} errors, longest wait {:.2} s",
+            now.line(&self.before, self.measured.elapsed()),
+            met.errors,
+            met.longest.as_secs_f64()
+        ))?;
+        *self = Line { measured: Instant::now(), before: now };
+        Ok(())
+    }
 }
 
 fn choose_port(wanted: Option<u16>) -> Result<u16, PostgresError> {

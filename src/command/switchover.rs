@@ -1,0 +1,169 @@
+//! `pgweir switchover`: a planned move of the primary without an error for any client. It has every pooler
+//! hold its clients at a transaction boundary, asks the operator to move the primary, and lets the
+//! clients go on at the new one. Read [`run`] first.
+
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use super::consoles::{Consoles, PoolerArguments, PoolerError};
+use crate::topology::kube::operate::{ApiFailure, Leadership, Operated};
+use crate::topology::kube::{Kubernetes, NoApi};
+
+/// How often it is looked whether the primary has moved.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// The arguments of `pgweir switchover`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SwitchoverArguments {
+    /// The cluster's name in [clusters] of the poolers
+    cluster: String,
+    /// The member (pod) that becomes the primary
+    #[arg(long)]
+    to: String,
+    /// Name of the Cluster object or Patroni's scope [default: the cluster's name]
+    #[arg(long)]
+    name: Option<String>,
+    /// Namespace [default: the kubeconfig's]
+    #[arg(long)]
+    namespace: Option<String>,
+    /// Whose cluster it is
+    #[arg(long, value_enum, default_value_t = Operator::Cnpg)]
+    operator: Operator,
+    #[command(flatten)]
+    poolers: PoolerArguments,
+    /// Clients are held for at most so many seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    hold: u32,
+}
+
+/// Who moves the primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Operator {
+    /// CloudNativePG: clusters/status is patched
+    Cnpg,
+    /// Patroni: the failover object is written
+    Patroni,
+}
+
+/// Why the primary was not moved, or not seen to have moved.
+#[derive(Debug, Error)]
+pub enum SwitchoverError {
+    /// No way to the API.
+    #[error(transparent)]
+    NoApi(#[from] NoApi),
+    /// The API refused.
+    #[error("the Kubernetes API: {0}")]
+    Api(ApiFailure),
+    /// The member cannot become the primary.
+    #[error("{0}")]
+    Member(String),
+    /// A pooler did not hold; all were released, and nothing was moved.
+    #[error(transparent)]
+    Pooler(#[from] PoolerError),
+    /// The hold was over before the primary had moved.
+    #[error("the primary has not moved to {0} within {1} s; the clients were released")]
+    NotMoved(String, u32),
+    /// No runtime.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl From<ApiFailure> for SwitchoverError {
+    fn from(failure: ApiFailure) -> Self {
+        SwitchoverError::Api(failure)
+    }
+}
+
+/// Moves the primary, and reports on standard output what was done.
+///
+/// Fails before anything has changed when a pooler cannot hold, and when the operator does not move the
+/// primary in time; clients are released in any case.
+pub fn run(arguments: &SwitchoverArguments) -> Result<(), SwitchoverError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(switch_over(arguments))
+}
+
+async fn switch_over(arguments: &SwitchoverArguments) -> Result<(), SwitchoverError> {
+    let name = arguments.name.as_deref().unwrap_or(&arguments.cluster);
+    let kubernetes = Kubernetes::infer().await?;
+    let operated = kubernetes.operate(arguments.namespace.as_deref(), name);
+    let before = leadership(&operated, arguments.operator).await?;
+    let from = check(&before, &arguments.to)?;
+    let consoles = Consoles::find(&arguments.poolers, Some(&operated)).await?;
+    println!("primary={from} target={} poolers={}", arguments.to, consoles.count());
+    let began = Instant::now();
+    consoles.hold(&arguments.cluster, arguments.hold).await?;
+    println!("held: all transactions have ended after_ms={}", began.elapsed().as_millis());
+    let moved = promote_and_wait(&operated, arguments, &from, began).await;
+    consoles.release(&arguments.cluster).await;
+    moved?;
+    println!("moved: primary={} held_ms={}", arguments.to, began.elapsed().as_millis());
+    Ok(())
+}
+
+async fn leadership(operated: &Operated, operator: Operator) -> Result<Leadership, ApiFailure> {
+    match operator {
+        Operator::Cnpg => operated.cnpg_leadership().await,
+        Operator::Patroni => operated.patroni_leadership().await,
+    }
+}
+
+/// The primary that is left, if the other one may take over.
+fn check(before: &Leadership, to: &str) -> Result<String, SwitchoverError> {
+    let refuse = |text: String| Err(SwitchoverError::Member(text));
+    let Some(from) = &before.primary else {
+        return refuse("the cluster has no primary now: this is not the time for a switchover".into());
+    };
+    if from == to {
+        return refuse(format!("{to} is the primary already"));
+    }
+    if !before.members.is_empty() && !before.members.iter().any(|member| member == to) {
+        return refuse(format!("there is no member {to}; there are {}", before.members.join(", ")));
+    }
+    Ok(from.clone())
+}
+
+async fn promote_and_wait(
+    operated: &Operated,
+    arguments: &SwitchoverArguments,
+    from: &str,
+    began: Instant,
+) -> Result<(), SwitchoverError> {
+    match arguments.operator {
+        Operator::Cnpg => operated.cnpg_promote(&arguments.to).await?,
+        Operator::Patroni => operated.patroni_promote(from, &arguments.to).await?,
+    }
+    while began.elapsed() < Duration::from_secs(arguments.hold.into()) {
+        // The API may be away for a moment: the move goes on, and is looked for again.
+        if let Ok(now) = leadership(operated, arguments.operator).await
+            && now.primary.as_ref() == Some(&arguments.to)
+        {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Err(SwitchoverError::NotMoved(arguments.to.clone(), arguments.hold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_member_can_take_over() {
+        let leadership = |primary: Option<&str>| Leadership {
+            primary: primary.map(str::to_owned),
+            members: vec!["pg-1".into(), "pg-2".into()],
+        };
+        assert_eq!(check(&leadership(Some("pg-1")), "pg-2").ok().as_deref(), Some("pg-1"));
+        for (primary, to, expected) in [
+            (Some("pg-1"), "pg-1", "pg-1 is the primary already"),
+            (Some("pg-1"), "pg-3", "there is no member pg-3; there are pg-1, pg-2"),
+            (None, "pg-2", "the cluster has no primary now: this is not the time for a switchover"),
+        ] {
+            let error = check(&leadership(primary), to).expect_err("refused").to_string();
+            assert_eq!(error, expected);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a cluster's source says, on its way to the follower: Kubernetes' API, as soon as there is a way
+//! to it, and what is left to go by when it lets us see nothing.
+
+use std::net::{IpAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::{Cluster, Host};
+use crate::topology::kube::{Kubernetes, SourceEvent};
+use crate::topology::{Member, Named, Observation, Place};
+
+/// Pause between two attempts to find a way to the API: a kubeconfig or a token may still come.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What the source has to say.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Of its cluster.
+    Event(SourceEvent),
+    /// Of ourselves: our own zone.
+    OwnZone(Arc<str>),
+}
+
+/// Says what Kubernetes' API says of the cluster, until the receiver is gone.
+pub(super) async fn follow_kubernetes(cluster: Cluster, wants_zone: bool, news: mpsc::Sender<News>) {
+    let kubernetes = loop {
+        match Kubernetes::infer().await {
+            Ok(kubernetes) => break kubernetes,
+            Err(error) => {
+                let event = News::Event(SourceEvent::Unreachable(error.to_string()));
+                if news.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    };
+    if wants_zone
+        && let Some(address) = own_address()
+        && let Some(zone) = kubernetes.own_zone(address).await
+        && news.send(News::OwnZone(zone)).await.is_err()
+    {
+        return;
+    }
+    let (events, mut event_ends) = mpsc::channel(1);
+    let pass_on = async {
+        while let Some(event) = event_ends.recv().await {
+            if news.send(News::Event(event)).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(kubernetes.follow(cluster, events), pass_on);
+}
+
+/// The address that we are known by inside the Kubernetes cluster. Nothing is sent: connecting a UDP socket
+/// only chooses the way.
+fn own_address() -> Option<IpAddr> {
+    let api = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect((api.as_str(), 443)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// CloudNativePG's Services, for when the API lets us see nothing: the operator keeps `NAME-rw` at the
+/// primary, and the server behind it says whether that is true.
+pub(super) fn by_services(cluster: &Cluster) -> Observation {
+    let service = |suffix: &str| {
+        let name = format!("{}-{suffix}", cluster.object_name());
+        let host = match &cluster.namespace {
+            Some(namespace) => format!("{name}.{namespace}"),
+            None => name.clone(),
+        };
+        Member {
+            name: name.into(),
+            place: Place { uid: None, host: Host::Tcp(host), port: cluster.port },
+            zone: None,
+            ready: true,
+            terminating: false,
+            fenced: None,
+        }
+    };
+    let primary = service("rw");
+    Observation {
+        incarnation: None,
+        primary: Named::Member(Arc::clone(&primary.name)),
+        members: vec![primary, service("ro")],
+        system_id: None,
+        timeline: None,
+    }
+}

@@ -1,0 +1,165 @@
+//! What an operator's own command asks and changes, with the operator's own rights: where the poolers
+//! are, who the primary is, and that another member is to become it. The pooler itself never calls this.
+
+use std::net::SocketAddr;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use super::Kubernetes;
+
+/// The API's own words for what did not work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiFailure(pub String);
+
+impl std::fmt::Display for ApiFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<kube::Error> for ApiFailure {
+    fn from(error: kube::Error) -> Self {
+        ApiFailure(error.to_string())
+    }
+}
+
+/// Who leads, and who could.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The primary's pod.
+    pub primary: Option<String>,
+    /// All members; empty when the object does not list them.
+    pub members: Vec<String>,
+}
+
+/// One CloudNativePG cluster or Patroni scope, in the hands of an operator.
+#[derive(Clone)]
+pub struct Operated {
+    client: Client,
+    namespace: String,
+    name: String,
+}
+
+impl Kubernetes {
+    /// The cluster object or Patroni scope `name` in `namespace`; without one, in our own.
+    pub fn operate(&self, namespace: Option<&str>, name: &str) -> Operated {
+        let namespace = namespace.unwrap_or(&self.namespace).to_owned();
+        Operated { client: self.client.clone(), namespace, name: name.to_owned() }
+    }
+}
+
+impl Operated {
+    /// Where the ready pods of a Service listen, at its port of this name.
+    pub async fn addresses(&self, service: &str, port: &str) -> Result<Vec<SocketAddr>, ApiFailure> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &self.namespace);
+        let selection = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
+        let mut found = Vec::new();
+        for slice in slices.list(&selection).await?.items {
+            let ports = slice.ports.unwrap_or_default();
+            let number = ports.iter().find(|one| one.name.as_deref() == Some(port)).and_then(|one| one.port);
+            let Some(number) = number.and_then(|number| u16::try_from(number).ok()) else { continue };
+            let endpoints = slice.endpoints.unwrap_or_default();
+            let ready = endpoints.iter().filter(|endpoint| {
+                let conditions = endpoint.conditions.as_ref();
+                conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+            });
+            let addresses = ready.flat_map(|endpoint| &endpoint.addresses);
+            found.extend(addresses.filter_map(|text| Some(SocketAddr::new(text.parse().ok()?, number))));
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// CloudNativePG: who the cluster's status says is the primary.
+    pub async fn cnpg_leadership(&self) -> Result<Leadership, ApiFailure> {
+        let cluster = self.clusters().get(&self.name).await?;
+        let status = &cluster.data["status"];
+        let names = status["instanceNames"].as_array().into_iter().flatten();
+        Ok(Leadership {
+            primary: status["currentPrimary"].as_str().map(str::to_owned),
+            members: names.filter_map(Value::as_str).map(str::to_owned).collect(),
+        })
+    }
+
+    /// CloudNativePG: asks for a switchover, as `kubectl cnpg promote` does.
+    pub async fn cnpg_promote(&self, member: &str) -> Result<(), ApiFailure> {
+        let status = json!({ "status": {
+            "targetPrimary": member,
+            "targetPrimaryTimestamp": now(),
+            "phase": "Switchover in progress",
+            "phaseReason": format!("Switching over to {member}"),
+        }});
+        self.clusters().patch_status(&self.name, &PatchParams::default(), &Patch::Merge(status)).await?;
+        Ok(())
+    }
+
+    /// Patroni: who the leader object says is the leader.
+    pub async fn patroni_leadership(&self) -> Result<Leadership, ApiFailure> {
+        let leader = |annotations: Option<std::collections::BTreeMap<String, String>>| {
+            let primary = annotations.unwrap_or_default().remove("leader");
+            Leadership { primary, members: Vec::new() }
+        };
+        let by_endpoints = self.endpoints().get_opt(&self.name).await?;
+        if let Some(found) = by_endpoints.map(|object| leader(object.metadata.annotations))
+            && found.primary.is_some()
+        {
+            return Ok(found);
+        }
+        let by_map = self.config_maps().get_opt(&format!("{}-leader", self.name)).await?;
+        Ok(by_map.map(|object| leader(object.metadata.annotations)).unwrap_or_default())
+    }
+
+    /// Patroni: asks for a switchover by its failover object, of the kind that the leader object has.
+    pub async fn patroni_promote(&self, from: &str, member: &str) -> Result<(), ApiFailure> {
+        let name = format!("{}-failover", self.name);
+        let annotations = json!({ "leader": from, "member": member });
+        let object = json!({ "metadata": { "name": name, "annotations": annotations } });
+        let in_endpoints = self.endpoints().get_opt(&self.name).await?.is_some_and(|object| {
+            object.metadata.annotations.is_some_and(|annotations| annotations.contains_key("leader"))
+        });
+        match in_endpoints {
+            true => write(&self.endpoints(), &name, object).await,
+            false => write(&self.config_maps(), &name, object).await,
+        }
+    }
+
+    fn clusters(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("postgresql.cnpg.io", "v1", "Cluster");
+        let resource = ApiResource::from_gvk_with_plural(&kind, "clusters");
+        Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
+    }
+
+    fn endpoints(&self) -> Api<Endpoints> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn config_maps(&self) -> Api<ConfigMap> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+}
+
+/// Makes the object, or changes the one that is there.
+async fn write<K>(api: &Api<K>, name: &str, object: Value) -> Result<(), ApiFailure>
+where
+    K: kube::Resource + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    if api.get_opt(name).await?.is_some() {
+        api.patch(name, &PatchParams::default(), &Patch::Merge(object)).await?;
+    } else {
+        let object = serde_json::from_value(object).map_err(|error| ApiFailure(error.to_string()))?;
+        api.create(&Default::default(), &object).await?;
+    }
+    Ok(())
+}
+
+/// RFC 3339 with microseconds, as Kubernetes' MicroTime.
+fn now() -> String {
+    let now = Timestamp::now();
+    format!("{now:.6}")
+}
