@@ -105,14 +105,15 @@ impl Flight {
         }
         match self.kinds(client)?.as_slice() {
             [Kind::Call | Kind::Do | Kind::Copy] => None,
-            [_] => Some(&self.bytes),
+            // A batch that executes nothing, as a driver's that prepares a statement, does nothing.
+            [] | [_] => Some(&self.bytes),
             _ => None,
         }
     }
 
     /// Whether the bytes may be sent again, whatever they are, when the server has not come to them.
     pub fn is_repeatable(&self) -> bool {
-        self.first && !self.answered && !self.overflow
+        self.first && !self.answered && !self.overflow && !self.is_settled()
     }
 
     /// Whether nobody can know whether it is committed: a COMMIT, or a statement outside of a
@@ -257,6 +258,16 @@ mod tests {
         assert!(!block.is_unknown(None), "without COMMIT it is rolled back");
         let two = flight(&[query("select 1"), query("select 2")].concat(), true);
         assert_eq!(two.resendable(None), None);
+    }
+
+    #[test]
+    fn a_batch_that_executes_nothing_is_sent_again_and_no_batch_is_not() {
+        let parse = [message(b'P', b"s\0insert into t values (1)\0\0\0"), message(b'S', b"")].concat();
+        assert!(flight(&parse, true).resendable(None).is_some());
+        assert_eq!(flight(&parse, false).resendable(None), None, "a transaction is open");
+        let mut settled = flight(&query("begin"), true);
+        settled.settle();
+        assert_eq!(settled.resendable(None), None, "the transaction that it began is open");
     }
 
     #[test]
