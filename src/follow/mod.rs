@@ -38,6 +38,9 @@ const COMMANDS_MAX: usize = 8;
 /// How long a login of the monitor may take.
 const MONITOR_LOGIN: Duration = Duration::from_secs(1);
 
+/// When the primary has owed an answer for so long, it may be gone: who follows it will say so first.
+const SUSPICIOUS: Duration = Duration::from_millis(200);
+
 /// The source may be silent for so long while no other server can be reached; it is the time after which
 /// CloudNativePG's lease may go to another one.
 const ISOLATED_AFTER: Duration = Duration::from_secs(15);
@@ -392,16 +395,21 @@ impl Follower {
         }
     }
 
-    /// While a probe knows of no primary, nobody else will say who it is.
+    /// While a probe knows of no primary that answers, nobody else will say who it is.
     fn ask_everyone(&mut self, now: Instant) {
-        let is_open = matches!(self.gate.state(), State::Open(_));
         let is_due = self.asked_everyone.is_none_or(|at| now.saturating_duration_since(at) >= TICK);
-        if self.cluster.source != Some(SourceKind::Probe) || is_open || !is_due {
+        if self.cluster.source != Some(SourceKind::Probe) || !is_due || self.primary_answers(now) {
             return;
         }
         self.asked_everyone = Some(now);
         let monitors = self.known.values().filter_map(|known| known.monitor.as_ref());
         monitors.for_each(|monitor| monitor.bell.ring());
+    }
+
+    fn primary_answers(&self, now: Instant) -> bool {
+        let State::Open(member) = self.gate.state() else { return false };
+        let monitor = self.known.get(&member.name).and_then(|known| known.monitor.as_ref());
+        monitor.is_none_or(|monitor| monitor.bell.waits(now) < SUSPICIOUS)
     }
 
     async fn act(&mut self, act: Act) {

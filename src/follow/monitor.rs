@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
@@ -58,12 +59,19 @@ pub struct Answer {
 pub struct Bell {
     rung: Notify,
     anew: AtomicBool,
+    /// Since when an answer is awaited.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Bell {
     /// Ask now.
     pub fn ring(&self) {
         self.rung.notify_one();
+    }
+
+    /// How long the server has owed an answer.
+    pub fn waits(&self, now: Instant) -> Duration {
+        self.asked.lock().map_or(Duration::ZERO, |asked| now.saturating_duration_since(asked))
     }
 
     /// Ask now, over a new connection.
@@ -87,10 +95,12 @@ pub async fn watch(
         let anew = bell.anew.swap(false, Ordering::AcqRel);
         let too_old = |open: &ServerConnection| anew || open.age(asked) > AGE_MAX;
         let old = connection.take_if(|open| too_old(open));
+        *bell.asked.lock() = Some(asked);
         let status = match old {
             Some(old) => renew(old, &mut connection, &recipe, &session).await,
             None => ask(&mut connection, &recipe, &session).await,
         };
+        *bell.asked.lock() = None;
         if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
             return;
         }
