@@ -9,6 +9,7 @@
 pub mod kube;
 pub mod ledger;
 pub mod message;
+pub mod operator;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
