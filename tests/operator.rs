@@ -56,10 +56,8 @@ fn chance(what: &str) -> (u64, StdRng) {
 /// A pooler that follows this cluster as `user`.
 fn following(kube: &Kube, operator: &Operator, user: &str) -> Config {
     let (cluster, space) = (&operator.cluster, &operator.space.name);
-    let clusters = format!(
-        "\n[clusters]\n{cluster} = source=cnpg namespace={space} port={}\n",
-        operator.replicas.port
-    );
+    let clusters =
+        format!("\n[clusters]\n{cluster} = source=cnpg namespace={space} port={}\n", operator.replicas.port);
     Pooler::config()
         .environment("KUBECONFIG", &kube.kubeconfig_file(user, space).display().to_string())
         .database_line(&format!("app = cluster={cluster} role=rw dbname=app"))
@@ -110,6 +108,15 @@ impl Scene {
         .await;
         let metric = format!("pgweir_cluster_state{{cluster=\"pg\",state=\"{state}\"}}");
         assert_eq!(self.metric(&metric).await, 1.0, "{metric}");
+    }
+
+    /// Waits until the pooler has seen that both standbys are there.
+    async fn knows_all(&self) {
+        eventually("SHOW MEMBERS has a primary and two standbys", async || {
+            let members = self.pooler.admin("SHOW MEMBERS").await;
+            members.iter().filter(|member| member["says"] == "standby").count() == 2
+        })
+        .await;
     }
 
     /// A sample of the metrics page, by name and labels.
@@ -164,6 +171,7 @@ async fn a_planned_switchover_costs_what_is_open_at_the_fast_shutdown_and_nothin
     let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
     let mut moves = Vec::new();
     for run in 0..runs() {
+        scene.knows_all().await;
         ledger.writes(chance.random_range(50..200)).await;
         let mut open = scene.pooler.client().await;
         open.query(&format!("BEGIN; INSERT INTO ledger VALUES (-{})", 100 + run)).await.is("C C Z(T)");
