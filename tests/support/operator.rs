@@ -1,4 +1,5 @@
-//! [`Operator`]: what CloudNativePG does, step by step, to real objects and to real servers.
+//! [`Operator`]: what CloudNativePG does, step by step, to real objects and to real servers;
+//! and [`Patroni`]'s own switchover.
 //!
 //! The steps and their order are those of CloudNativePG 1.30. How long each takes is chance, from a seed,
 //! and shorter than in life: there N looks for the lease each 2 s.
@@ -358,6 +359,126 @@ impl Operator {
     fn clusters(&self) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("postgresql.cnpg.io", "v1", "Cluster");
         Api::namespaced_with(self.space.client.clone(), &self.space.name, &ApiResource::from_gvk(&kind))
+    }
+}
+
+/// What Patroni does: a switchover that was asked for by its failover object.
+pub struct Patroni {
+    pub replicas: Replicas,
+    pub space: Space,
+    scope: String,
+    /// The kind of its objects.
+    kind: &'static str,
+    pub primary: usize,
+    transitions: u32,
+    chance: StdRng,
+}
+
+impl Patroni {
+    /// A healthy cluster; `kind` is `Endpoints` or `ConfigMap`.
+    pub async fn start(space: Space, scope: &str, kind: &'static str, seed: u64) -> Patroni {
+        let replicas = Replicas::start().await;
+        Ledger::prepare(&replicas).await;
+        let (scope, chance) = (scope.to_owned(), StdRng::seed_from_u64(seed));
+        let patroni = Patroni { replicas, space, scope, kind, primary: 0, transitions: 1, chance };
+        for number in 0..3 {
+            let role = if number == 0 { "primary" } else { "replica" };
+            let labels = json!({ "application": "patroni", "cluster-name": patroni.scope, "role": role });
+            let host = patroni.replicas.host(number);
+            patroni.space.pod(&pod_of(&patroni.scope, number), &host, labels).await;
+        }
+        let system = patroni.replicas.sql(0, "SELECT system_identifier FROM pg_control_system()").await;
+        let config = json!({ "initialize": system[0][0], "config": "{}", "history": "[]" });
+        patroni.create("config", config).await;
+        let annotations = patroni.leads(Some(0));
+        patroni.create("leader", annotations).await;
+        patroni
+    }
+
+    /// The rules of a Role with the least that pgweir needs.
+    pub fn rules(&self) -> Value {
+        let read = ["get", "list", "watch"];
+        let names = ["leader", "config", "failover"].map(|part| self.name(part));
+        let resource = if self.kind == "ConfigMap" { "configmaps" } else { "endpoints" };
+        json!([
+            { "apiGroups": [""], "resources": ["pods"], "verbs": read },
+            { "apiGroups": [""], "resources": [resource], "verbs": read, "resourceNames": names },
+        ])
+    }
+
+    /// Waits until somebody has asked for a switchover, and carries it out.
+    pub async fn obey(&mut self) {
+        let mut asked = String::new();
+        eventually_within(ASKED_WITHIN, "a switchover is asked for", async || {
+            let found = self.api().get_opt(&self.name("failover")).await.expect("the API answers");
+            let annotations = found.and_then(|object| object.metadata.annotations).unwrap_or_default();
+            asked = annotations.get("member").cloned().unwrap_or_default();
+            !asked.is_empty()
+        })
+        .await;
+        let from = self.primary;
+        let to = (0..3).find(|number| pod_of(&self.scope, *number) == asked).expect("a member is asked for");
+        self.pause(100).await;
+        self.replicas.sql(from, "CHECKPOINT").await;
+        self.pause(100).await;
+        self.replicas.ask_to_stop(from, Stop::Fast);
+        eventually("the fast shutdown completes", async || !self.replicas.runs(from)).await;
+        self.replicas.ended(from);
+        self.annotate("leader", self.leads(None)).await;
+        self.pause(200).await;
+        self.transitions += 1;
+        self.annotate("leader", self.leads(Some(to))).await;
+        self.label(to, "primary").await;
+        self.pause(50).await;
+        self.replicas.promote(to).await;
+        self.primary = to;
+        self.annotate("failover", json!({ "leader": null, "member": null })).await;
+        self.replicas.demote(from).await;
+        self.label(from, "replica").await;
+    }
+
+    fn leads(&self, leader: Option<usize>) -> Value {
+        let leader = leader.map(|number| pod_of(&self.scope, number));
+        json!({
+            "leader": leader,
+            "renewTime": now(),
+            "ttl": "30",
+            "transitions": self.transitions.to_string(),
+        })
+    }
+
+    fn name(&self, part: &str) -> String {
+        match (self.kind, part) {
+            ("Endpoints", "leader") => self.scope.clone(),
+            _ => format!("{}-{part}", self.scope),
+        }
+    }
+
+    async fn create(&self, part: &str, annotations: Value) {
+        let metadata = json!({ "name": self.name(part), "annotations": annotations });
+        self.space.create(json!({ "apiVersion": "v1", "kind": self.kind, "metadata": metadata })).await;
+    }
+
+    async fn annotate(&self, part: &str, annotations: Value) {
+        let change = json!({ "metadata": { "annotations": annotations } });
+        self.space.change(&format!("v1/{}", self.kind), &self.name(part), change).await;
+    }
+
+    async fn label(&self, number: usize, role: &str) {
+        let change = json!({ "metadata": { "labels": { "role": role } } });
+        self.space.change(POD, &pod_of(&self.scope, number), change).await;
+    }
+
+    async fn pause(&mut self, ms_max: u64) {
+        let pause = self.chance.random_range(0..=ms_max * 1000);
+        sleep(Duration::from_micros(pause)).await;
+    }
+
+    fn api(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk("", "v1", self.kind);
+        let plural = if self.kind == "ConfigMap" { "configmaps" } else { "endpoints" };
+        let resource = ApiResource::from_gvk_with_plural(&kind, plural);
+        Api::namespaced_with(self.space.client.clone(), &self.space.name, &resource)
     }
 }
 
