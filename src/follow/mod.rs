@@ -38,6 +38,9 @@ const COMMANDS_MAX: usize = 8;
 /// How long a login of the monitor may take.
 const MONITOR_LOGIN: Duration = Duration::from_secs(1);
 
+/// When the primary has owed an answer for so long, it may be gone: who follows it will say so first.
+const SUSPICIOUS: Duration = Duration::from_millis(200);
+
 /// The source may be silent for so long while no other server can be reached; it is the time after which
 /// CloudNativePG's lease may go to another one.
 const ISOLATED_AFTER: Duration = Duration::from_secs(15);
@@ -62,6 +65,8 @@ struct Known {
     member: Member,
     freshness: Freshness,
     identity: Option<Identity>,
+    /// It was promoted, and then the monitor's session ended.
+    sessions_ended: bool,
     /// `None` when there is no user to ask as.
     monitor: Option<Monitor>,
 }
@@ -259,8 +264,13 @@ impl Follower {
                 continue;
             }
             let monitor = self.monitor(&member.place);
-            let known =
-                Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
+            let known = Known {
+                member: member.clone(),
+                freshness: Freshness::default(),
+                identity: None,
+                sessions_ended: false,
+                monitor,
+            };
             self.known.insert(Arc::clone(&member.name), known);
         }
     }
@@ -295,15 +305,21 @@ impl Follower {
         match &answer.status {
             Ok(status) => {
                 known.identity = Some(status.identity);
+                known.sessions_ended =
+                    !status.identity.in_recovery && (known.sessions_ended || status.session_lost);
+                let counts = status.identity.in_recovery || known.sessions_ended;
                 if status.identity.in_recovery {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
                 } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
                     self.log.note(status.lsn, answer.asked);
                     self.ask_the_unmeasured();
                 }
-                self.gate.handle_identity(&answer.place, status.identity, now);
+                if counts || !self.waits_for_old_sessions(&answer.place, now) {
+                    self.gate.handle_identity(&answer.place, status.identity, now);
+                }
             }
             Err(reason) => {
+                known.sessions_ended = false;
                 if known.identity.take().is_some() {
                     tracing::warn!(
                         "cluster {}: server {} does not answer: {reason}",
@@ -385,23 +401,37 @@ impl Follower {
     }
 
     fn verify(&mut self, member: &Member, now: Instant) {
-        match self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
-            Some(monitor) => monitor.bell.ring(),
+        if let Some(monitor) = self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
+            monitor.bell.ring();
+        } else if !self.waits_for_old_sessions(&member.place, now) {
             // Without a user to ask as, each connection is checked at its login, and nothing before it.
-            None => self.gate.trust(&member.place, now),
+            self.gate.trust(&member.place, now);
         }
     }
 
-    /// While a probe knows of no primary, nobody else will say who it is.
+    /// While a probe knows of no primary that answers, nobody else will say who it is.
     fn ask_everyone(&mut self, now: Instant) {
-        let is_open = matches!(self.gate.state(), State::Open(_));
         let is_due = self.asked_everyone.is_none_or(|at| now.saturating_duration_since(at) >= TICK);
-        if self.cluster.source != Some(SourceKind::Probe) || is_open || !is_due {
+        if self.cluster.source != Some(SourceKind::Probe) || !is_due || self.primary_answers(now) {
             return;
         }
         self.asked_everyone = Some(now);
         let monitors = self.known.values().filter_map(|known| known.monitor.as_ref());
         monitors.for_each(|monitor| monitor.bell.ring());
+    }
+
+    fn primary_answers(&self, now: Instant) -> bool {
+        let State::Open(member) = self.gate.state() else { return false };
+        let monitor = self.known.get(&member.name).and_then(|known| known.monitor.as_ref());
+        monitor.is_none_or(|monitor| monitor.bell.waits(now) < SUSPICIOUS)
+    }
+
+    /// CloudNativePG's new primary ends all its sessions once it is named. That the monitor's has ended is
+    /// the sign that this is done.
+    fn waits_for_old_sessions(&mut self, place: &Place, now: Instant) -> bool {
+        self.cluster.source == Some(SourceKind::Cnpg)
+            && self.last_primary.is_some()
+            && self.gate.handle_old_session(place, now)
     }
 
     async fn act(&mut self, act: Act) {

@@ -205,10 +205,13 @@ impl<S, W> PoolState<S, W> {
 
     fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
         // PAUSE is complete when no server is left.
-        if self.is_shut() || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
+        if self.paused || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
             return Err(server);
         }
-        if let Some(first) = self.take_next(worker) {
+        // While held, a server whose place was not left waits with the others for what will be known soon.
+        if !self.held
+            && let Some(first) = self.take_next(worker)
+        {
             self.leased += 1;
             return Ok(Some((first.waiter, server)));
         }

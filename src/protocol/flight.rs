@@ -63,6 +63,18 @@ impl Flight {
         self.answered = true;
     }
 
+    /// We have answered the first message ourselves, a Parse or a Close: it is not sent again.
+    pub fn drop_answered(&mut self) {
+        match frontend::header(&self.bytes) {
+            Ok(Some((FrontendTag::Parse | FrontendTag::Close, length)))
+                if length <= self.bytes.len() && !self.overflow =>
+            {
+                drop(self.bytes.drain(..length));
+            }
+            _ => self.answered = true,
+        }
+    }
+
     /// Everything is answered.
     #[inline]
     pub fn settle(&mut self) {
@@ -88,14 +100,20 @@ impl Flight {
     /// statement that begins a transaction, of which nothing was answered. CALL and DO may have
     /// committed in the middle, COPY has had its data, and of several statements some may be done.
     pub fn resendable(&self, client: Option<&ClientStatements>) -> Option<&[u8]> {
-        if !self.first || self.answered || self.overflow {
+        if !self.is_repeatable() {
             return None;
         }
         match self.kinds(client)?.as_slice() {
             [Kind::Call | Kind::Do | Kind::Copy] => None,
-            [_] => Some(&self.bytes),
+            // A batch that executes nothing, as a driver's that prepares a statement, does nothing.
+            [] | [_] => Some(&self.bytes),
             _ => None,
         }
+    }
+
+    /// Whether the bytes may be sent again, whatever they are, when the server has not come to them.
+    pub fn is_repeatable(&self) -> bool {
+        self.first && !self.answered && !self.overflow && !self.is_settled()
     }
 
     /// Whether nobody can know whether it is committed: a COMMIT, or a statement outside of a
@@ -243,6 +261,16 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_that_executes_nothing_is_sent_again_and_no_batch_is_not() {
+        let parse = [message(b'P', b"s\0insert into t values (1)\0\0\0"), message(b'S', b"")].concat();
+        assert!(flight(&parse, true).resendable(None).is_some());
+        assert_eq!(flight(&parse, false).resendable(None), None, "a transaction is open");
+        let mut settled = flight(&query("begin"), true);
+        settled.settle();
+        assert_eq!(settled.resendable(None), None, "the transaction that it began is open");
+    }
+
+    #[test]
     fn what_was_answered_or_is_too_large_is_not_sent_again() {
         let mut answered = flight(&query("select 1"), true);
         answered.note_answer();
@@ -253,6 +281,19 @@ mod tests {
         let mut settled = flight(&query("commit"), false);
         settled.settle();
         assert!(!settled.is_unknown(None) && settled.is_settled());
+    }
+
+    #[test]
+    fn what_we_answered_ourselves_is_not_sent_again() {
+        let parse = message(b'P', b"s\0select 1\0\0\0");
+        let rest =
+            [message(b'B', b"\0s\0\0\0\0\0\0\0"), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")].concat();
+        let mut known = flight(&[&parse[..], &rest[..]].concat(), true);
+        known.drop_answered();
+        assert_eq!(known.resendable(None), Some(&rest[..]));
+        let mut other = flight(&rest, true);
+        other.drop_answered();
+        assert_eq!(other.resendable(None), None, "a Bind is never answered by us");
     }
 
     #[test]

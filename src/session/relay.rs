@@ -239,6 +239,7 @@ impl Session {
         scratch.out.clear();
         while let Stop::Synthesized(bytes) = self.lease().pipeline.receive(&[])?.stop {
             scratch.out.extend_from_slice(bytes);
+            self.lease().flight.drop_answered();
         }
         let out = std::mem::take(&mut scratch.out);
         let sent = self.send(&out);
@@ -425,7 +426,8 @@ impl Session {
         let fields = backend::error_fields(body);
         if fields.is_fatal() {
             let lease = self.lease();
-            lease.parts().1.fatal_seen = true;
+            // What answers our own query is not passed on.
+            lease.parts().1.fatal_seen = !lease.pipeline.runs_own_query();
             if is_going_away(fields.code) {
                 lease.site().report(&String::from_utf8_lossy(fields.message));
             }
@@ -512,7 +514,11 @@ impl Session {
                     && lease.site().in_recovery == Some(false)
             }
         };
-        if !refused || lease.flight.resendable(self.statements.as_deref()).is_none() {
+        // The server goes through our own SETs first, which may even be proved before anything else is sent.
+        let is_before =
+            lease.loan().proving || lease.pipeline.runs_own_query() && lease.flight.is_repeatable();
+        let is_harmless = is_before || lease.flight.resendable(self.statements.as_deref()).is_some();
+        if !refused || !is_harmless {
             return false;
         }
         lease.site().report(&String::from_utf8_lossy(fields.message));

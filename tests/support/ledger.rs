@@ -3,7 +3,9 @@
 //! At the end the table must agree with the books: what was acknowledged is there once, what was refused is
 //! not there, and what nobody knows is there at most once.
 
-use super::message::{Reply, bind, execute, extended, parse, query, run_of, sync, terminate};
+use super::message::{
+    Reply, bind, close_statement, execute, extended, parse, query, run_of, sync, terminate,
+};
 use super::raw::{Address, Login, Raw};
 use super::replicas::Replicas;
 use rand::rngs::StdRng;
@@ -56,13 +58,16 @@ pub enum Deed {
     Extended,
     /// The same with a statement that is parsed once.
     Prepared,
+    /// With a statement of its own name, which is closed afterwards.
+    Named,
     /// BEGIN, two rows and COMMIT, each a Query of its own.
     Transaction,
     /// The same in one Query.
     Batch,
 }
 
-const DEEDS: [Deed; 5] = [Deed::Simple, Deed::Extended, Deed::Prepared, Deed::Transaction, Deed::Batch];
+const DEEDS: [Deed; 6] =
+    [Deed::Simple, Deed::Extended, Deed::Prepared, Deed::Named, Deed::Transaction, Deed::Batch];
 
 /// Writing clients.
 pub struct Ledger {
@@ -85,11 +90,16 @@ impl Ledger {
 
     /// So many clients begin, and pause up to 5 ms between their deeds.
     pub fn start(address: &Address, count: usize, seed: u64) -> Ledger {
+        Ledger::of(address, 0..count, seed)
+    }
+
+    /// Clients with these numbers begin: several ledgers of one table need numbers of their own.
+    pub fn of(address: &Address, numbers: Range<usize>, seed: u64) -> Ledger {
         let stop = Arc::new(AtomicBool::new(false));
         let (book, entries) = mpsc::unbounded_channel();
         let (counter, acknowledged) = watch::channel(0);
         let mut clients = JoinSet::new();
-        for number in 0..count {
+        for number in numbers {
             let writer = Writer {
                 number,
                 address: address.clone(),
@@ -146,7 +156,7 @@ impl Books {
             }
         }
         assert!(wrong.is_empty(), "{} of {} entries:\n{}", wrong.len(), self.0.len(), wrong.join("\n"));
-        println!("  {} attempts: {}", self.0.len(), self.summary());
+        println!("  {} attempts: {}; the slowest took {:?}", self.0.len(), self.summary(), self.slowest());
     }
 
     /// How often each outcome was had.
@@ -156,6 +166,11 @@ impl Books {
             *counts.entry(format!("{:?}", entry.outcome)).or_default() += 1;
         }
         format!("{counts:?}")
+    }
+
+    /// The longest that a client waited for one write.
+    pub fn slowest(&self) -> Duration {
+        self.0.iter().map(|entry| entry.ended - entry.began).max().unwrap_or_default()
     }
 
     /// Every client has been served after this moment. Returns how long the first acknowledgement
@@ -251,7 +266,10 @@ impl Writer {
     }
 
     async fn connect(&mut self) -> Result<Raw, String> {
-        let mut connection = Raw::try_login(&self.address, &Login::new("app", "app")).await?;
+        // Of two kinds, so that servers that change hands are sent SETs first.
+        let name = format!("ledger {}", self.number % 2);
+        let login = Login::new("app", "app").option("application_name", &name);
+        let mut connection = Raw::try_login(&self.address, &login).await?;
         let prepare = run_of([parse("ledger", "INSERT INTO ledger VALUES ($1::bigint)"), sync()]);
         connection.send(prepare).await;
         match answer(&mut connection).await {
@@ -277,6 +295,13 @@ fn steps(deed: Deed, rows: Range<i64>) -> Vec<Vec<u8>> {
             vec![run_of([extended("INSERT INTO ledger VALUES ($1::bigint)", &[&value]), sync()])]
         }
         Deed::Prepared => vec![run_of([bind("", "ledger", &[&value]), execute("", 0), sync()])],
+        Deed::Named => {
+            let parse = parse("own", "INSERT INTO ledger VALUES ($1::bigint)");
+            vec![
+                run_of([parse, bind("", "own", &[&value]), execute("", 0), sync()]),
+                run_of([close_statement("own"), sync()]),
+            ]
+        }
         Deed::Transaction => {
             let inserts = rows.map(|row| query(&insert(row)));
             [query("BEGIN")].into_iter().chain(inserts).chain([query("COMMIT")]).collect()

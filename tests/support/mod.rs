@@ -10,6 +10,7 @@ pub mod kube;
 pub mod kustomize;
 pub mod ledger;
 pub mod message;
+pub mod operator;
 pub mod pooler;
 pub mod postgres;
 pub mod process;

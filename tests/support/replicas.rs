@@ -14,6 +14,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// A commit is on one standby before it is acknowledged; which one is left open.
 const SETTINGS: [&str; 18] = [
@@ -113,8 +115,14 @@ impl Replicas {
         }
         // A stopped postmaster starts no further child.
         signal_all(&[self.pid(number)], "STOP");
-        signal_all(&self.processes(number), "KILL");
+        let pids = self.processes(number);
+        signal_all(&pids, "KILL");
         self.ended(number);
+        // Their sockets are closed when they are gone, which takes its time.
+        let deadline = Instant::now() + PATIENCE;
+        while pids.iter().any(|pid| is_alive(*pid)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Asks it to stop, and does not wait.
@@ -376,9 +384,20 @@ impl Drop for Replicas {
 }
 
 fn parent(pid: u32) -> Option<u32> {
+    status(pid)?.1.parse().ok()
+}
+
+/// A zombie has closed all that it had open.
+fn is_alive(pid: u32) -> bool {
+    status(pid).is_some_and(|(state, _)| state != "Z")
+}
+
+/// State and parent.
+fn status(pid: u32) -> Option<(String, String)> {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name in parentheses: state, parent.
-    status.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    // They stand behind the name in parentheses.
+    let mut fields = status.rsplit_once(')')?.1.split_whitespace().map(str::to_owned);
+    Some((fields.next()?, fields.next()?))
 }
 
 fn signal_all(pids: &[u32], name: &str) {

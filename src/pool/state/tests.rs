@@ -159,6 +159,20 @@ fn a_pool_that_has_become_smaller_sheds_its_servers_as_they_come_back() {
 }
 
 #[test]
+fn while_held_servers_that_come_back_are_kept_for_those_who_wait() {
+    let now = Instant::now();
+    let mut pool = pool_with_idle(limits(2, 0), &["a", "b"], now);
+    assert_eq!(lent(&mut pool, 0, now), Some("b"));
+    pool.set_held(true);
+    assert_eq!(lent(&mut pool, 0, now), None);
+    pool.enqueue(1, 0, now);
+    assert_eq!(pool.release("b", 0, now), Ok(None));
+    assert_eq!((pool.idle_count(), pool.leased(), pool.waiting()), (2, 0, 1));
+    pool.set_held(false);
+    assert_eq!(pool.serve_waiters(), [(1, "b")]);
+}
+
+#[test]
 fn while_paused_nothing_is_lent_and_everyone_waits() {
     let now = Instant::now();
     let mut pool = pool_with_idle(limits(2, 0), &["a", "b"], now);
