@@ -1,4 +1,4 @@
-//! The consoles of all poolers, for commands that must be obeyed by every one or by none: [`Consoles`].
+//! The consoles of all poolers, for commands that must be obeyed by every one or by none: `Consoles`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::topology::kube::{Kubernetes, NoApi};
 /// The arguments of `pgweir reroute`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RerouteArguments {
-    /// The database's name in [databases] of the poolers
+    /// The database's name in the poolers' settings
     database: String,
     /// The cluster that it belongs to now
     #[arg(long)]

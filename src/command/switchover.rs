@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// The arguments of `pgweir switchover`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SwitchoverArguments {
-    /// The cluster's name in [clusters] of the poolers
+    /// The cluster's name in the poolers' settings
     cluster: String,
     /// The member (pod) that becomes the primary
     #[arg(long)]
