@@ -395,6 +395,13 @@ async fn query_wait_timeout_says_why_there_is_no_server() {
 }
 
 #[tokio::test]
+async fn a_monitor_that_may_not_log_in_is_named_in_the_log() {
+    let users = "\"app\" \"app-secret\"\n\"ghost\" \"x\"\n\"admin\" \"admin-secret\"\n";
+    let scene = Scene::with(|config| config.users(users).setting("monitor_user", "ghost")).await;
+    scene.pooler.logs("server 127.0.0.2 does not answer: FATAL 28000: role \"ghost\" does not exist").await;
+}
+
+#[tokio::test]
 async fn waiting_for_a_primary_costs_no_processor_time() {
     let mut scene = Scene::start().await;
     let mut a = scene.pooler.client().await;

@@ -65,6 +65,8 @@ struct Known {
     member: Member,
     freshness: Freshness,
     identity: Option<Identity>,
+    /// Why it does not answer.
+    trouble: Option<Arc<str>>,
     /// `None` when there is no user to ask as.
     monitor: Option<Monitor>,
 }
@@ -262,8 +264,13 @@ impl Follower {
                 continue;
             }
             let monitor = self.monitor(&member.place);
-            let known =
-                Known { member: member.clone(), freshness: Freshness::default(), identity: None, monitor };
+            let known = Known {
+                member: member.clone(),
+                freshness: Freshness::default(),
+                identity: None,
+                trouble: None,
+                monitor,
+            };
             self.known.insert(Arc::clone(&member.name), known);
         }
     }
@@ -298,6 +305,7 @@ impl Follower {
         match &answer.status {
             Ok(status) => {
                 known.identity = Some(status.identity);
+                known.trouble = None;
                 if status.identity.in_recovery {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
                 } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
@@ -307,7 +315,9 @@ impl Follower {
                 self.gate.handle_identity(&answer.place, status.identity, now);
             }
             Err(reason) => {
-                if known.identity.take().is_some() {
+                known.identity = None;
+                // Each reason once: it is tried many times a second.
+                if known.trouble.replace(Arc::clone(reason)).as_ref() != Some(reason) {
                     tracing::warn!(
                         "cluster {}: server {} does not answer: {reason}",
                         self.cluster.name,
@@ -449,7 +459,7 @@ impl Follower {
         let label = why.map(Why::label);
         if std::mem::replace(&mut self.last_why, label) != label
             && let Some(why) = why
-            && !matches!(why, Why::Unverified(_))
+            && !matches!(why, Why::Starting | Why::Unverified(_))
         {
             let (name, state) = (&self.cluster.name, self.gate.state().name());
             tracing::warn!("cluster {name}: clients wait: {why} state={state} reason={}", why.label());
