@@ -164,14 +164,19 @@ fn build(
     Ok((Log { sink, filter: handle }, subscriber))
 }
 
-/// Ours up to the verbosity; of the libraries only what is worth a warning.
+/// Ours up to the verbosity; of the libraries only what is worth a warning. kube says each failed request
+/// as an error, many times a second while the API is away; we say it once, with the cluster and the cause.
 fn filter(verbosity: u8) -> Targets {
     let level = match verbosity {
         0 => LevelFilter::INFO,
         1 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    Targets::new().with_default(LevelFilter::WARN).with_target("pgweir", level)
+    let targets = Targets::new().with_default(LevelFilter::WARN).with_target("pgweir", level);
+    match verbosity {
+        0 => targets.with_target("kube_client", LevelFilter::OFF),
+        _ => targets,
+    }
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -334,10 +339,11 @@ mod tests {
             trace!("e");
             info!(target: "hyper", "f");
             warn!(target: "hyper", "g");
+            error!(target: "kube_client::client::builder", "h");
         };
         let quiet = ["FATAL cannot start", "ERROR a", "WARNING b", "LOG c", "WARNING g"];
         check(0, all, &quiet);
-        let noisy = [&quiet[..4], &["DEBUG d", "NOISE e"], &quiet[4..]].concat();
+        let noisy = [&quiet[..4], &["DEBUG d", "NOISE e"], &quiet[4..], &["ERROR h"]].concat();
         check(2, all, &noisy);
     }
 

@@ -20,7 +20,7 @@ const CLUSTER: &str = "postgresql.cnpg.io/v1/Cluster";
 const POD: &str = "v1/Pod";
 /// News come within milliseconds; an API server that starts again needs some seconds.
 const HEARD_WITHIN: Duration = Duration::from_secs(20);
-const READ: [&str; 3] = ["get", "list", "watch"];
+const READ: [&str; 2] = ["list", "watch"];
 
 /// Somebody who follows a cluster and writes down what is said.
 struct Follower {

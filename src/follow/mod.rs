@@ -67,6 +67,8 @@ struct Known {
     identity: Option<Identity>,
     /// Why it does not answer.
     trouble: Option<Arc<str>>,
+    /// It was promoted, and then the monitor's session ended.
+    sessions_ended: bool,
     /// `None` when there is no user to ask as.
     monitor: Option<Monitor>,
 }
@@ -269,6 +271,7 @@ impl Follower {
                 freshness: Freshness::default(),
                 identity: None,
                 trouble: None,
+                sessions_ended: false,
                 monitor,
             };
             self.known.insert(Arc::clone(&member.name), known);
@@ -306,16 +309,22 @@ impl Follower {
             Ok(status) => {
                 known.identity = Some(status.identity);
                 known.trouble = None;
+                known.sessions_ended =
+                    !status.identity.in_recovery && (known.sessions_ended || status.session_lost);
+                let counts = status.identity.in_recovery || known.sessions_ended;
                 if status.identity.in_recovery {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
                 } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
                     self.log.note(status.lsn, answer.asked);
                     self.ask_the_unmeasured();
                 }
-                self.gate.handle_identity(&answer.place, status.identity, now);
+                if counts || !self.waits_for_old_sessions(&answer.place, now) {
+                    self.gate.handle_identity(&answer.place, status.identity, now);
+                }
             }
             Err(reason) => {
                 known.identity = None;
+                known.sessions_ended = false;
                 // Each reason once: it is tried many times a second.
                 if known.trouble.replace(Arc::clone(reason)).as_ref() != Some(reason) {
                     tracing::warn!(
@@ -398,10 +407,11 @@ impl Follower {
     }
 
     fn verify(&mut self, member: &Member, now: Instant) {
-        match self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
-            Some(monitor) => monitor.bell.ring(),
+        if let Some(monitor) = self.known.get(&member.name).and_then(|known| known.monitor.as_ref()) {
+            monitor.bell.ring();
+        } else if !self.waits_for_old_sessions(&member.place, now) {
             // Without a user to ask as, each connection is checked at its login, and nothing before it.
-            None => self.gate.trust(&member.place, now),
+            self.gate.trust(&member.place, now);
         }
     }
 
@@ -420,6 +430,14 @@ impl Follower {
         let State::Open(member) = self.gate.state() else { return false };
         let monitor = self.known.get(&member.name).and_then(|known| known.monitor.as_ref());
         monitor.is_none_or(|monitor| monitor.bell.waits(now) < SUSPICIOUS)
+    }
+
+    /// CloudNativePG's new primary ends all its sessions once it is named. That the monitor's has ended is
+    /// the sign that this is done.
+    fn waits_for_old_sessions(&mut self, place: &Place, now: Instant) -> bool {
+        self.cluster.source == Some(SourceKind::Cnpg)
+            && self.last_primary.is_some()
+            && self.gate.handle_old_session(place, now)
     }
 
     async fn act(&mut self, act: Act) {

@@ -41,6 +41,8 @@ pub struct Status {
     pub identity: Identity,
     /// The WAL that it has written or, in recovery, replayed.
     pub lsn: u64,
+    /// The session before this one was ended, and not by us.
+    pub session_lost: bool,
 }
 
 /// An answer, or why there is none.
@@ -115,6 +117,7 @@ async fn ask(
     recipe: &Recipe,
     session: &Session,
 ) -> Result<Status, Arc<str>> {
+    let session_lost = connection.is_some();
     if let Some(mut open) = connection.take()
         && let Ok(Ok(row)) = timeout(PATIENCE, open.first_row(QUESTION, session)).await
     {
@@ -130,7 +133,7 @@ async fn ask(
     match timeout(PATIENCE, attempt).await {
         Ok(Ok((open, row))) => {
             *connection = Some(open);
-            read(&row)
+            Ok(Status { session_lost, ..read(&row)? })
         }
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(silence()),
@@ -167,7 +170,8 @@ fn read(row: &[Option<String>]) -> Result<Status, Arc<str>> {
     let system_id = system_id.parse::<i64>().map(i64::cast_unsigned).or(system_id.parse::<u64>());
     match (system_id, timeline.parse(), lsn.parse()) {
         (Ok(system_id), Ok(timeline), Ok(lsn)) => {
-            Ok(Status { identity: Identity { in_recovery: in_recovery == "t", system_id, timeline }, lsn })
+            let identity = Identity { in_recovery: in_recovery == "t", system_id, timeline };
+            Ok(Status { identity, lsn, session_lost: false })
         }
         _ => Err(unreadable()),
     }
@@ -182,7 +186,7 @@ mod tests {
         let row = |cells: [&str; 4]| cells.map(|cell| Some(cell.to_owned()));
         let status = read(&row(["f", "7594321098765432101", "3", "50331648"])).expect("a right answer");
         let identity = Identity { in_recovery: false, system_id: 7_594_321_098_765_432_101, timeline: 3 };
-        assert_eq!(status, Status { identity, lsn: 50_331_648 });
+        assert_eq!(status, Status { identity, lsn: 50_331_648, session_lost: false });
         let error = read(&row(["t", "x", "3", "1"])).expect_err("no number");
         assert!(error.contains("\"x\""), "{error}");
         assert!(read(&[None]).is_err());

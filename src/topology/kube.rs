@@ -3,8 +3,8 @@
 //!
 //! What the objects mean is said in [`cnpg`], [`patroni`] and [`label`](super::label); here they are only fetched and kept.
 //! The API may be away for as long as it likes: the last observation stays the caller's, and an event
-//! says that it is not confirmed any more. Nothing is ever written, and only `get`, `list` and `watch` are
-//! needed, for the objects that are named in [`follow`](Kubernetes::follow).
+//! says that it is not confirmed any more. Nothing is ever written, and only `list` and `watch` are needed,
+//! for the objects that are named in [`follow`](Kubernetes::follow).
 
 mod known;
 pub mod operate;
@@ -113,7 +113,7 @@ impl Kubernetes {
     /// Says what the API says of this cluster, until the receiver is dropped. Waits and tries again for ever
     /// when the API is away or refuses; never ends by itself, except for a source that is not in Kubernetes.
     ///
-    /// | source | needs get, list and watch of | and uses, if it may |
+    /// | source | needs list and watch of | and uses, if it may |
     /// |---|---|---|
     /// | cnpg | `clusters.postgresql.cnpg.io` NAME; `pods` | `endpointslices`; `leases` NAME |
     /// | patroni | `endpoints` SCOPE or `configmaps` SCOPE-leader; `pods` | the same kind's SCOPE-config and SCOPE-failover; `endpointslices` |

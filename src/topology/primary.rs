@@ -17,6 +17,10 @@ pub const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause between two attempts to verify the named primary.
 pub const RETRY_MAX: Duration = Duration::from_millis(50);
 
+/// How long a new primary's operator may take to end the sessions of its time as a standby. It does so a
+/// few milliseconds after it has named it; without an end we go on after this time.
+pub const OLD_SESSIONS_MAX: Duration = Duration::from_millis(200);
+
 /// Why nothing may be written now, in words for the DETAIL of an error and for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -40,6 +44,9 @@ pub enum Why {
     Unreachable(Arc<str>, Arc<str>),
     /// The named primary is in recovery: it is a standby that was not promoted yet.
     InRecovery(Arc<str>),
+    /// The operator will end the sessions that the named primary has had as a standby, and with them what
+    /// begins now.
+    OldSessions(Arc<str>),
     /// The named primary has another system identifier than its cluster: another cluster's server.
     OtherSystem {
         /// Its name.
@@ -80,6 +87,7 @@ impl fmt::Display for Why {
             Why::Unverified(name) => write!(f, "{name} has not confirmed yet that it is the primary"),
             Why::Unreachable(name, error) => write!(f, "the primary {name} does not answer: {error}"),
             Why::InRecovery(name) => write!(f, "standby {name} is not promoted yet"),
+            Why::OldSessions(name) => write!(f, "{name} is promoted, its old sessions have not ended yet"),
             Why::OtherSystem { name, found, expected } => {
                 write!(f, "{name} has system identifier {found}, the cluster's is {expected}")
             }
@@ -108,6 +116,7 @@ impl Why {
             Why::Unverified(_) => "unverified",
             Why::Unreachable(..) => "unreachable",
             Why::InRecovery(_) => "in_recovery",
+            Why::OldSessions(_) => "old_sessions",
             Why::OtherSystem { .. } => "other_system",
             Why::OldTimeline { .. } => "old_timeline",
             Why::Isolated(_) => "isolated",
@@ -196,6 +205,8 @@ pub struct Gate {
     held_until: Option<Instant>,
     /// See [`Why::Isolated`].
     isolated: bool,
+    /// Since when the member that is verified is named.
+    named_since: Instant,
     /// When the named primary is asked (again).
     verify_at: Option<Instant>,
     pause: Duration,
@@ -213,6 +224,7 @@ impl Gate {
             confirmed: None,
             held_until: None,
             isolated: false,
+            named_since: now,
             verify_at: None,
             pause: RETRY_FIRST,
             acts: Vec::new(),
@@ -287,6 +299,22 @@ impl Gate {
         }
     }
 
+    /// The operator will end the sessions of this place, and has not done so as far as we know: nothing begins
+    /// before that. Returns whether its answer must not count yet.
+    pub fn handle_old_session(&mut self, place: &Place, now: Instant) -> bool {
+        match &self.state {
+            State::Verify { member, again: false, .. }
+                if member.place == *place && now < self.named_since + OLD_SESSIONS_MAX =>
+            {
+                let member = member.clone();
+                let why = Why::OldSessions(Arc::clone(&member.name));
+                self.refuse(member, why, false, now);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Nobody can ask the place who it is: the source's word counts, and what each connection's login says.
     pub fn trust(&mut self, place: &Place, now: Instant) {
         if let State::Verify { member, .. } = &self.state
@@ -304,8 +332,10 @@ impl Gate {
         {
             let why = Why::Unreachable(Arc::clone(&member.name), reason.into());
             let (member, again) = (member.clone(), *again);
-            // A server that shuts down smartly waits for its idle connections.
-            self.acts.push(Act::Drain(member.place.clone()));
+            if self.pause == RETRY_FIRST {
+                // A server that shuts down smartly waits for its idle connections.
+                self.acts.push(Act::Drain(member.place.clone()));
+            }
             self.refuse(member, why, again, now);
         }
     }
@@ -463,6 +493,7 @@ impl Gate {
             return self.refresh(member);
         }
         let why = Why::Unverified(Arc::clone(&member.name));
+        self.named_since = now;
         self.enter(State::Verify { member, why, again }, now);
         self.ask_at(now);
     }

@@ -164,13 +164,16 @@ impl Kube {
     /// A fresh namespace.
     pub async fn space(&self) -> Space {
         let name = format!("space-{}", self.spaces.fetch_add(1, Ordering::Relaxed));
-        let client = self.admin().await;
-        let space = Space { client: client.clone(), name: name.clone() };
+        self.namespace(&name).await;
+        Space { client: self.admin().await, name }
+    }
+
+    /// Makes a namespace of this name.
+    pub async fn namespace(&self, name: &str) {
         let namespace = json!({ "metadata": { "name": name } });
-        let namespaces: Api<Namespace> = Api::all(client);
+        let namespaces: Api<Namespace> = Api::all(self.admin().await);
         let object = serde_json::from_value(namespace).expect("a Namespace");
         namespaces.create(&PostParams::default(), &object).await.expect("admin may create it");
-        space
     }
 
     async fn answers(&self) -> bool {
@@ -309,7 +312,8 @@ fn kind(manifest: &Value) -> String {
     format!("{}/{}", text("apiVersion"), text("kind"))
 }
 
-fn resource(api_version: &str, kind: &str) -> ApiResource {
+/// What the API calls this kind.
+pub fn resource(api_version: &str, kind: &str) -> ApiResource {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     let kind_of = GroupVersionKind::gvk(group, version, kind);
     match kind {

@@ -90,11 +90,16 @@ impl Ledger {
 
     /// So many clients begin, and pause up to 5 ms between their deeds.
     pub fn start(address: &Address, count: usize, seed: u64) -> Ledger {
+        Ledger::of(address, 0..count, seed)
+    }
+
+    /// Clients with these numbers begin: several ledgers of one table need numbers of their own.
+    pub fn of(address: &Address, numbers: Range<usize>, seed: u64) -> Ledger {
         let stop = Arc::new(AtomicBool::new(false));
         let (book, entries) = mpsc::unbounded_channel();
         let (counter, acknowledged) = watch::channel(0);
         let mut clients = JoinSet::new();
-        for number in 0..count {
+        for number in numbers {
             let writer = Writer {
                 number,
                 address: address.clone(),

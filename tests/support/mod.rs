@@ -7,8 +7,10 @@
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod kube;
+pub mod kustomize;
 pub mod ledger;
 pub mod message;
+pub mod operator;
 pub mod pooler;
 pub mod postgres;
 pub mod process;

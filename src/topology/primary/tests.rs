@@ -121,6 +121,34 @@ fn a_planned_move_drains_and_then_cuts_and_opens() {
 }
 
 #[test]
+fn a_new_primary_opens_when_its_old_sessions_have_ended_or_do_not_end() {
+    let verified = || {
+        let mut case = Case::open();
+        case.observe(moving(Some("b")));
+        case.observe(named("b"));
+        case.gate.take_acts();
+        assert!(case.gate.handle_old_session(&place("b"), case.now));
+        assert_eq!(case.why(), "old_sessions");
+        case
+    };
+    let mut case = verified();
+    assert!(!case.gate.handle_old_session(&place("a"), case.now), "another's");
+    case.identity("b", primary(2));
+    case.is("open", "b", &[Act::Open(place("b"))]);
+    assert!(!case.gate.handle_old_session(&place("b"), case.now), "it is open");
+    let mut case = verified();
+    case.now += OLD_SESSIONS_MAX;
+    assert!(!case.gate.handle_old_session(&place("b"), case.now));
+}
+
+#[test]
+fn a_primary_that_stays_is_not_waited_for_because_of_an_old_session() {
+    let mut case = Case::open();
+    case.gate.handle_trouble(&place("a"), "lost", case.now);
+    assert!(!case.gate.handle_old_session(&place("a"), case.now));
+}
+
+#[test]
 fn a_move_that_is_called_off_opens_the_old_primary_again() {
     let mut case = Case::open();
     case.observe(moving(Some("b")));
@@ -141,6 +169,7 @@ fn trouble_at_the_primary_has_it_asked_before_anything_new_begins() {
     assert_eq!(case.why(), "unreachable");
     assert!(case.gate.poll_verify(case.now).is_some());
     case.gate.handle_silence(&place("a"), "connection refused", case.now);
+    case.is("verify", "a", &[Act::Drain(place("a"))]);
     assert_eq!(case.gate.poll_verify(case.now), None, "there is a pause");
     let mut pause = RETRY_FIRST;
     for _ in 0..10 {

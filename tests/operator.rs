@@ -1,0 +1,416 @@
+//! A real cluster in the hands of an operator that does what CloudNativePG does, in its order, to objects of
+//! a real Kubernetes API: every way in which the primary moves, under load from clients that keep books.
+//!
+//! `PGWEIR_FAILOVER_RUNS=20` runs each move so often; the seed of each run's timing is printed.
+
+mod support;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use support::kube::{Kube, Space};
+use support::ledger::{Books, Ledger, Outcome};
+use support::operator::{Moved, Operator, Patroni};
+use support::pooler::Config;
+use support::process::free_port;
+use support::{Pooler, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+/// Writing clients of a planned move; three times as many as there are server connections.
+const CLIENTS: usize = 24;
+
+/// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
+const LOST: &[&str] = &["57P01", "08007"];
+
+/// What is measured must not be disturbed by a neighbour.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// A cluster with its operator, and a pooler that follows it with the least rights.
+struct Scene {
+    operator: Operator,
+    pooler: Pooler,
+    kube: Arc<Kube>,
+    metrics: SocketAddr,
+    _turn: MutexGuard<'static, ()>,
+}
+
+fn runs() -> u64 {
+    std::env::var("PGWEIR_FAILOVER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
+}
+
+fn chance(what: &str) -> (u64, StdRng) {
+    let seed = RandomState::new().hash_one(what);
+    println!("{what}: seed {seed}");
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+/// A pooler that follows the operator's cluster as `user`.
+fn following(kube: &Kube, operator: &Operator, user: &str) -> Config {
+    let space = &operator.space;
+    let cluster = format!("source=cnpg namespace={}", space.name);
+    config_for(kube, space, user, &cluster, operator.replicas.port)
+}
+
+/// A pooler with a cluster `pg` that it follows as `user`.
+fn config_for(kube: &Kube, space: &Space, user: &str, cluster: &str, port: u16) -> Config {
+    Pooler::config()
+        .environment("KUBECONFIG", &kube.kubeconfig_file(user, &space.name).display().to_string())
+        .database_line("app = cluster=pg role=rw dbname=app")
+        .setting("monitor_user", "app")
+        .pool_size(8)
+        .sections(&format!("\n[clusters]\npg = {cluster} port={port}\n"))
+}
+
+impl Scene {
+    async fn start(seed: u64) -> Scene {
+        Scene::with(seed, |config| config).await
+    }
+
+    async fn with(seed: u64, change: impl FnOnce(Config) -> Config) -> Scene {
+        Scene::at(Kube::shared().await, seed, change).await
+    }
+
+    async fn at(kube: Arc<Kube>, seed: u64, change: impl FnOnce(Config) -> Config) -> Scene {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let space = kube.space().await;
+        let operator = Operator::start(space.clone(), "pg", seed).await;
+        space.grant("follower", operator.rules()).await;
+        let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let config = following(&kube, &operator, "follower");
+        let config = config.setting("metrics_listen_addr", &metrics.to_string());
+        let pooler = change(config).start().await;
+        Scene { operator, pooler, kube, metrics, _turn: turn }
+    }
+
+    /// The cluster's row of SHOW CLUSTERS.
+    async fn shown(&self) -> HashMap<String, String> {
+        self.pooler.admin("SHOW CLUSTERS").await.remove(0)
+    }
+
+    /// Waits until SHOW CLUSTERS has this state and reason; the metric must agree.
+    async fn shows(&self, state: &str, why: &str) {
+        let mut last = HashMap::new();
+        let what = format!("SHOW CLUSTERS has {state}, {why}");
+        eventually(&what, async || {
+            let shown = self.shown().await;
+            let is_it = shown["state"] == state && shown["why"] == why;
+            if !is_it && shown["state"] != last.get("state").cloned().unwrap_or_default() {
+                println!("  SHOW CLUSTERS: {} {} {}", shown["state"], shown["why"], shown["detail"]);
+            }
+            last = shown;
+            is_it
+        })
+        .await;
+        let metric = format!("pgweir_cluster_state{{cluster=\"pg\",state=\"{state}\"}}");
+        assert_eq!(self.metric(&metric).await, 1.0, "{metric}");
+    }
+
+    /// Waits until the pooler has seen that both standbys are there.
+    async fn knows_all(&self) {
+        eventually("SHOW MEMBERS has a primary and two standbys", async || {
+            let members = self.pooler.admin("SHOW MEMBERS").await;
+            members.iter().filter(|member| member["says"] == "standby").count() == 2
+        })
+        .await;
+    }
+
+    /// A sample of the metrics page, by name and labels.
+    async fn metric(&self, sample: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.metrics).await.expect("the page is served");
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("the page is served");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.expect("the page is text");
+        let found = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        let found = found.unwrap_or_else(|| panic!("no {sample} in\n{page}"));
+        found.parse().expect("a number")
+    }
+
+    /// A client's statement fails after query_wait_timeout, and says why.
+    async fn is_refused(&self, detail: &str) {
+        let mut client = self.pooler.client().await;
+        let told = client.query("INSERT INTO ledger VALUES (-2)").await;
+        assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+        let said = told.messages.last().expect("it is told").field(b'D');
+        assert_eq!(said, format!("No server could be used within 1 s: {detail}."));
+    }
+
+    /// A client's statement is done.
+    async fn serves(&self) {
+        self.pooler.client().await.query("INSERT INTO ledger VALUES (-3)").await.is("C Z(I)");
+    }
+}
+
+/// Nothing failed but what was open when the old primary was told to stop.
+fn only_what_was_open_failed(books: &Books, moves: &[Moved]) {
+    let open = |entry: &support::ledger::Entry| {
+        moves.iter().any(|moved| entry.began <= moved.stopping && entry.ended >= moved.stopping)
+    };
+    let failed = books.0.iter().filter(|entry| entry.outcome != Outcome::Acknowledged);
+    let wrong: Vec<_> = failed.filter(|entry| !open(entry)).collect();
+    assert!(wrong.is_empty(), "they were not open at the fast shutdown: {wrong:#?}\nmoves: {moves:#?}");
+}
+
+fn print_and_judge(what: &str, mut firsts: Vec<Duration>) {
+    firsts.sort();
+    let median = firsts[firsts.len() / 2];
+    println!("{what}: first writes after {firsts:?}, median {median:?}");
+    assert!(median < Duration::from_millis(100), "median of {firsts:?}");
+    assert!(firsts[firsts.len() - 1] < Duration::from_millis(500), "worst of {firsts:?}");
+}
+
+#[tokio::test]
+async fn a_planned_switchover_costs_what_is_open_at_the_fast_shutdown_and_nothing_else() {
+    let (seed, mut chance) = chance("switchover");
+    let mut scene = Scene::start(seed).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    let mut moves = Vec::new();
+    for run in 0..runs() {
+        scene.knows_all().await;
+        ledger.writes(chance.random_range(50..200)).await;
+        let mut open = scene.pooler.client().await;
+        open.query(&format!("BEGIN; INSERT INTO ledger VALUES (-{})", 100 + run)).await.is("C C Z(T)");
+        let to = scene.operator.any_standby();
+        let moved = scene.operator.switch_over(to).await;
+        open.rest().await.is("E(57P01) EOF");
+        moves.push(moved);
+    }
+    ledger.writes(200).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, scene.operator.primary, LOST).await;
+    only_what_was_open_failed(&books, &moves);
+    let firsts = moves.iter().map(|moved| books.served_after(moved.named, CLIENTS).0).collect();
+    print_and_judge("switchover", firsts);
+}
+
+// ---- pgweir switchover ----
+
+/// `pgweir switchover`, as a person with the administrator's kubeconfig calls it.
+struct Call {
+    kubeconfig: String,
+    arguments: Vec<String>,
+}
+
+impl Call {
+    fn new(kube: &Kube, space: &Space, to: &str) -> Call {
+        let arguments = ["switchover", "pg", "--to", to, "--admin-user", "admin", "--hold", "20"];
+        Call {
+            kubeconfig: kube.kubeconfig_file("admin", &space.name).display().to_string(),
+            arguments: arguments.map(str::to_owned).to_vec(),
+        }
+    }
+
+    fn argument(mut self, name: &str, value: &str) -> Call {
+        self.arguments.extend([name.to_owned(), value.to_owned()]);
+        self
+    }
+
+    fn pooler(self, port: u16) -> Call {
+        self.argument("--pooler", &format!("127.0.0.1:{port}"))
+    }
+
+    /// Whether it succeeded, and what it said.
+    async fn run(self) -> (bool, String) {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+        command.args(&self.arguments).env("KUBECONFIG", &self.kubeconfig).env_remove("PGPASSWORD");
+        let output = command.kill_on_drop(true).output().await.expect("our own binary runs");
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        println!("  {}", text.concat().trim_end().replace('\n', "\n  "));
+        (output.status.success(), text.concat())
+    }
+}
+
+#[tokio::test]
+async fn pgweirs_own_switchover_costs_no_client_an_error() {
+    let (seed, mut chance) = chance("pgweir switchover");
+    let mut scene = Scene::start(seed).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    let mut firsts = Vec::new();
+    let mut moves = Vec::new();
+    for _ in 0..runs() {
+        scene.knows_all().await;
+        ledger.writes(chance.random_range(50..200)).await;
+        let to = scene.operator.any_standby();
+        let call = Call::new(&scene.kube, &scene.operator.space, &scene.operator.pod(to));
+        let call = call.pooler(scene.pooler.port);
+        let (moved, (done, said)) = tokio::join!(scene.operator.obey(), call.run());
+        assert!(done, "{said}");
+        assert_eq!(scene.operator.primary, to);
+        moves.push(moved);
+    }
+    ledger.writes(200).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, scene.operator.primary, &[]).await;
+    for moved in moves {
+        firsts.push(books.served_after(moved.named, CLIENTS).0);
+    }
+    firsts.sort();
+    println!("pgweir switchover: first writes after {firsts:?}");
+    // It looks each 200 ms whether the primary has moved.
+    assert!(firsts[firsts.len() - 1] < Duration::from_millis(500), "{firsts:?}");
+}
+
+/// What a Service's controller writes of one pooler.
+async fn endpoint(space: &Space, number: usize, port: u16) {
+    space
+        .create(json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("pgweir-rw-{number}"),
+                "labels": { "kubernetes.io/service-name": "pgweir-rw" },
+            },
+            "addressType": "IPv4",
+            "ports": [{ "name": "postgres", "port": port }],
+            "endpoints": [{ "addresses": ["127.0.0.1"], "conditions": { "ready": true } }],
+        }))
+        .await;
+}
+
+#[tokio::test]
+async fn a_switchover_holds_all_poolers_of_a_service() {
+    let (seed, _) = chance("two poolers");
+    let mut scene = Scene::start(seed).await;
+    let second = following(&scene.kube, &scene.operator, "follower").start().await;
+    for (number, pooler) in [&scene.pooler, &second].into_iter().enumerate() {
+        endpoint(&scene.operator.space, number, pooler.port).await;
+    }
+    let mut ledgers = [
+        Ledger::of(&scene.pooler.tcp(), 0..CLIENTS / 2, seed),
+        Ledger::of(&second.tcp(), CLIENTS / 2..CLIENTS, seed),
+    ];
+    for _ in 0..2 {
+        scene.knows_all().await;
+        for ledger in &mut ledgers {
+            ledger.writes(50).await;
+        }
+        let to = scene.operator.any_standby();
+        let call = Call::new(&scene.kube, &scene.operator.space, &scene.operator.pod(to));
+        let (_, (done, said)) = tokio::join!(scene.operator.obey(), call.run());
+        assert!(done && said.contains("poolers=2"), "{said}");
+    }
+    for mut ledger in ledgers {
+        ledger.writes(50).await;
+        let books = ledger.stop().await;
+        books.agree_with(&scene.operator.replicas, scene.operator.primary, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_switchover_that_cannot_hold_all_poolers_moves_nothing() {
+    let (seed, _) = chance("a pooler that is away");
+    let scene = Scene::start(seed).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    ledger.writes(50).await;
+    let away = free_port();
+    let call = Call::new(&scene.kube, &scene.operator.space, "pg-2").pooler(scene.pooler.port).pooler(away);
+    let (done, said) = call.run().await;
+    assert!(!done, "{said}");
+    let expected = format!("pooler 127.0.0.1:{away} did not hold its clients, so nothing was moved");
+    assert!(said.contains(&expected), "{said}");
+    assert_eq!(scene.operator.target().await, "pg-1");
+    ledger.writes(200).await;
+    scene.shows("open", "").await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, 0, &[]).await;
+}
+
+#[tokio::test]
+async fn patronis_switchover_costs_no_client_an_error_either() {
+    for kind in ["ConfigMap", "Endpoints"] {
+        let (seed, _) = chance(kind);
+        let kube = Kube::shared().await;
+        let _turn = ONE_AT_A_TIME.lock().await;
+        let space = kube.space().await;
+        let mut patroni = Patroni::start(space.clone(), "pg", kind, seed).await;
+        space.grant("follower", patroni.rules()).await;
+        let cluster = format!("source=patroni namespace={}", space.name);
+        let pooler = config_for(&kube, &space, "follower", &cluster, patroni.replicas.port).start().await;
+        let mut ledger = Ledger::start(&pooler.tcp(), CLIENTS, seed);
+        ledger.writes(100).await;
+        let call = Call::new(&kube, &space, "pg-2").pooler(pooler.port).argument("--operator", "patroni");
+        let ((), (done, said)) = tokio::join!(patroni.obey(), call.run());
+        assert!(done, "{said}");
+        ledger.writes(100).await;
+        let books = ledger.stop().await;
+        books.agree_with(&patroni.replicas, 1, &[]).await;
+    }
+}
+
+// ---- failover ----
+
+/// Load, a fault at a random moment, and the operator makes another one the primary. `fault` returns when
+/// the operator may begin.
+async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)) {
+    let mut firsts = Vec::new();
+    for _ in 0..runs() {
+        let (seed, mut chance) = chance(what);
+        let mut scene = Scene::start(seed).await;
+        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+        scene.knows_all().await;
+        ledger.writes(chance.random_range(50..200)).await;
+        fault(&mut scene).await;
+        let named = scene.operator.fail_over().await;
+        ledger.writes(200).await;
+        let books = ledger.stop().await;
+        books.agree_with(&scene.operator.replicas, scene.operator.primary, allowed).await;
+        let (first, last) = books.served_after(named, CLIENTS);
+        println!("  first write after {first:?}, all served after {last:?}");
+        firsts.push(first);
+    }
+    print_and_judge(what, firsts);
+}
+
+#[tokio::test]
+async fn a_lost_primary_costs_what_is_open_and_nothing_else() {
+    fail_over("lost primary", LOST, async |scene| scene.operator.lose_primary().await).await;
+}
+
+#[tokio::test]
+async fn a_deleted_pod_is_not_held_back_and_costs_nothing() {
+    fail_over("deleted pod", &[], async |scene| {
+        let took = scene.operator.delete_primary().await;
+        println!("  smart shutdown took {took:?}");
+        assert!(took < Duration::from_secs(3), "idle connections hold it back: {took:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
+    let mut firsts = Vec::new();
+    for _ in 0..runs() {
+        let (seed, mut chance) = chance("frozen node");
+        let mut scene = Scene::start(seed).await;
+        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+        scene.knows_all().await;
+        ledger.writes(chance.random_range(50..200)).await;
+        scene.operator.freeze_primary().await;
+        let named = scene.operator.fail_over().await;
+        ledger.writes(100).await;
+        let severed = scene.metric("pgweir_stale_primary_severed_total{cluster=\"pg\"}").await;
+        assert!(severed >= 1.0, "clients had servers there");
+        let replicas = &scene.operator.replicas;
+        replicas.thaw(0);
+        ledger.writes(100).await;
+        eventually("its connections end", async || replicas.connections(0).await == 0).await;
+        let books = ledger.stop().await;
+        books.agree_with(replicas, scene.operator.primary, LOST).await;
+        let there = replicas.sql(0, "SELECT n FROM ledger").await;
+        let there: HashSet<i64> = there.iter().map(|row| row[0].parse().expect("a number")).collect();
+        let late = books.count(|entry| entry.began > named && entry.rows.clone().any(|n| there.contains(&n)));
+        assert_eq!(late, 0, "rows that the old primary was sent after {named:?}");
+        let (first, last) = books.served_after(named, CLIENTS);
+        println!("  first write after {first:?}, all served after {last:?}, severed {severed}");
+        firsts.push(first);
+    }
+    print_and_judge("frozen node", firsts);
+}
