@@ -668,6 +668,7 @@ async fn a_standby_that_falls_behind_gets_no_queries_until_it_has_caught_up() {
     for _ in 0..4 {
         readers.push(scene.client_of("ro").await);
     }
+    eventually("it serves", async || shares(&scene, 4, 10).await[1] > 0).await;
     scene.replicas.pause_replay(1).await;
     scene.replicas.sql(0, "INSERT INTO ledger VALUES (1)").await;
     let written = Instant::now();
