@@ -19,6 +19,8 @@ pub enum Kind {
     Do,
     /// COPY
     Copy,
+    /// VACUUM, CREATE INDEX CONCURRENTLY and others that are more than one transaction: half of it may be done.
+    Several,
     /// Anything else: it may write.
     Write,
 }
@@ -158,8 +160,15 @@ fn kind(tokens: &[Token<'_>]) -> Option<Kind> {
         | "listen" | "unlisten" | "discard" | "deallocate" => Kind::Read,
         "select" | "table" | "values" | "with" if only_reads(tokens) => Kind::Read,
         "explain" if !has_word(tokens, "analyze") && !has_word(tokens, "analyse") => Kind::Read,
+        "vacuum" | "cluster" | "reindex" => Kind::Several,
+        "create" | "drop" | "alter" if is_several(tokens) => Kind::Several,
         _ => Kind::Write,
     })
+}
+
+/// DDL that cannot run inside a transaction, since it commits in the middle or works beside it.
+fn is_several(tokens: &[Token<'_>]) -> bool {
+    ["concurrently", "database", "tablespace", "subscription"].iter().any(|word| has_word(tokens, word))
 }
 
 fn has_word(tokens: &[Token<'_>], wanted: &str) -> bool {
@@ -303,7 +312,11 @@ mod tests {
         check("DO $$ begin commit; end $$", &[Do]);
         check("copy t from stdin", &[Copy]);
         check("insert into t values (1)", &[Write]);
-        check("VACUUM", &[Write]);
+        check("VACUUM", &[Several]);
+        check("create unique index concurrently i on t (a)", &[Several]);
+        check("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", &[Several]);
+        check("create database d", &[Several]);
+        check("create index i on t (a)", &[Write]);
     }
 
     #[test]

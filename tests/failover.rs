@@ -395,6 +395,13 @@ async fn query_wait_timeout_says_why_there_is_no_server() {
 }
 
 #[tokio::test]
+async fn a_monitor_that_may_not_log_in_is_named_in_the_log() {
+    let users = "\"app\" \"app-secret\"\n\"ghost\" \"x\"\n\"admin\" \"admin-secret\"\n";
+    let scene = Scene::with(|config| config.users(users).setting("monitor_user", "ghost")).await;
+    scene.pooler.logs("server 127.0.0.2 does not answer: FATAL 28000: role \"ghost\" does not exist").await;
+}
+
+#[tokio::test]
 async fn waiting_for_a_primary_costs_no_processor_time() {
     let mut scene = Scene::start().await;
     let mut a = scene.pooler.client().await;
@@ -661,6 +668,7 @@ async fn a_standby_that_falls_behind_gets_no_queries_until_it_has_caught_up() {
     for _ in 0..4 {
         readers.push(scene.client_of("ro").await);
     }
+    eventually("it serves", async || shares(&scene, 4, 10).await[1] > 0).await;
     scene.replicas.pause_replay(1).await;
     scene.replicas.sql(0, "INSERT INTO ledger VALUES (1)").await;
     let written = Instant::now();

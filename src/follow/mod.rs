@@ -65,6 +65,8 @@ struct Known {
     member: Member,
     freshness: Freshness,
     identity: Option<Identity>,
+    /// Why it does not answer.
+    trouble: Option<Arc<str>>,
     /// It was promoted, and then the monitor's session ended.
     sessions_ended: bool,
     /// `None` when there is no user to ask as.
@@ -268,6 +270,7 @@ impl Follower {
                 member: member.clone(),
                 freshness: Freshness::default(),
                 identity: None,
+                trouble: None,
                 sessions_ended: false,
                 monitor,
             };
@@ -305,6 +308,7 @@ impl Follower {
         match &answer.status {
             Ok(status) => {
                 known.identity = Some(status.identity);
+                known.trouble = None;
                 known.sessions_ended =
                     !status.identity.in_recovery && (known.sessions_ended || status.session_lost);
                 let counts = status.identity.in_recovery || known.sessions_ended;
@@ -319,8 +323,10 @@ impl Follower {
                 }
             }
             Err(reason) => {
+                known.identity = None;
                 known.sessions_ended = false;
-                if known.identity.take().is_some() {
+                // Each reason once: it is tried many times a second.
+                if known.trouble.replace(Arc::clone(reason)).as_ref() != Some(reason) {
                     tracing::warn!(
                         "cluster {}: server {} does not answer: {reason}",
                         self.cluster.name,
@@ -471,7 +477,7 @@ impl Follower {
         let label = why.map(Why::label);
         if std::mem::replace(&mut self.last_why, label) != label
             && let Some(why) = why
-            && !matches!(why, Why::Unverified(_))
+            && !matches!(why, Why::Starting | Why::Unverified(_))
         {
             let (name, state) = (&self.cluster.name, self.gate.state().name());
             tracing::warn!("cluster {name}: clients wait: {why} state={state} reason={}", why.label());

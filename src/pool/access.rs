@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -29,6 +30,8 @@ pub struct Site {
     closed: AtomicBool,
     /// Rings when it closes.
     closing: Notify,
+    /// When a connection to it was last lost without a word.
+    lost: Mutex<Option<Instant>>,
     alarm: Option<Arc<Alarm>>,
 }
 
@@ -72,6 +75,7 @@ impl Site {
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
+            lost: Mutex::new(None),
             alarm: None,
         })
     }
@@ -86,6 +90,7 @@ impl Site {
             leased: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
+            lost: Mutex::new(None),
             alarm: Some(Arc::clone(alarm)),
         })
     }
@@ -115,6 +120,17 @@ impl Site {
         if let (Some(alarm), Some(place)) = (&self.alarm, &self.place) {
             alarm.ring(place, reason);
         }
+    }
+
+    /// A connection to it was lost without a word, as when its host is.
+    pub fn note_lost(&self, now: Instant) {
+        *self.lost.lock() = Some(now);
+        self.report("the connection was lost");
+    }
+
+    /// Whether one was lost since then: those of before may be about to follow.
+    pub fn has_lost_since(&self, then: Instant) -> bool {
+        self.lost.lock().is_some_and(|lost| lost >= then)
     }
 
     /// Connections to it that are lent to clients.

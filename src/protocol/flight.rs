@@ -97,14 +97,14 @@ impl Flight {
     }
 
     /// The bytes, if they may be sent again after the server has refused the first of them: the one
-    /// statement that begins a transaction, of which nothing was answered. CALL and DO may have
+    /// statement that begins a transaction, of which nothing was answered. CALL, DO and VACUUM may have
     /// committed in the middle, COPY has had its data, and of several statements some may be done.
     pub fn resendable(&self, client: Option<&ClientStatements>) -> Option<&[u8]> {
         if !self.is_repeatable() {
             return None;
         }
         match self.kinds(client)?.as_slice() {
-            [Kind::Call | Kind::Do | Kind::Copy] => None,
+            [Kind::Call | Kind::Do | Kind::Copy | Kind::Several] => None,
             // A batch that executes nothing, as a driver's that prepares a statement, does nothing.
             [] | [_] => Some(&self.bytes),
             _ => None,
@@ -135,7 +135,7 @@ impl Flight {
             }
             Kind::Commit => true,
             Kind::Read => false,
-            Kind::Call | Kind::Do | Kind::Copy | Kind::Write => !open,
+            Kind::Call | Kind::Do | Kind::Copy | Kind::Several | Kind::Write => !open,
         })
     }
 
@@ -239,6 +239,7 @@ mod tests {
         check("begin", true, true, false);
         check("call p()", true, false, true);
         check("do 'x'", true, false, true);
+        check("create index concurrently i on t (a)", true, false, true);
         check("copy t to stdout", true, false, true);
     }
 

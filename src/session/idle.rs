@@ -213,8 +213,10 @@ impl Session {
             lease.close("server connection is no longer wanted");
             return None;
         }
-        if self.sent_again > 0 && !lease.socket.is_silent_and_open() {
-            // The first server died under this request; one that died with it must not be the second.
+        let is_doubtful =
+            || lease.site().has_lost_since(lease.opened_at) || !lease.socket.is_silent_and_open();
+        if self.sent_again > 0 && is_doubtful() {
+            // The first server died under this request; one that dies with it must not be the second.
             lease.close("server conn crashed?");
             return None;
         }

@@ -539,7 +539,7 @@ impl Session {
         let Phase::Leased(lease) = &self.phase else {
             unreachable!("the relay runs only with a lease");
         };
-        lease.site().report("the connection was lost");
+        lease.site().note_lost(Instant::now());
         let untouched = lease.loan().proving || lease.flight.unsent().is_some();
         let only_read = is_first
             && lease.site().in_recovery == Some(true)

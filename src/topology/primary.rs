@@ -332,8 +332,10 @@ impl Gate {
         {
             let why = Why::Unreachable(Arc::clone(&member.name), reason.into());
             let (member, again) = (member.clone(), *again);
-            // A server that shuts down smartly waits for its idle connections.
-            self.acts.push(Act::Drain(member.place.clone()));
+            if self.pause == RETRY_FIRST {
+                // A server that shuts down smartly waits for its idle connections.
+                self.acts.push(Act::Drain(member.place.clone()));
+            }
             self.refuse(member, why, again, now);
         }
     }
