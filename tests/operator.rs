@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::kube::{Kube, Space};
 use support::ledger::{Books, Ledger, Outcome};
-use support::operator::{Moved, Operator, Patroni};
+use support::operator::{CLUSTER, Moved, Operator, POD, Patroni};
 use support::pooler::Config;
 use support::process::free_port;
-use support::{Pooler, eventually};
+use support::replicas::Stop;
+use support::{Login, Pooler, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
@@ -413,4 +414,243 @@ async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
         firsts.push(first);
     }
     print_and_judge("frozen node", firsts);
+}
+
+// ---- when there is nobody to write to ----
+
+/// A scene in which clients wait for 1 s, and have been served.
+async fn impatient(what: &str) -> Scene {
+    let (seed, _) = chance(what);
+    let scene = Scene::with(seed, |config| config.setting("query_wait_timeout", "1")).await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+    scene
+}
+
+#[tokio::test]
+async fn a_fenced_primary_is_said_to_be_fenced_and_comes_back() {
+    let mut scene = impatient("fencing").await;
+    scene.operator.fence_primary().await;
+    scene.shows("draining", "fenced").await;
+    scene.is_refused("the primary pg-1 is fenced by cnpg.io/fencedInstances").await;
+    scene.operator.unfence_primary().await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_hibernates_is_said_to_and_wakes_up() {
+    let mut scene = impatient("hibernation").await;
+    let operator = &mut scene.operator;
+    operator.annotate("cnpg.io/hibernation", json!("on")).await;
+    for number in 0..3 {
+        operator.space.delete(POD, &operator.pod(number), 1800).await;
+        operator.replicas.stop(number, Stop::Fast);
+        operator.space.delete(POD, &operator.pod(number), 0).await;
+    }
+    scene.shows("draining", "no_primary").await;
+    scene.is_refused("no primary: the cluster hibernates (cnpg.io/hibernation=on)").await;
+    let operator = &mut scene.operator;
+    for number in 0..3 {
+        operator.replicas.restart(number).await;
+        operator.create_pod(number).await;
+    }
+    operator.replicas.are_streaming(2).await;
+    operator.annotate("cnpg.io/hibernation", json!(null)).await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn a_replica_cluster_is_not_written_to_until_it_is_promoted() {
+    let scene = impatient("replica cluster").await;
+    let replica = |replica| json!({ "spec": { "replica": replica } });
+    let operator = &scene.operator;
+    let becomes = replica(json!({ "enabled": true, "source": "other" }));
+    operator.space.change(CLUSTER, "pg", becomes).await;
+    scene.shows("draining", "no_primary").await;
+    scene.is_refused("no primary: it is a replica cluster: its primary is in another one").await;
+    operator.space.change(CLUSTER, "pg", replica(json!(null))).await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn a_restart_in_place_costs_a_wait_and_no_error() {
+    let (seed, mut chance) = chance("restart in place");
+    let mut scene = Scene::start(seed).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    for _ in 0..runs() {
+        ledger.writes(chance.random_range(50..200)).await;
+        let began = Instant::now();
+        scene.operator.restart_primary().await;
+        println!("  the restart took {:?}", began.elapsed());
+        ledger.writes(100).await;
+    }
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, 0, &[]).await;
+}
+
+#[tokio::test]
+async fn of_two_pods_with_the_primarys_label_neither_is_written_to() {
+    let (seed, _) = chance("two labels");
+    let kube = Kube::shared().await;
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let space = kube.space().await;
+    let operator = Operator::start(space.clone(), "pg", seed).await;
+    space.grant("follower", operator.rules()).await;
+    let label = "cnpg.io/instanceRole";
+    let cluster = format!(
+        "source=label namespace={} selector=cnpg.io/cluster=pg primary_label={label}=primary",
+        space.name
+    );
+    let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let pooler = config_for(&kube, &space, "follower", &cluster, operator.replicas.port)
+        .setting("metrics_listen_addr", &metrics.to_string())
+        .setting("query_wait_timeout", "1")
+        .start()
+        .await;
+    let scene = Scene { operator, pooler, kube, metrics, _turn };
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+    let mut open = scene.pooler.client().await;
+    open.query("BEGIN; INSERT INTO ledger VALUES (1)").await.is("C C Z(T)");
+    let role = |role: &str| json!({ "metadata": { "labels": { label: role } } });
+    space.change(POD, "pg-2", role("primary")).await;
+    open.rest().await.is("E(57P01) EOF");
+    scene.shows("hold", "several_primaries").await;
+    scene.is_refused("several servers claim to be the primary: pg-1, pg-2").await;
+    assert_eq!(scene.metric("pgweir_cluster_several_primaries{cluster=\"pg\"}").await, 1.0);
+    assert_eq!(scene.metric("pgweir_stale_primary_severed_total{cluster=\"pg\"}").await, 1.0);
+    space.change(POD, "pg-2", role("replica")).await;
+    scene.shows("open", "NULL").await;
+    assert_eq!(scene.metric("pgweir_cluster_several_primaries{cluster=\"pg\"}").await, 0.0);
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn an_address_with_another_clusters_server_behind_it_is_not_written_to() {
+    let scene = impatient("another system").await;
+    let mut open = scene.pooler.client().await;
+    open.query("BEGIN; INSERT INTO ledger VALUES (1)").await.is("C C Z(T)");
+    let system = scene.operator.replicas.sql(0, "SELECT system_identifier FROM pg_control_system()").await;
+    let system = system[0][0].clone();
+    // All servers here are copies of one; so it is the cluster that is another one.
+    scene.operator.status(json!({ "systemID": "4711" })).await;
+    open.rest().await.is("E(57P01) EOF");
+    scene.shows("verify", "other_system").await;
+    scene.is_refused(&format!("pg-1 has system identifier {system}, the cluster's is 4711")).await;
+    assert_eq!(scene.metric("pgweir_stale_primary_severed_total{cluster=\"pg\"}").await, 1.0);
+    scene.operator.status(json!({ "systemID": system })).await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn rights_that_are_denied_are_said_and_used_once_granted() {
+    let (seed, _) = chance("denied");
+    let kube = Kube::shared().await;
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let space = kube.space().await;
+    let operator = Operator::start(space.clone(), "pg", seed).await;
+    let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let config = following(&kube, &operator, "stranger");
+    let config = config.setting("metrics_listen_addr", &metrics.to_string());
+    let pooler = config.setting("query_wait_timeout", "1").start().await;
+    let scene = Scene { operator, pooler, kube, metrics, _turn };
+    // Without a right, there are only the operator's Services, and no DNS here that knows them.
+    scene.shows("verify", "unreachable").await;
+    let shown = scene.shown().await;
+    assert_eq!((shown["primary"].as_str(), shown["source"].as_str()), ("pg-rw", "unreachable"));
+    assert!(shown["detail"].starts_with("the primary pg-rw does not answer: "), "{shown:?}");
+    assert_eq!(scene.metric("pgweir_cluster_source_up{cluster=\"pg\"}").await, 0.0);
+    scene.pooler.logs("is forbidden: User \"stranger\"").await;
+    let refusal = scene.pooler.refuses(&Login::new("app", "app")).await;
+    assert!(refusal.contains("query_wait_timeout"), "{refusal}");
+    scene.operator.space.grant("stranger", scene.operator.rules()).await;
+    scene.shows("open", "NULL").await;
+    assert_eq!(scene.metric("pgweir_cluster_source_up{cluster=\"pg\"}").await, 1.0);
+    scene.serves().await;
+}
+
+#[tokio::test]
+async fn clients_go_on_while_the_api_is_away_and_a_switchover_afterwards_is_followed() {
+    let away_s = std::env::var("PGWEIR_API_AWAY_SECONDS").ok().and_then(|text| text.parse().ok());
+    let away = Duration::from_secs(away_s.unwrap_or(4));
+    let (seed, _) = chance("API away");
+    let mut scene = Scene::at(Arc::new(Kube::start().await), seed, |config| config).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    scene.knows_all().await;
+    ledger.writes(50).await;
+    let kube = Arc::get_mut(&mut scene.kube).expect("nobody shares it");
+    kube.stop_api();
+    let gone = Instant::now();
+    let source = "pgweir_cluster_source_up{cluster=\"pg\"}";
+    eventually("the source is away", async || scene.metric(source).await == 0.0).await;
+    while gone.elapsed() < away {
+        ledger.writes(50).await;
+    }
+    scene.shows("open", "NULL").await;
+    let kube = Arc::get_mut(&mut scene.kube).expect("nobody shares it");
+    assert!(kube.start_api().await, "the server starts again at its port");
+    eventually("the source is back", async || scene.metric(source).await == 1.0).await;
+    let to = scene.operator.any_standby();
+    let moved = scene.operator.switch_over(to).await;
+    ledger.writes(100).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, to, LOST).await;
+    only_what_was_open_failed(&books, &[moved]);
+    print_and_judge("after the API was away", vec![books.served_after(moved.named, CLIENTS).0]);
+}
+
+// ---- another cluster ----
+
+/// The rows of the ledger of a cluster.
+async fn rows(operator: &Operator) -> HashSet<i64> {
+    let rows = operator.replicas.sql(operator.primary, "SELECT n FROM ledger").await;
+    rows.iter().map(|row| row[0].parse().expect("a number")).collect()
+}
+
+#[tokio::test]
+async fn a_database_is_rerouted_and_back_and_each_row_is_in_one_cluster() {
+    let (seed, _) = chance("reroute");
+    let kube = Kube::shared().await;
+    let turn = ONE_AT_A_TIME.lock().await;
+    let space = kube.space().await;
+    let first = Operator::start(space.clone(), "pg", seed).await;
+    let second = Operator::start(space.clone(), "other", seed).await;
+    let mut rules = first.rules();
+    rules.as_array_mut().expect("a list").extend(second.rules().as_array().expect("a list").clone());
+    space.grant("follower", rules).await;
+    let other = format!("other = source=cnpg namespace={} port={}\n", space.name, second.replicas.port);
+    let pooler = following(&kube, &first, "follower").sections(&other).start().await;
+    let mut ledger = Ledger::start(&pooler.tcp(), CLIENTS, seed);
+    // When the database was at which cluster: what ended or began in between may be at either.
+    let mut turns = Vec::new();
+    let mut began = Instant::now();
+    for to in ["other", "pg", "other", "pg"] {
+        ledger.writes(100).await;
+        let asked = Instant::now();
+        pooler.admin(&format!("REROUTE app {to}")).await;
+        println!("  REROUTE app {to} took {:?}", asked.elapsed());
+        turns.push((began, asked));
+        began = Instant::now();
+    }
+    ledger.writes(100).await;
+    turns.push((began, Instant::now()));
+    let books = ledger.stop().await;
+    let clusters = [rows(&first).await, rows(&second).await];
+    for entry in &books.0 {
+        assert_eq!(entry.outcome, Outcome::Acknowledged, "{entry:?}");
+        let at = |cluster: &HashSet<i64>| entry.rows.clone().filter(|n| cluster.contains(n)).count();
+        let all = entry.rows.clone().count();
+        let found = clusters.each_ref().map(at);
+        assert!(found == [all, 0] || found == [0, all], "{entry:?} is in the clusters {found:?} times");
+        let its = turns.iter().position(|(from, to)| entry.began > *from && entry.ended < *to);
+        if let Some(number) = its {
+            assert_eq!(found[number % 2], all, "{entry:?} in turn {number} of {turns:?}");
+        }
+    }
+    println!("  {} attempts: {}", books.0.len(), books.summary());
+    drop(turn);
 }
