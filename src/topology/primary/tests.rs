@@ -169,12 +169,14 @@ fn trouble_at_the_primary_has_it_asked_before_anything_new_begins() {
     assert_eq!(case.why(), "unreachable");
     assert!(case.gate.poll_verify(case.now).is_some());
     case.gate.handle_silence(&place("a"), "connection refused", case.now);
+    case.is("verify", "a", &[Act::Drain(place("a"))]);
     assert_eq!(case.gate.poll_verify(case.now), None, "there is a pause");
     let mut pause = RETRY_FIRST;
     for _ in 0..10 {
         case.now += pause;
         assert!(case.gate.poll_verify(case.now).is_some(), "after {pause:?}");
         case.gate.handle_silence(&place("a"), "connection refused", case.now);
+        case.is("verify", "a", &[Act::Drain(place("a"))]);
         pause = (pause * 2).min(RETRY_MAX);
     }
     case.identity("a", primary(1));
