@@ -26,7 +26,7 @@ impl Keys {
             // A terminal that does not take it keeps its lines: keys then need Enter.
             let _ = tcsetattr(&stdin, OptionalActions::Now, &one_by_one);
             std::thread::spawn(move || {
-                for key in std::io::stdin().bytes().map_while(Result::ok) {
+                for key in std::io::stdin().lock().bytes().map_while(Result::ok) {
                     if sender.blocking_send(key).is_err() {
                         return;
                     }
