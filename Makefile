@@ -18,8 +18,10 @@ ARGS ?=
 CASES ?= 20000
 # How long `make fuzz` feeds each target of fuzz/ with bytes, in seconds.
 FUZZ_SECONDS ?= 30
+# How often `make test-failover` moves the primary in each of the ways there are.
+FAILOVER_RUNS ?= 20
 
-.PHONY: help demo test lint unit integration bench fuzz
+.PHONY: help demo test lint unit integration test-failover bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +46,10 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
 	@scripts/setup build postgres drivers kube
 	$(TEST) --test '*'
+
+test-failover: ## every failover and switchover 20 times, with other timings each time: make test-failover FAILOVER_RUNS=100
+	@scripts/setup build postgres kube
+	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) $(CARGO) test --test failover --test operator -- --nocapture
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup build bench

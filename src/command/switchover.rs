@@ -11,7 +11,7 @@ use crate::topology::kube::operate::{ApiFailure, Leadership, Operated};
 use crate::topology::kube::{Kubernetes, NoApi};
 
 /// How often it is looked whether the primary has moved.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// The arguments of `pgweir switchover`.
 #[derive(Clone, Debug, clap::Args)]

@@ -389,8 +389,23 @@ impl Follower {
             self.act(act).await;
         }
         self.log_why();
+        self.let_servers_end();
         self.publish(now);
         self.answer_holds();
+    }
+
+    /// A server that shuts down smartly waits for every session, also for a monitor's.
+    fn let_servers_end(&self) {
+        let drained = match self.gate.state() {
+            State::Draining(member, _) => Some(&member.place),
+            State::Open(_) | State::Hold(_) | State::Verify { .. } => None,
+        };
+        for known in self.known.values() {
+            let ends = known.member.terminating || drained == Some(&known.member.place);
+            if let Some(monitor) = &known.monitor {
+                monitor.bell.be_brief(ends);
+            }
+        }
     }
 
     /// Whether we are probably cut off together with the primary: the API has been away for long, and of all

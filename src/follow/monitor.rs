@@ -63,6 +63,7 @@ pub struct Bell {
     anew: AtomicBool,
     /// Since when an answer is awaited.
     asked: Mutex<Option<Instant>>,
+    brief: AtomicBool,
 }
 
 impl Bell {
@@ -80,6 +81,13 @@ impl Bell {
     pub fn ring_anew(&self) {
         self.anew.store(true, Ordering::Release);
         self.ring();
+    }
+
+    /// Keep no session between two questions: the server may be about to end, and would wait for it.
+    pub fn be_brief(&self, brief: bool) {
+        if !self.brief.swap(brief, Ordering::AcqRel) && brief {
+            self.ring_anew();
+        }
     }
 }
 
@@ -103,6 +111,9 @@ pub async fn watch(
             None => ask(&mut connection, &recipe, &session).await,
         };
         *bell.asked.lock() = None;
+        if bell.brief.load(Ordering::Acquire) {
+            connection = None;
+        }
         if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
             return;
         }
