@@ -688,7 +688,7 @@ async fn a_standby_that_falls_behind_gets_no_queries_until_it_has_caught_up() {
 }
 
 #[tokio::test]
-async fn a_killed_standby_costs_no_error_and_gets_nothing_soon() {
+async fn a_killed_standby_costs_what_ran_on_it_and_gets_nothing_soon() {
     let (_, mut chance) = chance("killed standby");
     for _ in 0..runs() {
         let mut scene = Scene::start().await;
@@ -699,7 +699,8 @@ async fn a_killed_standby_costs_no_error_and_gets_nothing_soon() {
         scene.replicas.kill(1);
         for reader in readers {
             let (errors, last) = reader.await.expect("a reader does not panic");
-            assert_eq!(errors, 0);
+            // What had reached it may be done: that is told, and never sent again.
+            assert!(errors <= 1, "{errors} errors of one reader");
             let after = last.saturating_duration_since(killed);
             assert!(after < Duration::from_secs(1), "{after:?}");
         }

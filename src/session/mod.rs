@@ -14,6 +14,7 @@ pub mod login;
 pub mod peers;
 pub mod plane;
 mod relay;
+mod resend;
 mod time;
 pub mod views;
 

@@ -8,19 +8,20 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::{Farewell, Phase, READS_MAX, SENT_AGAIN_MAX, Scratch, Session, since};
+use super::resend::is_going_away;
+use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::pool::Lease;
-use crate::protocol::upstream::{self, Body, Upstream};
+use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::originate;
 
 /// What a look at one side brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pumped {
+pub(super) enum Pumped {
     /// Something; there may be more.
     Some,
     /// Nothing now; the task is woken when there is.
@@ -77,7 +78,7 @@ impl Forward<'_> {
 }
 
 impl Session {
-    fn lease(&mut self) -> &mut Lease {
+    pub(super) fn lease(&mut self) -> &mut Lease {
         match &mut self.phase {
             Phase::Leased(lease) => lease,
             Phase::Idle | Phase::Waiting(_) => unreachable!("the relay runs only with a lease"),
@@ -439,22 +440,6 @@ impl Session {
         self.undo(exists);
     }
 
-    /// Whether it is a FATAL error behind the last answer of a transaction. The server ends, and the
-    /// client, which has all that it asked for, goes on with another one.
-    fn is_parting_word(&mut self, body: &[u8]) -> bool {
-        let is_session = self.group.mode.get() == PoolMode::Session;
-        let lease = self.lease();
-        let fields = backend::error_fields(body);
-        if is_session || !fields.is_fatal() || !lease.pipeline.is_idle() {
-            return false;
-        }
-        lease.parts().1.fatal_seen = true;
-        if is_going_away(fields.code) {
-            lease.site().report(&String::from_utf8_lossy(fields.message));
-        }
-        true
-    }
-
     /// Takes back what a failed batch did not do.
     fn undo(&mut self, exists: bool) {
         let Phase::Leased(lease) = &mut self.phase else { return };
@@ -494,80 +479,6 @@ impl Session {
         self.lease().parts().1.proving = false;
         self.parameters = Arc::clone(&self.lease().parameters);
         Ok(())
-    }
-
-    // ---- a server that goes away ----
-
-    /// Whether the server's first answer is an error that says: I did nothing, ask another one.
-    fn may_send_again(&mut self, body: &[u8]) -> bool {
-        if !self.may_change_server() {
-            return false;
-        }
-        let fields = backend::error_fields(body);
-        let Phase::Leased(lease) = &mut self.phase else { return false };
-        let refused = match fields.is_fatal() {
-            true => fields.code == sqlstate::ADMIN_SHUTDOWN.as_bytes(),
-            // Only a standby says so of every write; a transaction that is read only says it of its own.
-            false => {
-                fields.code == sqlstate::READ_ONLY_SQL_TRANSACTION.as_bytes()
-                    && lease.in_recovery
-                    && lease.site().in_recovery == Some(false)
-            }
-        };
-        // The server goes through our own SETs first, which may even be proved before anything else is sent.
-        let is_before =
-            lease.loan().proving || lease.pipeline.runs_own_query() && lease.flight.is_repeatable();
-        let is_harmless = is_before || lease.flight.resendable(self.statements.as_deref()).is_some();
-        if !refused || !is_harmless {
-            return false;
-        }
-        lease.site().report(&String::from_utf8_lossy(fields.message));
-        true
-    }
-
-    /// Whether another server of the cluster is as good: not in session mode, where the session is.
-    fn may_change_server(&self) -> bool {
-        self.follows && self.sent_again < SENT_AGAIN_MAX && self.group.mode.get() != PoolMode::Session
-    }
-
-    /// The end of the server's stream. What no byte of has gone to it may go to another one, and so may
-    /// what a standby was asked: it cannot have changed anything. That once only, for it may have
-    /// been the request that ended the server.
-    fn note_server_gone(&mut self, told: bool) -> Result<Pumped, Farewell> {
-        let may_change = self.may_change_server();
-        let is_first = self.sent_again == 0;
-        let Phase::Leased(lease) = &self.phase else {
-            unreachable!("the relay runs only with a lease");
-        };
-        lease.site().note_lost(Instant::now());
-        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        let only_read = is_first
-            && lease.site().in_recovery == Some(true)
-            && lease.flight.resendable(self.statements.as_deref()).is_some();
-        match may_change && !told && (untouched || only_read) {
-            true => Ok(self.send_again("server conn crashed?")),
-            false => Err(Farewell::ServerGone { told }),
-        }
-    }
-
-    /// Gives the server up, and has the client's bytes go to the next one as if they came just now.
-    fn send_again(&mut self, reason: &str) -> Pumped {
-        let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            unreachable!("the relay runs only with a lease");
-        };
-        let changes = lease.pipeline.abandon();
-        statements::undo(changes, self.statements.as_deref_mut(), &mut lease.statements);
-        let mut again = lease.flight.take();
-        if let Some(carry) = self.carry.take() {
-            again.extend_from_slice(&carry);
-        }
-        self.carry = (!again.is_empty()).then(|| Box::new(again));
-        self.needed = 0;
-        self.body = Body::default();
-        self.sent_again += 1;
-        self.plane.metrics.borrow_mut().sent_again += 1;
-        lease.close(reason);
-        Pumped::Released
     }
 
     // ---- the end of a lease ----
@@ -626,11 +537,6 @@ impl Session {
         }
         Ok(Pumped::Released)
     }
-}
-
-/// Whether it is the code of an error by which a server goes away, whatever was asked.
-fn is_going_away(code: &[u8]) -> bool {
-    sqlstate::IS_GOING_AWAY.iter().any(|known| known.as_bytes() == code)
 }
 
 fn duplicate_statement(name: &[u8]) -> BytesMut {
