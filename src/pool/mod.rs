@@ -6,6 +6,7 @@
 
 pub mod access;
 mod lease;
+mod opening;
 pub mod quota;
 pub mod state;
 mod upkeep;
@@ -22,10 +23,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::auth::ServerSecret;
 use crate::config::{PoolPolicy, Role};
-use crate::error::{SqlError, sqlstate};
+use crate::error::SqlError;
 use crate::metrics::micros;
 use crate::net::endpoint::{Endpoint, TcpOptions};
-use crate::server::login::{OpenError, Recipe, Welcome};
+use crate::server::login::Welcome;
 use crate::server::{ServerConnection, Session};
 use access::{Access, Seat, Site};
 pub use lease::Lease;
@@ -206,10 +207,6 @@ const LOOK_AFTER: Duration = Duration::from_millis(5);
 const DIED_IDLE: &str = "server conn crashed?";
 
 const NOT_WANTED: &str = "server connection is no longer wanted";
-
-/// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
-/// follower knows better when it is worth trying, and closes the access meanwhile.
-const CLUSTER_RETRY: Duration = Duration::from_millis(50);
 
 /// A request to a worker: open a server for this pool.
 pub type OpenRequest = Arc<Pool>;
@@ -437,171 +434,6 @@ impl Pool {
                 Err(surplus) => return close(surplus, NOT_WANTED),
             }
         }
-    }
-
-    /// Asks for as many new servers as the queue and the limits call for.
-    pub fn open_more(self: &Arc<Self>, worker: usize, now: Instant) {
-        if self.is_failing(now) || self.is_retired() {
-            return;
-        }
-        let wanted = self.state.lock().begin_openings(now);
-        for _ in 0..wanted {
-            self.request_open(worker);
-        }
-    }
-
-    /// The attempt was begun in the ledger.
-    fn request_open(self: &Arc<Self>, worker: usize) {
-        if self.openers[worker].send(Arc::clone(self)).is_err() {
-            // The worker has stopped: the process is on its way out.
-            self.state.lock().end_opening();
-        }
-    }
-
-    /// Whether the last attempt failed less than `server_login_retry` ago.
-    fn is_failing(&self, now: Instant) -> bool {
-        let settings = self.settings.load();
-        let retry = if settings.cluster.is_some() { CLUSTER_RETRY } else { settings.login_retry };
-        let failure = self.failure.lock();
-        failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
-    }
-
-    /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
-    pub async fn open(self: Arc<Self>, worker: usize) {
-        let (Some(permits), Some(seat)) = (self.permits(), self.seat()) else {
-            self.state.lock().end_opening();
-            return;
-        };
-        let recipe = self.recipe(&seat.0);
-        let epoch = self.epoch.load(Ordering::Acquire);
-        let opened = tokio::select! {
-            opened = recipe.open(&self.session, worker, epoch) => opened,
-            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
-            () = seat.0.closed() => Err(OpenError::Unwanted),
-        };
-        let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
-            Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
-                Err(OpenError::WrongRole { in_recovery: !expected })
-            }
-            _ => Ok((server, welcome)),
-        });
-        let now = Instant::now();
-        match opened {
-            Ok((server, welcome)) => {
-                tracing::info!(
-                    "S-{:#x}: {}/{}@{} new connection to server",
-                    server.id,
-                    self.target.database,
-                    self.target.user,
-                    recipe.endpoint
-                );
-                self.counters.connects.fetch_add(1, Ordering::Relaxed);
-                *self.failure.lock() = None;
-                self.welcome.store(Some(Arc::new(welcome)));
-                let membership = Membership::new(&self, epoch);
-                let pooled = Pooled { server, loan: Loan::new(now), membership, seat, _permits: permits };
-                self.place_opened(Box::new(pooled), worker, now);
-            }
-            Err(OpenError::Unwanted) => self.state.lock().end_opening(),
-            Err(error) => self.note_failure(&error, &seat.0, now),
-        }
-        self.open_more(worker, now);
-    }
-
-    fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
-        if pooled.seat.0.is_closed() {
-            // The topology moved on while it logged in.
-            self.state.lock().end_opening();
-            return close(pooled, NOT_WANTED);
-        }
-        let placed = self.state.lock().opened(pooled, worker, now);
-        match placed {
-            Ok(None) => {}
-            Ok(Some((slot, server))) => {
-                if let Err(server) = slot.grant(server) {
-                    self.put_back(server, now);
-                }
-            }
-            Err(surplus) => close(surplus, NOT_WANTED),
-        }
-    }
-
-    fn permits(&self) -> Option<[Permit; 2]> {
-        let [database, user] = &self.quotas;
-        Some([database.take()?, user.take()?])
-    }
-
-    /// A place at the server that has the fewest connections; `None` while the pool is held.
-    fn seat(&self) -> Option<Seat> {
-        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed);
-        Seat::least_used(&self.access.load().sites, turn)
-    }
-
-    fn recipe(&self, site: &Site) -> Recipe {
-        let settings = self.settings.load();
-        Recipe {
-            endpoint: Arc::clone(&site.endpoint),
-            options: settings.tcp,
-            user: self.target.user.to_string(),
-            database: settings.database.clone(),
-            parameters: settings.parameters.clone(),
-            secret: Arc::clone(&self.secret.lock()),
-            timeout: settings.connect_timeout,
-            connect_query: settings.connect_query.clone(),
-            statements_max: settings.statements_max,
-        }
-    }
-
-    fn note_failure(&self, error: &OpenError, site: &Site, now: Instant) {
-        let Target { database, user } = &self.target;
-        tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
-        if error.tells_of_the_server() {
-            site.report(&error.to_string());
-        }
-        self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
-        let refusal = match error {
-            // Not an answer to the login, but to the moment: the next attempt may well succeed.
-            OpenError::Refused(error) if error.code == sqlstate::CANNOT_CONNECT_NOW => None,
-            OpenError::Refused(error) => Some(error.clone()),
-            OpenError::Auth(error) => Some(
-                SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
-                    .detail(error.to_string()),
-            ),
-            OpenError::Io(_)
-            | OpenError::Timeout
-            | OpenError::Protocol(_)
-            | OpenError::WrongRole { .. }
-            | OpenError::Unwanted => None,
-        };
-        let mut state = self.state.lock();
-        state.end_opening();
-        let turned_away = match &refusal {
-            Some(_) if state.leased() + state.idle_count() == 0 => state.take_waiters(),
-            _ => Vec::new(),
-        };
-        drop(state);
-        *self.failure.lock() = Some(Failure { at: now, refusal: refusal.clone() });
-        if let Some(refusal) = refusal {
-            for slot in turned_away {
-                slot.fail(refusal.clone());
-            }
-        }
-    }
-
-    /// Why a login need not wait: the server refused the last one, and it is too early to try again.
-    pub fn cached_refusal(&self, now: Instant) -> Option<SqlError> {
-        if !self.is_failing(now) {
-            return None;
-        }
-        let failure = self.failure.lock();
-        let refusal = failure.as_ref()?.refusal.as_ref()?;
-        let state = self.state.lock();
-        if state.leased() + state.idle_count() > 0 {
-            return None;
-        }
-        let message =
-            format!("server login has been failing, cached error: {} (server_login_retry)", refusal.message);
-        Some(SqlError { message: message.into(), ..refusal.clone() })
     }
 
     /// What the first server said of itself, once there was one.
