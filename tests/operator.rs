@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use support::kube::{Kube, Space};
 use support::ledger::{Books, Ledger, Outcome};
+use support::message::{bind, execute, parse, query, run_of, sync};
 use support::operator::{CLUSTER, Moved, Operator, POD, Patroni};
 use support::pooler::Config;
 use support::process::free_port;
@@ -494,6 +495,28 @@ async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
         firsts.push(first);
     }
     print_and_judge("frozen node", firsts);
+}
+
+#[tokio::test]
+async fn what_does_nothing_goes_from_a_frozen_node_to_the_next_primary() {
+    let (seed, _) = chance("begin at a frozen node");
+    let mut scene = Scene::start(seed).await;
+    scene.serves().await;
+    scene.knows_all().await;
+    let batches = [query("BEGIN"), run_of([parse("s", "INSERT INTO ledger VALUES (1)"), sync()])];
+    let mut clients = Vec::new();
+    for _ in &batches {
+        clients.push(scene.pooler.client().await);
+    }
+    scene.operator.replicas.freeze(0);
+    for (client, bytes) in clients.iter_mut().zip(batches) {
+        client.send(bytes).await;
+    }
+    scene.operator.fail_over().await;
+    clients[0].ready(1).await.is("C(BEGIN) Z(T)");
+    clients[0].query("INSERT INTO ledger VALUES (2); COMMIT").await.is("C C Z(I)");
+    clients[1].ready(1).await.is("1 Z(I)");
+    clients[1].ask(run_of([bind("", "s", &[]), execute("", 0), sync()])).await.is("2 C Z(I)");
 }
 
 // ---- when there is nobody to write to ----

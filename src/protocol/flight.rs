@@ -116,6 +116,12 @@ impl Flight {
         self.first && !self.answered && !self.overflow && !self.is_settled()
     }
 
+    /// Whether it leaves nothing behind wherever it got to: it prepares a statement or begins a transaction, and
+    /// nothing of it was answered.
+    pub fn does_nothing(&self, client: Option<&ClientStatements>) -> bool {
+        self.is_repeatable() && matches!(self.kinds(client).as_deref(), Some([] | [Kind::Begin]))
+    }
+
     /// Whether nobody can know whether it is committed: a COMMIT, or a statement outside of a
     /// transaction that may write.
     pub fn is_unknown(&self, client: Option<&ClientStatements>) -> bool {
@@ -268,6 +274,23 @@ mod tests {
         let mut settled = flight(&query("begin"), true);
         settled.settle();
         assert_eq!(settled.resendable(None), None, "the transaction that it began is open");
+    }
+
+    #[test]
+    fn only_a_parse_or_a_begin_does_nothing() {
+        let does_nothing = |bytes: Vec<u8>, outside| flight(&bytes, outside).does_nothing(None);
+        let parse = [message(b'P', b"s\0insert into t values (1)\0\0\0"), message(b'S', b"")].concat();
+        assert!(does_nothing(parse.clone(), true) && !does_nothing(parse, false));
+        for bytes in [query("begin"), extended("begin")] {
+            assert!(does_nothing(bytes.clone(), true));
+            assert!(!does_nothing(bytes[..bytes.len() - 6].to_vec(), true), "half of it");
+        }
+        for sql in ["select f()", "begin; insert into t values (1)", "insert into t values (1)", "commit"] {
+            assert!(!does_nothing(query(sql), true), "{sql}");
+        }
+        let mut answered = flight(&query("begin"), true);
+        answered.note_answer();
+        assert!(!answered.does_nothing(None));
     }
 
     #[test]

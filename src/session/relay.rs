@@ -531,8 +531,8 @@ impl Session {
     }
 
     /// The end of the server's stream. What no byte of has gone to it may go to another one, and so may
-    /// what a standby was asked: it cannot have changed anything. That once only, for it may have
-    /// been the request that ended the server.
+    /// what a standby was asked, or what does nothing: it cannot have changed anything. That once only, for
+    /// it may have been the request that ended the server.
     fn note_server_gone(&mut self, told: bool) -> Result<Pumped, Farewell> {
         let may_change = self.may_change_server();
         let is_first = self.sent_again == 0;
@@ -541,13 +541,27 @@ impl Session {
         };
         lease.site().report("the connection was lost");
         let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        let only_read = is_first
-            && lease.site().in_recovery == Some(true)
+        let only_read = lease.site().in_recovery == Some(true)
             && lease.flight.resendable(self.statements.as_deref()).is_some();
-        match may_change && !told && (untouched || only_read) {
+        let harmless = only_read || lease.flight.does_nothing(self.statements.as_deref());
+        match may_change && !told && (untouched || is_first && harmless) {
             true => Ok(self.send_again("server conn crashed?")),
             false => Err(Farewell::ServerGone { told }),
         }
+    }
+
+    /// The server is not the primary any more. Takes what it was asked to the next one, if nothing is lost by
+    /// that; returns whether it was.
+    pub(super) fn moves_on(&mut self) -> bool {
+        let may_change = self.may_change_server();
+        let Phase::Leased(lease) = &self.phase else { return false };
+        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
+        let harmless = untouched || lease.flight.does_nothing(self.statements.as_deref());
+        let moves = may_change && harmless && !lease.loan().fatal_seen && !lease.loan().closing;
+        if moves {
+            self.send_again("server is no longer the primary");
+        }
+        moves
     }
 
     /// Gives the server up, and has the client's bytes go to the next one as if they came just now.
