@@ -2,8 +2,10 @@
 //! it is and how far it is. The pools' connections are never used for that, so a pool full of stuck
 //! queries hides nothing.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,6 +21,9 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long an answer may take, and a login. A frozen server answers nothing, and must not be waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes that are read at once of what a server says without being asked.
+const NEWS_MAX: usize = 1024;
 
 /// A connection older than this is replaced. A server that shuts down smartly answers on old ones as if
 /// nothing was, and waits for us to close them: only a new login tells.
@@ -117,9 +122,25 @@ pub async fn watch(
         if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
             return;
         }
-        // Waking early is what it is for; the time's passing is no error.
-        let _ = timeout(INTERVAL, bell.rung.notified()).await;
+        rest(&mut connection, &session, &bell).await;
     }
+}
+
+/// Until it is time to ask, the bell rings, or the server ends the session: what that means is asked at once.
+async fn rest(connection: &mut Option<ServerConnection>, session: &Session, bell: &Bell) {
+    let mut buffer = [0; NEWS_MAX];
+    let ended = poll_fn(|context| {
+        let mut ends = |open: &mut ServerConnection| open.poll_idle(context, &mut buffer, session).is_err();
+        if connection.as_mut().is_some_and(&mut ends) { Poll::Ready(()) } else { Poll::Pending }
+    });
+    let woken = async {
+        tokio::select! {
+            () = ended => {}
+            () = bell.rung.notified() => {}
+        }
+    };
+    // Waking early is what it is for; the time's passing is no error.
+    let _ = timeout(INTERVAL, woken).await;
 }
 
 /// Over the connection that is there; if that is lost, over a new one.

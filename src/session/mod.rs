@@ -270,6 +270,9 @@ impl Session {
     fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
         loop {
             if let Some(doom) = self.doom.take() {
+                if matches!(*doom, Farewell::Severed) && self.moves_on() {
+                    continue;
+                }
                 return Poll::Ready(*doom);
             }
             let step = match &self.phase {

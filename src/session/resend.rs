@@ -57,6 +57,19 @@ impl Session {
         }
     }
 
+    /// The server is not the primary any more. Takes what never reached it to the next one; returns whether
+    /// there was that alone.
+    pub(super) fn moves_on(&mut self) -> bool {
+        let may_change = self.may_change_server();
+        let Phase::Leased(lease) = &self.phase else { return false };
+        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
+        let moves = may_change && untouched && !lease.loan().fatal_seen && !lease.loan().closing;
+        if moves {
+            self.send_again("server is no longer the primary");
+        }
+        moves
+    }
+
     /// Gives the server up, and has the client's bytes go to the next one as if they came just now.
     pub(super) fn send_again(&mut self, reason: &str) -> Pumped {
         let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
