@@ -164,7 +164,8 @@ fn print_and_judge(what: &str, mut firsts: Vec<Duration>) {
     firsts.sort();
     let median = firsts[firsts.len() / 2];
     println!("{what}: first writes after {firsts:?}, median {median:?}");
-    assert!(median < Duration::from_millis(100), "median of {firsts:?}");
+    // One alone says nothing of the middle.
+    assert!(median < Duration::from_millis(100) || firsts.len() < 3, "median of {firsts:?}");
     assert!(firsts[firsts.len() - 1] < Duration::from_millis(500), "worst of {firsts:?}");
 }
 

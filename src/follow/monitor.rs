@@ -180,13 +180,18 @@ async fn renew(
     recipe: &Recipe,
     session: &Session,
 ) -> Result<Status, Arc<str>> {
+    let mut session_lost = false;
     *connection = match timeout(PATIENCE, recipe.open(session, 0, 0)).await {
-        Ok(Ok((new, _))) => Some(new),
+        Ok(Ok((new, _))) => {
+            session_lost = !old.socket.is_silent_and_open();
+            Some(new)
+        }
         Ok(Err(error)) if !error.tells_of_the_server() => Some(old),
         Ok(Err(error)) => return Err(error.to_string().into()),
         Err(_) => return Err(silence()),
     };
-    ask(connection, recipe, session).await
+    let status = ask(connection, recipe, session).await?;
+    Ok(Status { session_lost: session_lost || status.session_lost, ..status })
 }
 
 fn silence() -> Arc<str> {
