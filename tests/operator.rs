@@ -439,7 +439,8 @@ async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)
         let mut scene = Scene::start(seed).await;
         let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
         scene.knows_all().await;
-        ledger.writes(chance.random_range(50..200)).await;
+        // So many that every client has logged in: a login is no transaction.
+        ledger.writes(chance.random_range(200..400)).await;
         fault(&mut scene).await;
         let named = scene.operator.fail_over().await;
         ledger.writes(200).await;
@@ -475,7 +476,7 @@ async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
         let mut scene = Scene::start(seed).await;
         let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
         scene.knows_all().await;
-        ledger.writes(chance.random_range(50..200)).await;
+        ledger.writes(chance.random_range(200..400)).await;
         scene.operator.freeze_primary().await;
         let named = scene.operator.fail_over().await;
         ledger.writes(100).await;
