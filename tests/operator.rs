@@ -177,6 +177,7 @@ async fn a_planned_switchover_costs_what_is_open_at_the_fast_shutdown_and_nothin
     let mut moves = Vec::new();
     for run in 0..runs() {
         scene.knows_all().await;
+        ledger.all_write().await;
         ledger.writes(chance.random_range(50..200)).await;
         let mut open = scene.pooler.client().await;
         open.query(&format!("BEGIN; INSERT INTO ledger VALUES (-{})", 100 + run)).await.is("C C Z(T)");
@@ -439,8 +440,8 @@ async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)
         let mut scene = Scene::start(seed).await;
         let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
         scene.knows_all().await;
-        // So many that every client has logged in: a login is no transaction.
-        ledger.writes(chance.random_range(200..400)).await;
+        ledger.all_write().await;
+        ledger.writes(chance.random_range(50..200)).await;
         fault(&mut scene).await;
         let named = scene.operator.fail_over().await;
         ledger.writes(200).await;
@@ -476,7 +477,8 @@ async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
         let mut scene = Scene::start(seed).await;
         let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
         scene.knows_all().await;
-        ledger.writes(chance.random_range(200..400)).await;
+        ledger.all_write().await;
+        ledger.writes(chance.random_range(50..200)).await;
         scene.operator.freeze_primary().await;
         let named = scene.operator.fail_over().await;
         ledger.writes(100).await;

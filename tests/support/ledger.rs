@@ -75,6 +75,9 @@ pub struct Ledger {
     clients: JoinSet<()>,
     entries: mpsc::UnboundedReceiver<Entry>,
     acknowledged: watch::Receiver<u64>,
+    /// How many clients have written at all.
+    writers: watch::Receiver<usize>,
+    count: usize,
 }
 
 /// What all clients have written down.
@@ -98,6 +101,8 @@ impl Ledger {
         let stop = Arc::new(AtomicBool::new(false));
         let (book, entries) = mpsc::unbounded_channel();
         let (counter, acknowledged) = watch::channel(0);
+        let (first, writers) = watch::channel(0);
+        let count = numbers.len();
         let mut clients = JoinSet::new();
         for number in numbers {
             let writer = Writer {
@@ -107,9 +112,16 @@ impl Ledger {
                 next_row: i64::try_from(number).expect("few clients") * ROWS_MAX,
                 chance: StdRng::seed_from_u64(seed.wrapping_add(number as u64)),
             };
-            clients.spawn(writer.run(stop.clone(), book.clone(), counter.clone()));
+            clients.spawn(writer.run(stop.clone(), book.clone(), counter.clone(), first.clone()));
         }
-        Ledger { stop, clients, entries, acknowledged }
+        Ledger { stop, clients, entries, acknowledged, writers, count }
+    }
+
+    /// Waits until every client has logged in and written: a login that is lost is no transaction.
+    pub async fn all_write(&mut self) {
+        let count = self.count;
+        let all = tokio::time::timeout(PATIENCE, self.writers.wait_for(|writers| *writers == count));
+        all.await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: all write")).expect("clients run");
     }
 
     /// Waits until so many further writes are acknowledged.
@@ -220,7 +232,9 @@ impl Writer {
         stop: Arc<AtomicBool>,
         book: mpsc::UnboundedSender<Entry>,
         counter: watch::Sender<u64>,
+        first: watch::Sender<usize>,
     ) {
+        let mut has_written = false;
         while !stop.load(Ordering::Relaxed) {
             let deed = DEEDS[self.chance.random_range(0..DEEDS.len())];
             let length = if matches!(deed, Deed::Transaction | Deed::Batch) { 2 } else { 1 };
@@ -230,6 +244,9 @@ impl Writer {
             let outcome = self.write(deed, rows.clone()).await;
             if outcome == Outcome::Acknowledged {
                 counter.send_modify(|count| *count += 1);
+                if !std::mem::replace(&mut has_written, true) {
+                    first.send_modify(|writers| *writers += 1);
+                }
             } else {
                 self.connection = None;
             }
