@@ -654,7 +654,7 @@ async fn role_ro_reads_from_both_standbys_alike_and_never_writes() {
     reader.query("INSERT INTO ledger VALUES (1)").await.is("E(25006) Z(I)");
     let both = async || shares(&scene, 8, 10).await[1..].iter().all(|share| *share > 0);
     eventually("both standbys read", both).await;
-    let shares = shares(&scene, 8, 250).await;
+    let shares = shares(&scene, 8, 600).await;
     println!("shares of the load: {shares:?}");
     assert_eq!(shares[0], 0, "the primary");
     let difference = shares[1].abs_diff(shares[2]);

@@ -31,7 +31,9 @@ impl Readers {
         });
         for member in chosen {
             if !self.serves(&member.place) {
-                self.sites.push(Site::of_cluster(member.place.clone(), Some(true), alarm));
+                let site = Site::of_cluster(member.place.clone(), Some(true), alarm);
+                site.join(&self.sites);
+                self.sites.push(site);
             }
         }
         self.sites.clone()

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,8 @@ pub struct Site {
     connections: AtomicU32,
     /// Connections to it that are lent to clients.
     leased: AtomicU32,
+    /// How often one was lent, for an even share among equals.
+    served: AtomicU64,
     closed: AtomicBool,
     /// Rings when it closes.
     closing: Notify,
@@ -73,6 +75,7 @@ impl Site {
             in_recovery: None,
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
+            served: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
             lost: Mutex::new(None),
@@ -88,6 +91,7 @@ impl Site {
             in_recovery,
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
+            served: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
             lost: Mutex::new(None),
@@ -138,7 +142,19 @@ impl Site {
         self.leased.load(Ordering::Relaxed)
     }
 
+    /// What it has to do: connections that are lent now, and among equals, those that were.
+    pub(super) fn load(&self) -> (u32, u64) {
+        (self.leased(), self.served.load(Ordering::Relaxed))
+    }
+
+    /// Begins among these as if it had had its share all along, and not with all that they had.
+    pub fn join(&self, others: &[Arc<Site>]) {
+        let served = others.iter().map(|site| site.served.load(Ordering::Relaxed)).max();
+        self.served.store(served.unwrap_or(0), Ordering::Relaxed);
+    }
+
     pub(super) fn note_lent(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
         self.leased.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -357,7 +357,7 @@ impl Pool {
     pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
         loop {
             let mut state = self.state.lock();
-            let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.leased()) else {
+            let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) else {
                 let slot = Slot::new(worker);
                 let ticket = state.enqueue(Arc::clone(&slot), worker, now);
                 drop(state);

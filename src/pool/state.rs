@@ -98,12 +98,24 @@ impl<S, W> PoolState<S, W> {
     /// Lends an idle server: one of `worker`'s own if there is one, else another worker's.
     /// Nobody overtakes: while others wait there is nothing to lend.
     ///
-    /// While servers are [spread](PoolState::set_spread), the longest idle one is lent, unless `load` says
-    /// that the last used one's place has less to do: two to choose from are enough.
-    pub fn acquire(&mut self, worker: usize, now: Instant, load: impl Fn(&S) -> u32) -> Option<Lent<S>> {
+    /// While servers are [spread](PoolState::set_spread), the one of the least `load` is lent, whichever
+    /// worker has it; among equals one of `worker`'s own.
+    pub fn acquire<L: Ord>(
+        &mut self,
+        worker: usize,
+        now: Instant,
+        load: impl Fn(&S) -> L,
+    ) -> Option<Lent<S>> {
         if self.is_shut() || self.idle_count == 0 || !self.waiting.is_empty() {
             return None;
         }
+        let (idle, from) = if self.spread { self.take_least(worker, load) } else { self.take_any(worker) };
+        self.idle_count -= 1;
+        self.leased += 1;
+        Some(Lent { server: idle.server, idle_for: now.saturating_duration_since(idle.since), worker: from })
+    }
+
+    fn take_any(&mut self, worker: usize) -> (Idle<S>, usize) {
         let from = if self.idle[worker].is_empty() {
             let most = (0..self.idle.len()).max_by_key(|index| self.idle[*index].len());
             most.expect("idle_count > 0 was checked, so there is a worker with an idle server")
@@ -111,14 +123,17 @@ impl<S, W> PoolState<S, W> {
             worker
         };
         let stack = &mut self.idle[from];
-        let idle = match self.limits.round_robin || self.spread && is_front_better(stack, load) {
-            true => stack.pop_front(),
-            false => stack.pop_back(),
-        };
-        let idle = idle.expect("idle_count > 0 was checked, and this worker has the most");
-        self.idle_count -= 1;
-        self.leased += 1;
-        Some(Lent { server: idle.server, idle_for: now.saturating_duration_since(idle.since), worker: from })
+        let idle = if self.limits.round_robin { stack.pop_front() } else { stack.pop_back() };
+        (idle.expect("idle_count > 0 was checked, and this worker has the most"), from)
+    }
+
+    fn take_least<L: Ord>(&mut self, worker: usize, load: impl Fn(&S) -> L) -> (Idle<S>, usize) {
+        let places = self.idle.iter().enumerate().flat_map(|(of, stack)| {
+            stack.iter().enumerate().map(move |(place, idle)| (&idle.server, of, place))
+        });
+        let least = places.min_by_key(|(server, of, _)| (load(server), *of != worker));
+        let (_, from, place) = least.expect("idle_count > 0 was checked");
+        (self.idle[from].remove(place).expect("it was just found there"), from)
     }
 
     /// Puts a waiter at the end of the queue.
@@ -360,14 +375,6 @@ impl<S, W> PoolState<S, W> {
     /// How long the first in the queue has waited.
     pub fn longest_wait(&self, now: Instant) -> Duration {
         self.waiting.front().map_or(Duration::ZERO, |first| now.saturating_duration_since(first.since))
-    }
-}
-
-/// Whether the place of the longest idle server has no more to do than that of the last used one.
-fn is_front_better<S>(stack: &VecDeque<Idle<S>>, load: impl Fn(&S) -> u32) -> bool {
-    match (stack.front(), stack.back()) {
-        (Some(front), Some(back)) => load(&front.server) <= load(&back.server),
-        _ => false,
     }
 }
 

@@ -420,3 +420,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn servers_that_are_spread_are_lent_by_their_load_whichever_worker_has_them() {
+    let (mut pool, now) = (PoolState::<&str, u32>::new(limits(4, 0), 2), Instant::now());
+    pool.set_spread(true);
+    for (server, worker) in [("busy", 0), ("busy too", 0), ("free", 1)] {
+        pool.begin_opening();
+        assert_eq!(pool.opened(server, worker, now), Ok(None));
+    }
+    let load = |server: &&str| usize::from(server.starts_with("busy"));
+    let lent = |pool: &mut PoolState<&'static str, u32>, worker| {
+        pool.acquire(worker, now, load).map(|lent| (lent.server, lent.worker))
+    };
+    assert_eq!(lent(&mut pool, 0), Some(("free", 1)));
+    assert_eq!(lent(&mut pool, 1), Some(("busy", 0)));
+    assert_eq!(lent(&mut pool, 0), Some(("busy too", 0)));
+    assert_eq!(lent(&mut pool, 0), None);
+}
