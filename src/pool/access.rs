@@ -69,25 +69,24 @@ impl Alarm {
 impl Site {
     /// A server of a database without a cluster.
     pub fn fixed(endpoint: Arc<Endpoint>) -> Arc<Self> {
-        Arc::new(Site {
-            endpoint,
-            place: None,
-            in_recovery: None,
-            connections: AtomicU32::new(0),
-            leased: AtomicU32::new(0),
-            served: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-            closing: Notify::new(),
-            lost: Mutex::new(None),
-            alarm: None,
-        })
+        Site::new(endpoint, None, None, None)
     }
 
     /// A member of a cluster.
     pub fn of_cluster(place: Place, in_recovery: Option<bool>, alarm: &Arc<Alarm>) -> Arc<Self> {
+        let endpoint = Arc::new(Endpoint { host: place.host.clone(), port: place.port });
+        Site::new(endpoint, Some(place), in_recovery, Some(Arc::clone(alarm)))
+    }
+
+    fn new(
+        endpoint: Arc<Endpoint>,
+        place: Option<Place>,
+        in_recovery: Option<bool>,
+        alarm: Option<Arc<Alarm>>,
+    ) -> Arc<Self> {
         Arc::new(Site {
-            endpoint: Arc::new(Endpoint { host: place.host.clone(), port: place.port }),
-            place: Some(place),
+            endpoint,
+            place,
             in_recovery,
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
@@ -95,7 +94,7 @@ impl Site {
             closed: AtomicBool::new(false),
             closing: Notify::new(),
             lost: Mutex::new(None),
-            alarm: Some(Arc::clone(alarm)),
+            alarm,
         })
     }
 

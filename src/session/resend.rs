@@ -7,6 +7,7 @@ use super::relay::Pumped;
 use super::{Farewell, Phase, SENT_AGAIN_MAX, Session};
 use crate::config::PoolMode;
 use crate::error::sqlstate;
+use crate::pool::Lease;
 use crate::protocol::statements;
 use crate::protocol::upstream::Body;
 use crate::wire::backend;
@@ -50,8 +51,7 @@ impl Session {
         let may_change = self.may_change_server();
         let lease = self.lease();
         lease.site().note_lost(Instant::now());
-        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        match may_change && !told && untouched {
+        match may_change && !told && is_untouched(lease) {
             true => Ok(self.send_again("server conn crashed?")),
             false => Err(Farewell::ServerGone { told }),
         }
@@ -62,8 +62,7 @@ impl Session {
     pub(super) fn moves_on(&mut self) -> bool {
         let may_change = self.may_change_server();
         let Phase::Leased(lease) = &self.phase else { return false };
-        let untouched = lease.loan().proving || lease.flight.unsent().is_some();
-        let moves = may_change && untouched && !lease.loan().fatal_seen && !lease.loan().closing;
+        let moves = may_change && is_untouched(lease) && !lease.loan().fatal_seen && !lease.loan().closing;
         if moves {
             self.send_again("server is no longer the primary");
         }
@@ -110,4 +109,9 @@ impl Session {
 /// Whether it is the code of an error by which a server goes away, whatever was asked.
 pub(super) fn is_going_away(code: &[u8]) -> bool {
     sqlstate::IS_GOING_AWAY.iter().any(|known| known.as_bytes() == code)
+}
+
+/// Whether no byte of what the client asked has gone to the server.
+fn is_untouched(lease: &Lease) -> bool {
+    lease.loan().proving || lease.flight.unsent().is_some()
 }
