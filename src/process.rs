@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
 use crate::config::{Config, ConfigError, LogFormat};
-use crate::follow::Followers;
+use crate::follow::{self, Followers};
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
 use crate::pool::OpenRequest;
@@ -166,6 +166,7 @@ impl Process {
             tracing::info!("cancel keys have peer_id={id}");
         }
         let accepting = listeners.accept(&shared);
+        tokio::spawn(follow::peers::watch(Arc::clone(&shared)));
         let version = env!("CARGO_PKG_VERSION");
         let workers = shared.workers.len();
         tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
@@ -265,9 +266,14 @@ impl Process {
         true
     }
 
+    /// No more clients. Peers still bring the cancel requests of those that are here, to the port where they
+    /// have found us; with `so_reuseport` our successor must have it.
     fn close(&mut self) {
         self.shared.lifecycle.closing.store(true, Ordering::Release);
-        self.accepting.close_tcp();
+        let config = self.shared.config.load();
+        if !config.finds_peers() || config.settings.so_reuseport {
+            self.accepting.close_tcp();
+        }
     }
 
     /// SIGTERM: readiness goes first, the listeners after `shutdown_listen_delay`.

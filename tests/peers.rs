@@ -8,6 +8,7 @@ mod support;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use support::message::{cancel_request, query};
 use support::pooler::{Config, is_ours};
 use support::process::free_port;
-use support::{Address, Login, PROMPTLY, Pooler, Raw, eventually};
+use support::{Address, Kube, Login, PROMPTLY, Pooler, Raw, Space, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -28,6 +29,7 @@ const ROUNDS: usize = 4;
 
 /// Placeholders in the ini file for what is known only when all poolers listen.
 const NO_PEERS: &str = "\n[peers]\n";
+const SLICE: &str = "discovery.k8s.io/v1/EndpointSlice";
 const NO_NAMES: &str = "peers_dns = 127.0.0.1:1\n";
 
 fn number_from(variable: &str) -> Option<u64> {
@@ -108,6 +110,37 @@ impl Group {
         Group { service: Service::start(&poolers).await, poolers, pages }
     }
 
+    /// Poolers in pods of their own that find each other by the EndpointSlices of a Service.
+    async fn by_service(kube: &Kube, space: &Space, config: impl Fn(Config) -> Config) -> Group {
+        let names = ["pooler-a", "pooler-b", "pooler-c"];
+        let rules = json!([{
+            "apiGroups": ["discovery.k8s.io"],
+            "resources": ["endpointslices"],
+            "verbs": ["list", "watch"],
+        }]);
+        space.grant("follower", rules).await;
+        let kubeconfig = kube.kubeconfig_file("follower", &space.name).display().to_string();
+        let mut uids = Vec::new();
+        for name in names {
+            space.pod(name, "127.0.0.1", json!({})).await;
+            uids.push(space.uid(name).await);
+        }
+        let member = |uid: &String| {
+            let member =
+                Group::member().setting("peers_service", "pooler").environment("PGWEIR_POD_UID", uid);
+            config(member.environment("KUBECONFIG", &kubeconfig))
+        };
+        let (poolers, pages) = launch(uids.iter().map(member)).await;
+        for (name, (uid, pooler)) in names.iter().zip(uids.iter().zip(&poolers)) {
+            let ready = json!({ "ready": true, "serving": true, "terminating": false });
+            space.create(slice(name, uid, pooler.port, ready)).await;
+        }
+        for pooler in &poolers {
+            eventually("all peers are known", async || pooler.admin("SHOW PEERS").await.len() == 3).await;
+        }
+        Group { service: Service::start(&poolers).await, poolers, pages }
+    }
+
     fn numbered(id: u16) -> Config {
         Group::member().setting("peer_id", &id.to_string()).sections(NO_PEERS)
     }
@@ -156,6 +189,22 @@ impl Group {
     async fn sleep(&self, count: i64) {
         eventually(&format!("{count} queries sleep"), async || self.sleepers().await == count).await;
     }
+}
+
+/// What the controller writes of a pod behind the Service.
+fn slice(pod: &str, uid: &str, port: u16, conditions: Value) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": { "name": pod, "labels": { "kubernetes.io/service-name": "pooler" } },
+        "addressType": "IPv4",
+        "ports": [{ "name": "postgres", "port": port }],
+        "endpoints": [{
+            "addresses": ["127.0.0.1"],
+            "conditions": conditions,
+            "targetRef": { "kind": "Pod", "name": pod, "uid": uid },
+        }],
+    })
 }
 
 async fn launch(configs: impl Iterator<Item = Config>) -> (Vec<Pooler>, Vec<SocketAddr>) {
@@ -243,6 +292,84 @@ async fn a_cancel_through_three_poolers_of_a_dns_name_hits_its_query_every_time_
     let counts = group.counts().await;
     assert!(counts.contains("peer="), "some were passed on: {counts}");
     assert!(!counts.contains("unknown=") && !counts.contains("failed="), "none was lost: {counts}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_through_three_poolers_of_a_service_hits_its_query_every_time_and_nobody_elses() {
+    if !is_ours() {
+        return;
+    }
+    let kube = Kube::shared().await;
+    let space = kube.space().await;
+    let group = Group::by_service(&kube, &space, |config| config).await;
+    every_cancel_hits_its_query_and_nobody_elses(&group).await;
+    let counts = group.counts().await;
+    assert!(counts.contains("peer="), "some were passed on: {counts}");
+    assert!(!counts.contains("unknown=") && !counts.contains("failed="), "none was lost: {counts}");
+    assert!(!counts.contains("not_here="), "each went straight to its owner: {counts}");
+}
+
+#[tokio::test]
+async fn a_pod_that_is_about_to_end_is_still_asked_about_its_clients_and_takes_no_new_ones() {
+    if !is_ours() {
+        return;
+    }
+    let kube = Kube::shared().await;
+    let space = kube.space().await;
+    let draining = |config: Config| config.setting("shutdown_drain_timeout", "60");
+    let mut group = Group::by_service(&kube, &space, draining).await;
+    let mut client = sleeping_client(&group.poolers[0].tcp()).await;
+    group.sleep(1).await;
+    // As its pod is deleted: the endpoint is neither ready nor serving, and the process gets SIGTERM.
+    let leaving = json!({ "ready": false, "serving": false, "terminating": true });
+    let uid = space.uid("pooler-a").await;
+    let endpoints = slice("pooler-a", &uid, group.poolers[0].port, leaving)["endpoints"].take();
+    space.change(SLICE, "pooler-a", json!({ "endpoints": endpoints })).await;
+    group.poolers[0].signal("TERM");
+    group.poolers[0].logs("got SIGTERM, shutting down").await;
+    eventually("no new client may log in", async || {
+        Raw::try_login(&group.poolers[0].tcp(), &Login::new("app", "app")).await.is_err()
+    })
+    .await;
+    let refusal = group.poolers[0].refuses(&Login::new("app", "app")).await;
+    assert!(refusal.contains("pooler is shutting down"), "{refusal}");
+    Raw::cancel(&group.poolers[1].tcp(), &client.key).await;
+    client.ready(1).await.is("T* E(57014) Z(I)");
+    // It was the last one.
+    assert!(group.poolers[0].wait().success());
+    assert_eq!(group.cancels(1).await, BTreeMap::from([("peer".to_owned(), 1)]));
+    // A pod that is gone is no peer any more.
+    space.delete(SLICE, "pooler-a", 0).await;
+    eventually("two are left", async || group.poolers[1].admin("SHOW PEERS").await.len() == 2).await;
+}
+
+#[tokio::test]
+async fn without_the_right_to_watch_a_service_the_log_says_so_and_cancels_go_by_the_dns_name() {
+    if !is_ours() {
+        return;
+    }
+    let kube = Kube::shared().await;
+    let space = kube.space().await;
+    let kubeconfig = kube.kubeconfig_file("stranger", &space.name).display().to_string();
+    let config = |uid: &&str| {
+        let member =
+            Group::member().setting("peers_service", "pooler").environment("KUBECONFIG", &kubeconfig);
+        member.setting("peers_dns", "127.0.0.1:1").environment("PGWEIR_POD_UID", uid)
+    };
+    let (poolers, pages) = launch(["a", "b"].iter().map(config)).await;
+    for pooler in &poolers {
+        pooler
+            .logs("peers of service pooler cannot be watched: endpointslices.discovery.k8s.io is forbidden")
+            .await;
+        let names: Vec<_> = poolers.iter().map(|pooler| format!("127.0.0.1:{}", pooler.port)).collect();
+        pooler.edit(NO_NAMES, &format!("peers_dns = {}\n", names.join(", ")));
+        pooler.admin("RELOAD").await;
+    }
+    let group = Group { service: Service::start(&poolers).await, poolers, pages };
+    let mut client = sleeping_client(&group.poolers[0].tcp()).await;
+    group.sleep(1).await;
+    Raw::cancel(&group.poolers[1].tcp(), &client.key).await;
+    client.ready(1).await.is("T* E(57014) Z(I)");
 }
 
 #[tokio::test]

@@ -444,7 +444,7 @@ pub struct MemView {
     pub memory_total: u64,
 }
 
-/// One entry of `[peers]`.
+/// One entry of `[peers]`, or a peer that is watched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each name is its setting's")]
 pub struct PeerView {

@@ -160,14 +160,19 @@ impl Config {
 
     /// Our own number among our peers, which is in each cancel key that we give; `None` without peers.
     ///
-    /// It is `peer_id`, else with `peers_dns` a hash of [`Config::pod_uid`]. Two pods of one number do
-    /// no harm there: a key that its number's owner does not know is asked about everywhere.
+    /// It is `peer_id`, else with `peers_dns` or `peers_service` a hash of [`Config::pod_uid`]. Two pods of
+    /// one number do no harm there: both are asked about its keys.
     pub fn peer_id(&self) -> Option<u16> {
         match u16::try_from(self.settings.peer_id) {
-            Ok(0) if self.settings.peers_dns.is_empty() => None,
+            Ok(0) if !self.finds_peers() => None,
             Ok(0) => Some(peer_id_of_pod(&self.pod_uid)),
             id => id.ok(),
         }
+    }
+
+    /// Whether our peers are found by name, and find us in the same way, at our TCP port.
+    pub fn finds_peers(&self) -> bool {
+        !self.settings.peers_dns.is_empty() || self.settings.peers_service.is_some()
     }
 
     /// The cluster that a database's servers belong to, and what its clients want of it.

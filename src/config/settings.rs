@@ -307,7 +307,7 @@ settings! {
     min_pool_size: u32 = "0", Live;
     /// Our own number in a group of peers; 0 is none.
     ///
-    /// With peers_dns, 0 takes a number from the pod's uid: see `Config::peer_id`.
+    /// With peers_dns or peers_service, 0 takes a number from the pod's uid: see `Config::peer_id`.
     peer_id: u32 = "0", Live [0..=65535];
     /// File for the process number; empty is none.
     pidfile: Option<PathBuf> = "", Fixed;
@@ -452,4 +452,9 @@ settings! {
     /// A cancel request whose key is not ours is passed on to them, to at most 64 of them, if \[peers\]
     /// does not know its owner.
     peers_dns: Vec<HostPort> = "", Live Ours;
+    /// Kubernetes Service in our own namespace whose pods are the peers of our group; unset is none.
+    ///
+    /// Its EndpointSlices are watched, which needs list and watch of endpointslices. Each pod's number is made
+    /// from its uid, so that a cancel request goes to the one pod that it is for.
+    peers_service: Option<String> = Unset, Fixed Ours;
 }

@@ -55,7 +55,7 @@ fn defaults_order_and_changeability_are_pgbouncers() {
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
     let expected = "workers metrics_listen_addr shutdown_drain_timeout shutdown_listen_delay log_format topology \
         namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
-        standby_fallback peers_dns";
+        standby_fallback peers_dns peers_service";
     assert_eq!(ours.join(" "), expected);
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     for name in ours {
@@ -453,6 +453,9 @@ fn our_number_among_peers_is_set_or_made_from_the_pods_uid() {
     check("peers_dns = x", &[("POD_UID", ""), ("HOSTNAME", "pooler-1")], of("pooler-1"));
     check("", &[("PGWEIR_PEERS_DNS", "x"), ("POD_UID", "a")], of("a"));
     check("peers_dns = x", &[], of(""));
+    check("peers_service = x", &[("POD_UID", "a")], of("a"));
+    check("peer_id = 3\npeers_service = x", &[("POD_UID", "a")], Some(3));
+    check("", &[("PGWEIR_PEERS_SERVICE", "x"), ("POD_UID", "a")], of("a"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! by is pure ([`topology`](crate::topology)).
 
 pub mod monitor;
+pub mod peers;
 mod publish;
 mod readers;
 mod source;

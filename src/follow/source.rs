@@ -12,7 +12,7 @@ use crate::topology::kube::{Kubernetes, SourceEvent};
 use crate::topology::{Member, Named, Observation, Place};
 
 /// Pause between two attempts to find a way to the API: a kubeconfig or a token may still come.
-const RETRY: Duration = Duration::from_secs(5);
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 /// What the source has to say.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ pub const ASKED_MAX: usize = 64;
 const REQUESTS_MAX: usize = 100;
 
 /// Connections that one pool of them may have, whatever `pool_size` says.
-const CONNECTIONS_MAX: u32 = 256;
+pub const CONNECTIONS_MAX: u32 = 256;
 
 /// Longest time for a connection to a peer: pods are near, and one that is gone may not even refuse.
 const DIAL_MAX: Duration = Duration::from_secs(3);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::clusters::ClusterHandle;
 use super::control::on_all_workers;
 use super::databases::DatabaseEntry;
+use super::peers::{self, PeerAddress};
 use super::plane::{Plane, Shared};
 use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
@@ -252,7 +253,7 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     let (stats, elapsed) = stats(shared, &parts, now);
     snapshot.stats = stats;
     snapshot.stats_elapsed = elapsed;
-    snapshot.peers = peers(&config);
+    snapshot.peers = peers(&config, &shared.peers.watched.load());
     snapshot.peer_pools = shared.peers.views(&config);
     snapshot.lists = lists(shared, &config, &parts, &snapshot);
     snapshot.settings = settings(&config);
@@ -519,12 +520,19 @@ fn memory(snapshot: &Snapshot) -> Vec<MemView> {
     ]
 }
 
-fn peers(config: &Config) -> Vec<PeerView> {
+/// Those of `[peers]`, then those that are watched.
+fn peers(config: &Config, watched: &[PeerAddress]) -> Vec<PeerView> {
     let view = |(id, peer): (&u32, &crate::config::Peer)| PeerView {
         peer_id: *id,
         host: Some(peer.host.to_string()),
         port: peer.port,
         pool_size: peer.pool_size.unwrap_or(config.settings.default_pool_size),
     };
-    config.peers.iter().map(view).collect()
+    let found = |peer: &PeerAddress| PeerView {
+        peer_id: peer.id.map_or(0, u32::from),
+        host: Some(peer.address.ip().to_string()),
+        port: peer.address.port(),
+        pool_size: peers::CONNECTIONS_MAX,
+    };
+    config.peers.iter().map(view).chain(watched.iter().map(found)).collect()
 }

@@ -51,6 +51,15 @@ pub enum SourceEvent {
     Denied(String),
 }
 
+/// What is said of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceEvent {
+    /// These are behind it now.
+    Backends(Vec<pods::Backend>),
+    /// It cannot be seen, for this reason; what was said last may still be true.
+    Unseen(String),
+}
+
 /// There is no way to the API: neither a kubeconfig nor a service account, or they cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoApi(String);
@@ -108,6 +117,20 @@ impl Kubernetes {
             Ok(Ok(list)) => pods::zone_at(&list.items, &address.to_string()),
             Ok(Err(_)) | Err(_) => None,
         }
+    }
+
+    /// Says what is behind a Service of our own namespace each time that has changed, until the receiver is
+    /// dropped. Of its ports, that of this number is meant, else the first.
+    ///
+    /// Needs list and watch of `endpointslices`. Tries again for ever when the API is away or refuses.
+    pub async fn follow_service(&self, service: &str, port: u16, events: mpsc::Sender<ServiceEvent>) {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &self.namespace);
+        let selection = labelled(&format!("kubernetes.io/service-name={service}"));
+        let as_event = |word| match word {
+            watch::Word::All(slices) => ServiceEvent::Backends(pods::backends(&slices, port)),
+            watch::Word::Blind(trouble) => ServiceEvent::Unseen(trouble.reason().to_owned()),
+        };
+        watch::keep(slices, selection, as_event, events).await;
     }
 
     /// Says what the API says of this cluster, until the receiver is dropped. Waits and tries again for ever

@@ -2,6 +2,7 @@
 //!
 //! Objects in, values out: nothing here asks the API.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -37,6 +38,39 @@ pub fn zone_at(slices: &[EndpointSlice], address: &str) -> Option<Arc<str>> {
     let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
     let mut here = endpoints.filter(|endpoint| endpoint.addresses.iter().any(|one| one == address));
     here.find_map(|endpoint| endpoint.zone.as_deref().map(Arc::from))
+}
+
+/// A pod behind a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// The pod's uid; `None` for an endpoint that is no pod.
+    pub uid: Option<Arc<str>>,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// All that is behind a Service: also what is not ready, as a pod that ends is not and yet has clients.
+///
+/// Of several ports the Service's slices name, it is the one of this number, else the first.
+pub fn backends(slices: &[EndpointSlice], port: u16) -> Vec<Backend> {
+    let mut backends: Vec<Backend> = slices.iter().flat_map(|slice| backends_of(slice, port)).collect();
+    backends.sort_by_key(|backend| backend.address);
+    backends.dedup_by_key(|backend| backend.address);
+    backends
+}
+
+fn backends_of(slice: &EndpointSlice, port: u16) -> Vec<Backend> {
+    let ports = slice.ports.iter().flatten().filter_map(|one| u16::try_from(one.port?).ok());
+    let ports: Vec<u16> = ports.collect();
+    let Some(port) = ports.iter().find(|one| **one == port).or(ports.first()) else { return Vec::new() };
+    let endpoints = slice.endpoints.iter().flatten();
+    let backends = endpoints.flat_map(|endpoint| {
+        let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.as_deref());
+        // All addresses of an endpoint are the same pod's: the first is enough.
+        let ip = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok());
+        ip.map(|ip| Backend { uid: uid.map(Arc::from), address: SocketAddr::new(ip, *port) })
+    });
+    backends.collect()
 }
 
 /// The value of a pod's label.
@@ -171,6 +205,40 @@ pub(super) mod tests {
         let pods = ["a-2", "a-1", "a-2"].map(|name| pod(name, json!({}), json!({})));
         let names: Vec<Arc<str>> = members(&pods, &[], 1).into_iter().map(|member| member.name).collect();
         assert_eq!(names, ["a-1".into(), "a-2".into()]);
+    }
+
+    #[test]
+    fn behind_a_service_is_every_pod_of_it_ready_or_not() {
+        let check = |ports: Value, endpoints: Value, expected: &[&str]| {
+            let mut slice = slice(endpoints);
+            slice.ports = serde_json::from_value(ports.clone()).expect("ports");
+            let found = backends(&[slice.clone(), slice], 5432);
+            let found: Vec<String> = found
+                .iter()
+                .map(|one| format!("{}={}", one.uid.as_deref().unwrap_or("?"), one.address))
+                .collect();
+            assert_eq!(found, expected, "{ports}");
+        };
+        let endpoint = |address: &str, change: Value| {
+            let mut endpoint = json!({ "addresses": [address], "targetRef": { "kind": "Pod", "uid": "a" } });
+            merge(&mut endpoint, change);
+            endpoint
+        };
+        let leaving = json!({ "conditions": { "ready": false, "serving": false, "terminating": true } });
+        let all = json!([
+            endpoint("10.0.0.2", leaving),
+            endpoint("10.0.0.1", json!({ "targetRef": null })),
+            endpoint("fd00::7", json!({ "targetRef": { "uid": "b" } })),
+            endpoint("no address", json!({})),
+        ]);
+        let port = json!([{ "port": 6432 }]);
+        check(port.clone(), all.clone(), &["?=10.0.0.1:6432", "a=10.0.0.2:6432", "b=[fd00::7]:6432"]);
+        let one = || json!([endpoint("10.0.0.2", json!({}))]);
+        check(json!([{ "port": 9128 }, { "port": 5432 }]), one(), &["a=10.0.0.2:5432"]);
+        check(json!([{ "port": 9128 }, { "port": 5433 }]), one(), &["a=10.0.0.2:9128"]);
+        check(json!([{ "name": "any" }]), one(), &[]);
+        check(json!(null), one(), &[]);
+        check(port, json!(null), &[]);
     }
 
     #[test]

@@ -57,6 +57,14 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
+    /// In words.
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Trouble::Denied(reason) | Trouble::Unknown(reason) | Trouble::Unreachable(reason) => reason,
+            Trouble::Outdated => "the API does not know any more where the watch was",
+        }
+    }
+
     /// Whether the API has answered that it will not show us this.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Trouble::Denied(_) | Trouble::Unknown(_))
