@@ -25,7 +25,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DynamicObject, PostParams};
 use pgweir::config::{Cluster, Config, SourceKind};
 use pgweir::metrics;
-use pgweir::topology::kube::{Kubernetes, SourceEvent};
+use pgweir::topology::kube::{Kubernetes, ServiceEvent, SourceEvent};
 use pgweir::topology::{Member, Named};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -318,11 +318,40 @@ fn ports_names_and_times_agree() {
         for workload in objects.iter().filter(|one| one["kind"] == "Deployment") {
             agrees(&directory, &objects, workload);
         }
+        for pooler in objects.iter().filter(|one| one["kind"] == "Pooler") {
+            is_found_in_its_pods(&directory, &objects, pooler);
+        }
+        for monitored in objects.iter().filter(|one| one["kind"] == "Deployment" || one["kind"] == "Pooler") {
+            let name = &monitored["metadata"]["name"];
+            assert!(
+                objects.iter().any(|one| one["kind"] == "PodMonitor"),
+                "{directory}: nobody scrapes {name}"
+            );
+        }
         for autoscaler in objects.iter().filter(|one| one["kind"] == "HorizontalPodAutoscaler") {
             let target = text(autoscaler, "/spec/scaleTargetRef/name");
             named(&objects, "Deployment", target);
         }
     }
+}
+
+/// What is said of CloudNativePG's Pooler elsewhere is true of the pods that the operator makes of it.
+fn is_found_in_its_pods(directory: &str, objects: &[Value], pooler: &Value) {
+    let name = text(pooler, "/metadata/name");
+    let container = pooler.pointer("/spec/template/spec/containers/0").expect("its container");
+    let declared: Vec<(&str, i64)> = container["ports"].as_array().into_iter().flatten().map(port).collect();
+    let metrics = variable(container, "PGWEIR_METRICS_LISTEN_ADDR").expect("metrics are on");
+    let is_metrics = |(_, number): &(&str, i64)| metrics.ends_with(&format!(":{number}"));
+    assert!(
+        declared.iter().all(is_metrics) && !declared.is_empty(),
+        "{directory}: {declared:?} and {metrics}"
+    );
+    // The operator adds these.
+    let ports = [declared, vec![("pgbouncer", 5432), ("metrics", 9127)]].concat();
+    is_selected(directory, objects, &json!({ "cnpg.io/poolerName": name }), &ports);
+    let peers = variable(container, "PGWEIR_PEERS_SERVICE");
+    assert_eq!(peers.as_deref(), Some(name), "{directory}: the operator names its Service so");
+    named(objects, "Service", &variable(container, "PGWEIR_PEERS_DNS").expect("a name for without rights"));
 }
 
 /// What a Deployment of pgweir needs of the other objects.
@@ -379,6 +408,13 @@ fn agrees(directory: &str, objects: &[Value], workload: &Value) {
     assert!(grace > drain.as_secs(), "{directory}: a pod has {grace} s to end, and uses {drain:?}");
     let labels = workload.pointer("/spec/template/metadata/labels").expect("labels");
     is_selected(directory, objects, labels, &ports);
+    if let Some(peers) = &settings.peers_service {
+        let service = named(objects, "Service", peers);
+        let has_port = service["spec"]["ports"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|one| one["targetPort"] == "postgres"));
+        assert!(has_port, "{directory}: {peers} leads elsewhere");
+    }
     for peers in &settings.peers_dns {
         let service = named(objects, "Service", &peers.host);
         assert_eq!(service["spec"]["clusterIP"], "None", "{directory}: each replica must be asked");
@@ -649,6 +685,7 @@ fn slice(service: &str) -> Value {
         "kind": "EndpointSlice",
         "metadata": { "name": format!("{service}-1"), "labels": { "kubernetes.io/service-name": service } },
         "addressType": "IPv4",
+        "ports": [{ "name": "postgres", "port": 5432 }],
         "endpoints": [endpoint("pg-1", "10.0.0.1"), endpoint("pg-2", "10.0.0.2")],
     })
 }
@@ -696,6 +733,12 @@ async fn the_role_is_just_right(directory: &str, world: World) {
     let kubernetes = bound.source(&space).await;
     let zone = kubernetes.own_zone("10.0.0.2".parse().expect("an address")).await;
     assert_eq!(zone.as_deref(), Some("eu-1"), "{directory}: our own zone");
+    let (speaker, mut peers) = mpsc::channel(1);
+    let service = world_service(&bound.world).to_owned();
+    tokio::spawn(async move { kubernetes.follow_service(&service, 5432, speaker).await });
+    let heard = timeout(MISSED_WITHIN, peers.recv()).await.expect("something is heard");
+    let is_both = matches!(&heard, Some(ServiceEvent::Backends(found)) if found.len() == 2);
+    assert!(is_both, "{directory}: the pods behind a Service: {heard:?}");
     // The watches stand: a change is the next thing that is heard.
     let unready = json!({ "conditions": [{ "type": "Ready", "status": "False" }] });
     space.status("v1/Pod", "pg-2", unready).await;
@@ -712,6 +755,12 @@ async fn the_role_is_just_right(directory: &str, world: World) {
             }
         }
     }
+}
+
+/// The Service whose slice is among the objects.
+fn world_service(world: &World) -> &str {
+    let slice = world.objects.iter().find(|one| one["kind"] == "EndpointSlice").expect("a slice");
+    text(slice, "/metadata/labels/kubernetes.io~1service-name")
 }
 
 /// A refusal is heard within milliseconds.
