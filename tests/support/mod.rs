@@ -17,6 +17,7 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod replicas;
+pub mod scene;
 
 pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};
