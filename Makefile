@@ -49,7 +49,7 @@ integration: ## the tests against real PostgreSQL, real drivers and a real Kuber
 
 test-failover: ## every failover and switchover 20 times, with other timings each time: make test-failover FAILOVER_RUNS=100
 	@scripts/setup build postgres kube
-	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) $(CARGO) test --test failover --test operator -- --nocapture
+	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_API_AWAY_SECONDS=60 $(CARGO) test --test failover --test operator --test operator_events -- --nocapture
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup build bench

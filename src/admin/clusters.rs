@@ -45,7 +45,7 @@ pub struct MemberView {
     pub address: String,
     /// Its zone.
     pub zone: Option<String>,
-    /// primary, standby or unknown, as it last said.
+    /// primary, standby or unknown, as it last said; stranger if it is of another system.
     pub says: &'static str,
     /// Whether it gets queries of role ro.
     pub serves_reads: bool,

@@ -163,6 +163,7 @@ impl Consoles {
             timeout: Some(LOGIN_MAX),
             connect_query: None,
             statements_max: 0,
+            system_id: None,
         };
         let (mut console, _) = recipe.open(&self.session, 0, 0).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(limit, console.run(command, &self.session)).await {

@@ -295,6 +295,7 @@ impl Follower {
             timeout: Some(MONITOR_LOGIN),
             connect_query: None,
             statements_max: 0,
+            system_id: None,
         };
         let bell = Arc::<Bell>::default();
         let session = Arc::clone(&self.shared.server);
@@ -304,11 +305,22 @@ impl Follower {
 
     fn handle_answer(&mut self, answer: Answer) {
         let now = Instant::now();
+        let system_id = self.gate.system_id();
         let Some(known) = self.known.values_mut().find(|known| known.member.place == answer.place) else {
             return;
         };
         match &answer.status {
             Ok(status) => {
+                if let Some(expected) = system_id
+                    && let found = status.identity.system_id
+                    && found != expected
+                    && known.identity.is_none_or(|last| last.system_id != found)
+                {
+                    let (name, member) = (&self.cluster.name, &known.member.name);
+                    tracing::warn!(
+                        "cluster {name}: server {member} has system identifier {found}, the cluster's is {expected}"
+                    );
+                }
                 known.identity = Some(status.identity);
                 known.trouble = None;
                 known.sessions_ended =

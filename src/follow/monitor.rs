@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use crate::server::login::Recipe;
+use crate::server::login::{Recipe, read_system_id};
 use crate::server::{ServerConnection, Session};
 use crate::topology::{Identity, Place};
 
@@ -203,10 +203,8 @@ fn read(row: &[Option<String>]) -> Result<Status, Arc<str>> {
     let [Some(in_recovery), Some(system_id), Some(timeline), Some(lsn)] = row else {
         return Err(unreadable());
     };
-    // bigint has a sign, the identifier has none.
-    let system_id = system_id.parse::<i64>().map(i64::cast_unsigned).or(system_id.parse::<u64>());
-    match (system_id, timeline.parse(), lsn.parse()) {
-        (Ok(system_id), Ok(timeline), Ok(lsn)) => {
+    match (read_system_id(system_id), timeline.parse(), lsn.parse()) {
+        (Some(system_id), Ok(timeline), Ok(lsn)) => {
             let identity = Identity { in_recovery: in_recovery == "t", system_id, timeline };
             Ok(Status { identity, lsn, session_lost: false })
         }

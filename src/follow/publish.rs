@@ -24,6 +24,9 @@ impl Follower {
         let fresh: Vec<_> = self.known.values().filter(is_reader).map(|known| known.member.clone()).collect();
         let readers = self.readers.choose(&fresh, self.zone.as_deref(), &self.alarm);
         let held = self.gate.state().why().map(|why| Arc::from(why.to_string()));
+        for site in self.writer.iter().chain(&readers) {
+            site.expect_system(self.gate.system_id());
+        }
         let writer = Access { sites: self.writer.iter().cloned().collect(), held };
         let access = roles(&writer, readers, settings.standby_fallback);
         let routes = self.shared.databases.routes(&self.cluster.name);
@@ -42,11 +45,18 @@ impl Follower {
         let confirmed = match &known.monitor {
             Some(_) => {
                 known.identity.is_some_and(|identity| identity.in_recovery)
+                    && !self.is_stranger(known)
                     && known.freshness.is_fresh(limit, now)
             }
             None => true,
         };
         may && confirmed
+    }
+
+    /// Whether it is another cluster's server that answers there.
+    pub(super) fn is_stranger(&self, known: &Known) -> bool {
+        let expected = self.gate.system_id();
+        known.identity.is_some_and(|identity| expected.is_some_and(|expected| expected != identity.system_id))
     }
 
     fn status(&self) -> ClusterStatus {
@@ -56,6 +66,7 @@ impl Follower {
             address: known.member.place.to_string(),
             zone: known.member.zone.clone(),
             in_recovery: known.identity.map(|identity| identity.in_recovery),
+            is_stranger: self.is_stranger(known),
             serves_reads: self.readers.serves(&known.member.place),
             lag: known.freshness.lag.filter(|_| known.identity.is_some_and(|identity| identity.in_recovery)),
             leased: self.readers.leased(&known.member.place),

@@ -23,6 +23,8 @@ pub struct Site {
     pub place: Option<Place>,
     /// Whether it must be in recovery, as a standby is; `None` takes either.
     pub in_recovery: Option<bool>,
+    /// The system identifier that it must have; 0 takes any, as no system has it.
+    system_id: AtomicU64,
     /// Connections to it, those that are being opened included.
     connections: AtomicU32,
     /// Connections to it that are lent to clients.
@@ -88,6 +90,7 @@ impl Site {
             endpoint,
             place,
             in_recovery,
+            system_id: AtomicU64::new(0),
             connections: AtomicU32::new(0),
             leased: AtomicU32::new(0),
             served: AtomicU64::new(0),
@@ -116,6 +119,16 @@ impl Site {
     /// Whether nothing new may begin here.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// From now on a connection counts only if its server has this system identifier; `None` takes any.
+    pub fn expect_system(&self, system_id: Option<u64>) {
+        self.system_id.store(system_id.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// See [`Site::expect_system`].
+    pub fn system_id(&self) -> Option<u64> {
+        Some(self.system_id.load(Ordering::Relaxed)).filter(|system_id| *system_id != 0)
     }
 
     /// Something went wrong here that the cluster's follower must look into.

@@ -125,6 +125,7 @@ impl Pool {
             timeout: settings.connect_timeout,
             connect_query: settings.connect_query.clone(),
             statements_max: settings.statements_max,
+            system_id: site.system_id(),
         }
     }
 
@@ -147,6 +148,7 @@ impl Pool {
             | OpenError::Timeout
             | OpenError::Protocol(_)
             | OpenError::WrongRole { .. }
+            | OpenError::OtherSystem { .. }
             | OpenError::Unwanted => None,
         };
         let mut state = self.state.lock();

@@ -47,7 +47,12 @@ pub struct Recipe {
     pub connect_query: Option<String>,
     /// `max_prepared_statements`.
     pub statements_max: usize,
+    /// The system identifier that the server must have, where that is known: see [`OpenError::OtherSystem`].
+    pub system_id: Option<u64>,
 }
+
+/// PUBLIC may execute it.
+const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
 
 /// Why no connection came about.
 #[derive(Debug, Error)]
@@ -70,6 +75,14 @@ pub enum OpenError {
         /// Whether it is in recovery.
         in_recovery: bool,
     },
+    /// The address is another cluster's now: a pod's may go to any other pod as soon as it has ended.
+    #[error("the server has system identifier {found}, the cluster's is {expected}")]
+    OtherSystem {
+        /// What it has.
+        found: u64,
+        /// What its cluster's servers have.
+        expected: u64,
+    },
     /// The topology moved on meanwhile.
     #[error("server connection is no longer wanted")]
     Unwanted,
@@ -82,7 +95,10 @@ impl OpenError {
     /// Whether it says something of the server as a whole, and not just of this login.
     pub fn tells_of_the_server(&self) -> bool {
         match self {
-            OpenError::Io(_) | OpenError::Timeout | OpenError::WrongRole { .. } => true,
+            OpenError::Io(_)
+            | OpenError::Timeout
+            | OpenError::WrongRole { .. }
+            | OpenError::OtherSystem { .. } => true,
             OpenError::Refused(error) => sqlstate::IS_GOING_AWAY.contains(&error.code.as_ref()),
             OpenError::Auth(_) | OpenError::Protocol(_) | OpenError::Unwanted => false,
         }
@@ -157,6 +173,9 @@ impl Recipe {
             epoch,
             worker,
         };
+        if let Some(expected) = self.system_id {
+            check_system(&mut server, session, expected).await?;
+        }
         if let Some(query) = &self.connect_query
             && let Err(error) = server.run(query, session).await
         {
@@ -218,6 +237,32 @@ impl Recipe {
             }
         }
     }
+}
+
+/// A user who may not ask is let in: that right is everybody's, unless somebody has taken it away.
+async fn check_system(
+    server: &mut ServerConnection,
+    session: &Session,
+    expected: u64,
+) -> Result<(), OpenError> {
+    let row = match server.first_row(SYSTEM, session).await {
+        Ok(row) => row,
+        Err(QueryError::Refused(reason)) => {
+            tracing::debug!("S-{:#x}: cannot ask for the system identifier: {reason}", server.id);
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match row.first().and_then(Option::as_deref).and_then(read_system_id) {
+        Some(found) if found != expected => Err(OpenError::OtherSystem { found, expected }),
+        Some(_) => Ok(()),
+        None => Err(OpenError::Protocol("its system identifier is no number".into())),
+    }
+}
+
+/// A system identifier as SQL shows it: bigint has a sign, the identifier has none.
+pub fn read_system_id(text: &str) -> Option<u64> {
+    text.parse::<i64>().map(i64::cast_unsigned).or_else(|_| text.parse()).ok()
 }
 
 /// The server's own words, to be passed on.

@@ -58,6 +58,8 @@ pub struct MemberStatus {
     pub zone: Option<Arc<str>>,
     /// Whether it is in recovery, as it last said.
     pub in_recovery: Option<bool>,
+    /// Whether it is of another system: another cluster's server at the same address.
+    pub is_stranger: bool,
     /// Whether it gets queries of role ro.
     pub serves_reads: bool,
     /// How far it is behind.
@@ -94,6 +96,7 @@ impl MemberStatus {
             address: self.address.clone(),
             zone: self.zone.as_deref().map(str::to_owned),
             says: match self.in_recovery {
+                Some(_) if self.is_stranger => "stranger",
                 Some(true) => "standby",
                 Some(false) => "primary",
                 None => "unknown",

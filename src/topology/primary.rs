@@ -400,6 +400,12 @@ impl Gate {
         &self.observation
     }
 
+    /// The system identifier that servers of the cluster have: the source's word, else the confirmed
+    /// primary's own.
+    pub fn system_id(&self) -> Option<u64> {
+        self.observation.system_id.or(self.confirmed.map(|identity| identity.system_id))
+    }
+
     /// The highest timeline that was seen of this system.
     pub fn highest_timeline(&self, system_id: u64) -> Option<u32> {
         self.highest.get(&(self.observation.incarnation.clone(), system_id)).copied()

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod raw;
 pub mod replicas;
 pub mod scene;
+pub mod stranger;
 
 pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};

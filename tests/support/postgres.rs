@@ -205,7 +205,18 @@ pub fn template() -> PathBuf {
 
 fn make_template(binaries: &Path, template: &Path) {
     let workshop = private_directory("weir-initdb-");
-    let data = workshop.path().join("data");
+    let data = initialize(binaries, workshop.path());
+    let unfinished = template.with_extension("unfinished");
+    let _ = fs::remove_dir_all(&unfinished);
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(&data).arg(&unfinished);
+    run(copy);
+    fs::rename(&unfinished, template).expect("both names are in cargo's target");
+}
+
+/// A new cluster with our roles in this directory, with a system identifier of its own.
+pub fn initialize(binaries: &Path, workshop: &Path) -> PathBuf {
+    let data = workshop.join("data");
     let mut initdb = unprivileged(&binaries.join("initdb"), "KILL");
     initdb.arg("-D").arg(&data).args([
         "--no-sync",
@@ -216,17 +227,17 @@ fn make_template(binaries: &Path, template: &Path) {
         "--wal-segsize=1",
     ]);
     run(initdb);
-    fs::write(workshop.path().join("roles.sql"), ROLES).expect("our directory is writable");
+    fs::write(workshop.join("roles.sql"), ROLES).expect("our directory is writable");
     fs::write(data.join("pg_hba.conf"), HBA).expect("our directory is writable");
-    let roles = File::open(workshop.path().join("roles.sql")).expect("just written");
+    let roles = File::open(workshop.join("roles.sql")).expect("just written");
+    single_user(binaries, &data, "postgres", roles);
+    data
+}
+
+/// Runs statements, one per line, without a server.
+pub fn single_user(binaries: &Path, data: &Path, database: &str, statements: File) {
     let mut single = unprivileged(&binaries.join("postgres"), "KILL");
-    single.arg("--single").arg("-F").arg("-D").arg(&data);
-    single.arg("postgres").stdin(roles);
+    single.arg("--single").arg("-F").arg("-D").arg(data);
+    single.arg(database).stdin(statements);
     run(single);
-    let unfinished = template.with_extension("unfinished");
-    let _ = fs::remove_dir_all(&unfinished);
-    let mut copy = Command::new("cp");
-    copy.arg("-a").arg(&data).arg(&unfinished);
-    run(copy);
-    fs::rename(&unfinished, template).expect("both names are in cargo's target");
 }

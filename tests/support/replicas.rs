@@ -266,6 +266,11 @@ impl Replicas {
         self.sql(number, sql).await[0][0].parse().expect("the query returns a number")
     }
 
+    /// The system identifier, which all of them have.
+    pub async fn system(&self) -> String {
+        self.sql(self.leader, "SELECT system_identifier FROM pg_control_system()").await.remove(0).remove(0)
+    }
+
     async fn try_number(&self, number: usize, sql: &str) -> Option<i64> {
         self.try_sql(number, sql).await?.rows().first()?[0].parse().ok()
     }

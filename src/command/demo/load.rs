@@ -82,6 +82,7 @@ async fn client(number: u64, port: u16, counts: Arc<Counts>) {
         timeout: None,
         connect_query: None,
         statements_max: 0,
+        system_id: None,
     };
     let sql = format!("INSERT INTO demo_rows (client) VALUES ({number})");
     loop {

@@ -1,0 +1,182 @@
+//! What else can happen to a cluster in an operator's hands, and what clients, the console and the metrics say
+//! then: an address that another cluster's server gets, a rolling update, a demotion and a promotion.
+//!
+//! The moves of the primary are in `operator.rs`.
+
+mod support;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::hash::{BuildHasher, RandomState};
+use support::ledger::Ledger;
+use support::pooler::Config;
+use support::scene::{CLIENTS, LOST, Scene};
+use support::stranger::{As, Stranger};
+use support::{Address, Login, Raw, eventually};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Clients that read at the same time.
+const READERS: usize = 16;
+
+fn chance(what: &str) -> (u64, StdRng) {
+    let seed = RandomState::new().hash_one(what);
+    println!("{what}: seed {seed}");
+    (seed, StdRng::seed_from_u64(seed))
+}
+
+// ---- the address of a server that is gone is another cluster's now ----
+
+/// Asks whom it reads from, each time over whatever server there is, until told to end. Returns all that
+/// answered, and what else it was told.
+async fn ask_who(address: Address, mut end: watch::Receiver<bool>) -> (Vec<String>, Vec<String>) {
+    let login = Login::new("app", "ro");
+    let mut client = Raw::login(&address, &login).await;
+    let (mut systems, mut errors) = (Vec::new(), Vec::new());
+    while !*end.borrow_and_update() {
+        let sql = "SELECT system_identifier /* clients_mark */ FROM pg_control_system(), pg_sleep(0.002)";
+        let reply = client.query(sql).await;
+        if reply.count(b'E') > 0 || reply.closed {
+            errors.push(reply.to_string());
+            client = Raw::login(&address, &login).await;
+        } else {
+            systems.push(reply.rows()[0][0].clone());
+        }
+    }
+    (systems, errors)
+}
+
+/// The readers at work.
+struct Readers {
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<(Vec<String>, Vec<String>)>>,
+}
+
+impl Readers {
+    fn start(address: &Address) -> Readers {
+        let (stop, end) = watch::channel(false);
+        let tasks = (0..READERS).map(|_| tokio::spawn(ask_who(address.clone(), end.clone()))).collect();
+        Readers { stop, tasks }
+    }
+
+    /// All answers were of this system; what was lost was on a server that is gone.
+    async fn heard_only(self, own: &str) {
+        self.stop.send(true).expect("the readers listen");
+        let mut answers = 0;
+        for task in self.tasks {
+            let (systems, errors) = task.await.expect("a reader does not panic");
+            let strange: Vec<_> = systems.iter().filter(|system| **system != own).collect();
+            assert_eq!(strange, [""; 0], "answers of the other cluster");
+            let other = |error: &&String| !error.contains("57P01") && !error.contains("08");
+            assert_eq!(errors.iter().find(other), None, "errors");
+            answers += systems.len();
+        }
+        println!("  {answers} answers");
+    }
+}
+
+const RO: &str = "ro = cluster=pg role=ro dbname=app";
+const SERVES: &str = "pgweir_member_serves_reads{cluster=\"pg\",member=\"pg-3\"}";
+
+#[tokio::test]
+async fn readers_never_hear_from_another_clusters_server_at_a_standbys_address() {
+    let (seed, mut chance) = chance("standby's address");
+    let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
+    scene.knows_all().await;
+    let own = scene.operator.replicas.system().await;
+    for role in [As::Standby, As::Primary] {
+        let mut stranger = Stranger::new();
+        let readers = Readers::start(&scene.pooler.tcp());
+        scene.operator.pause(chance.random_range(100..300)).await;
+        let replicas = &mut scene.operator.replicas;
+        replicas.kill(2);
+        stranger.listen(&replicas.host(2), replicas.port, role).await;
+        let other = stranger.system().await;
+        eventually("SHOW MEMBERS says stranger", async || {
+            let members = scene.pooler.admin("SHOW MEMBERS").await;
+            members[2]["says"] == "stranger" && members[2]["serves_reads"] == "no"
+        })
+        .await;
+        let expected =
+            format!("cluster pg: server pg-3 has system identifier {other}, the cluster's is {own}");
+        scene.pooler.logs(&expected).await;
+        assert_eq!(scene.metric(SERVES).await, 0.0);
+        scene.shows("open", "NULL").await;
+        // The one that belongs there comes back, and is read from again.
+        stranger.leave();
+        scene.operator.replicas.restart(2).await;
+        eventually("pg-3 serves reads again", async || scene.metric(SERVES).await == 1.0).await;
+        readers.heard_only(&own).await;
+        assert_eq!(stranger.statements_of_clients(), [""; 0], "{role:?}");
+    }
+}
+
+#[tokio::test]
+async fn writers_wait_while_another_clusters_primary_has_the_primarys_address() {
+    let (seed, mut chance) = chance("primary's address");
+    let config = |config: Config| config.database_line(RO).setting("query_wait_timeout", "20");
+    let mut scene = Scene::with(seed, config).await;
+    scene.knows_all().await;
+    let own = scene.operator.replicas.system().await;
+    let mut stranger = Stranger::new();
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    let readers = Readers::start(&scene.pooler.tcp());
+    ledger.all_write().await;
+    ledger.writes(chance.random_range(50..200)).await;
+    // The node is lost; its pod's address goes to another cluster's primary before anybody says so.
+    let replicas = &mut scene.operator.replicas;
+    replicas.kill(0);
+    stranger.listen(&replicas.host(0), replicas.port, As::Primary).await;
+    let other = stranger.system().await;
+    scene.shows("verify", "other_system").await;
+    let detail = scene.shown().await["detail"].clone();
+    assert_eq!(detail, format!("pg-1 has system identifier {other}, the cluster's is {own}"));
+    let expected = format!("cluster pg: clients wait: {detail} state=verify reason=other_system");
+    scene.pooler.logs(&expected).await;
+    eventually("clients wait", async || scene.pooler.pool("cl_waiting").await > 0).await;
+    // Now the watch says so.
+    scene.operator.ready(0, false).await;
+    let named = scene.operator.fail_over().await;
+    scene.shows("open", "NULL").await;
+    ledger.writes(100).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, scene.operator.primary, LOST).await;
+    let (first, _) = books.served_after(named, CLIENTS);
+    println!("  first write after {first:?}");
+    readers.heard_only(&own).await;
+    assert_eq!(stranger.statements_of_clients(), [""; 0]);
+}
+
+#[tokio::test]
+async fn without_a_monitor_each_connection_finds_out_whose_server_it_is() {
+    let (seed, _) = chance("no monitor");
+    let config = |config: Config| {
+        let config = config.database_line(RO).setting("monitor_user", "");
+        config.setting("query_wait_timeout", "1")
+    };
+    let mut scene = Scene::with(seed, config).await;
+    scene.shows("open", "NULL").await;
+    scene.serves().await;
+    let own = scene.operator.replicas.system().await;
+    let readers = Readers::start(&scene.pooler.tcp());
+    let mut strangers = [Stranger::new(), Stranger::new()];
+    for (number, role, stranger) in [(2, As::Standby, 0), (0, As::Primary, 1)] {
+        let stranger = &mut strangers[stranger];
+        let replicas = &mut scene.operator.replicas;
+        replicas.kill(number);
+        stranger.listen(&replicas.host(number), replicas.port, role).await;
+        let other = stranger.system().await;
+        if role == As::Primary {
+            let mut client = scene.pooler.client().await;
+            let told = client.query("INSERT INTO ledger VALUES (-2)").await;
+            assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+        }
+        let expected =
+            format!("closing because: the server has system identifier {other}, the cluster's is {own}");
+        scene.pooler.logs(&expected).await;
+    }
+    readers.heard_only(&own).await;
+    for stranger in &strangers {
+        assert_eq!(stranger.statements_of_clients(), [""; 0]);
+    }
+}
