@@ -499,10 +499,12 @@ async fn clients_go_on_while_the_api_is_away_and_a_switchover_afterwards_is_foll
     let gone = Instant::now();
     let source = "pgweir_cluster_source_up{cluster=\"pg\"}";
     eventually("the source is away", async || scene.metric(source).await == 0.0).await;
+    scene.pooler.logs("cluster pg: the Kubernetes API cannot be reached: ").await;
     while gone.elapsed() < away {
         ledger.writes(50).await;
     }
     scene.shows("open", "NULL").await;
+    assert_eq!(scene.shown().await["source"], "unreachable");
     let kube = Arc::get_mut(&mut scene.kube).expect("nobody shares it");
     assert!(kube.start_api().await, "the server starts again at its port");
     eventually("the source is back", async || scene.metric(source).await == 1.0).await;

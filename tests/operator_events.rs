@@ -7,8 +7,10 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
 use support::ledger::Ledger;
+use support::operator::POD;
 use support::pooler::Config;
 use support::scene::{CLIENTS, LOST, Scene};
 use support::stranger::{As, Stranger};
@@ -179,4 +181,37 @@ async fn without_a_monitor_each_connection_finds_out_whose_server_it_is() {
     for stranger in &strangers {
         assert_eq!(stranger.statements_of_clients(), [""; 0]);
     }
+}
+
+// ---- near by ----
+
+#[tokio::test]
+async fn our_own_zone_is_found_when_the_slice_of_our_service_comes_and_readers_go_there() {
+    let (seed, _) = chance("zone");
+    // A pod is in no slice yet when it starts; this variable tells every pod where the API is.
+    let config =
+        |config: Config| config.database_line(RO).environment("KUBERNETES_SERVICE_HOST", "127.0.0.1");
+    let scene = Scene::with(seed, config).await;
+    let space = &scene.operator.space;
+    let in_zone = |zone: &str| json!({ "metadata": { "labels": { "topology.kubernetes.io/zone": zone } } });
+    for (pod, zone) in [("pg-1", "a"), ("pg-2", "a"), ("pg-3", "b")] {
+        space.change(POD, pod, in_zone(zone)).await;
+    }
+    let serves = async || {
+        let members = scene.pooler.admin("SHOW MEMBERS").await;
+        let serving = members.into_iter().filter(|member| member["serves_reads"] == "yes");
+        serving.map(|member| format!("{}/{}", member["name"], member["zone"])).collect::<Vec<_>>()
+    };
+    eventually("both standbys serve", async || serves().await == ["pg-2/a", "pg-3/b"]).await;
+    space
+        .create(json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": { "name": "pgweir-rw-1", "labels": { "kubernetes.io/service-name": "pgweir-rw" } },
+            "addressType": "IPv4",
+            "endpoints": [{ "addresses": ["127.0.0.1"], "zone": "b", "conditions": { "ready": true } }],
+        }))
+        .await;
+    eventually("the one of our zone serves", async || serves().await == ["pg-3/b"]).await;
+    scene.pooler.logs("cluster pg: our own zone is b").await;
 }

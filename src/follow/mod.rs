@@ -221,7 +221,10 @@ impl Follower {
     fn handle_news(&mut self, news: News) {
         let name = &self.cluster.name;
         match news {
-            News::OwnZone(zone) => self.zone = Some(zone),
+            News::OwnZone(zone) => {
+                tracing::info!("cluster {name}: our own zone is {zone}");
+                self.zone = Some(zone);
+            }
             News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
             News::Event(SourceEvent::Unreachable(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");

@@ -14,6 +14,10 @@ use crate::topology::{Member, Named, Observation, Place};
 /// Pause between two attempts to find a way to the API: a kubeconfig or a token may still come.
 pub(super) const RETRY: Duration = Duration::from_secs(5);
 
+/// How often our own zone is asked for, and the first pause in between, which doubles: four minutes in all.
+const ZONE_ATTEMPTS: u32 = 10;
+const ZONE_PAUSE: Duration = Duration::from_millis(250);
+
 /// What the source has to say.
 #[derive(Debug)]
 pub(super) enum News {
@@ -37,13 +41,12 @@ pub(super) async fn follow_kubernetes(cluster: Cluster, wants_zone: bool, news: 
         }
         tokio::time::sleep(RETRY).await;
     };
-    if wants_zone
-        && let Some(address) = own_address()
-        && let Some(zone) = kubernetes.own_zone(address).await
-        && news.send(News::OwnZone(zone)).await.is_err()
-    {
-        return;
-    }
+    let find_zone = async {
+        if wants_zone && let Some(zone) = find_own_zone(&kubernetes).await {
+            // Nobody listens any more: then nobody misses it.
+            let _ = news.send(News::OwnZone(zone)).await;
+        }
+    };
     let (events, mut event_ends) = mpsc::channel(1);
     let pass_on = async {
         while let Some(event) = event_ends.recv().await {
@@ -52,14 +55,31 @@ pub(super) async fn follow_kubernetes(cluster: Cluster, wants_zone: bool, news: 
             }
         }
     };
-    tokio::join!(kubernetes.follow(cluster, events), pass_on);
+    tokio::join!(kubernetes.follow(cluster, events), pass_on, find_zone);
+}
+
+/// Our own zone, once an EndpointSlice has our address: a pod that has just started is in none yet. `None` for
+/// a pod that is behind no Service, or whose slices say no zone.
+async fn find_own_zone(kubernetes: &Kubernetes) -> Option<Arc<str>> {
+    let address = own_address()?;
+    let mut pause = ZONE_PAUSE;
+    for _ in 0..ZONE_ATTEMPTS {
+        if let Some(zone) = kubernetes.own_zone(address).await {
+            return Some(zone);
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    tracing::info!("our own zone is not known: no EndpointSlice has {address} with one");
+    None
 }
 
 /// The address that we are known by inside the Kubernetes cluster. Nothing is sent: connecting a UDP socket
 /// only chooses the way.
 fn own_address() -> Option<IpAddr> {
     let api = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    let any = if api.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = UdpSocket::bind(any).ok()?;
     socket.connect((api.as_str(), 443)).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }

@@ -109,7 +109,7 @@ impl Kubernetes {
     }
 
     /// The availability zone of our own pod, if an EndpointSlice of our namespace has our address and says
-    /// one. Asked once: a pod does not move.
+    /// one.
     pub async fn own_zone(&self, address: IpAddr) -> Option<Arc<str>> {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &self.namespace);
         let found = timeout(ZONE_LIMIT, slices.list(&ListParams::default())).await;

@@ -81,6 +81,7 @@ impl Operator {
             rule("postgresql.cnpg.io", "clusters", &[name]),
             rule("coordination.k8s.io", "leases", &[name]),
             rule("", "pods", &[]),
+            rule("discovery.k8s.io", "endpointslices", &[]),
         ])
     }
 
