@@ -248,8 +248,14 @@ async fn patronis_switchover_costs_no_client_an_error_either() {
         let pooler = config_for(&kube, &space, "follower", &cluster, patroni.replicas.port).start().await;
         let mut ledger = Ledger::start(&pooler.tcp(), CLIENTS, seed);
         ledger.writes(100).await;
-        let call = Call::new(&kube, &space, "pg-2").pooler(pooler.port).argument("--operator", "patroni");
-        let ((), (done, said)) = tokio::join!(patroni.obey(), call.run());
+        let call =
+            |to: &str| Call::new(&kube, &space, to).pooler(pooler.port).argument("--operator", "patroni");
+        let (done, said) = call("pg-2").holding("1").run().await;
+        assert!(!done && said.contains("To take it back: pgweir switchover pg --to pg-1"), "{said}");
+        let (done, said) = call("pg-1").run().await;
+        assert!(done && said.contains("taken back: primary=pg-1 was_asked_for=pg-2"), "{said}");
+        ledger.writes(50).await;
+        let ((), (done, said)) = tokio::join!(patroni.obey(), call("pg-2").run());
         assert!(done, "{said}");
         ledger.writes(100).await;
         let books = ledger.stop().await;

@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use support::ledger::Ledger;
 use support::operator::POD;
 use support::pooler::Config;
-use support::scene::{CLIENTS, LOST, Scene};
+use support::scene::{CLIENTS, Call, LOST, Scene};
 use support::stranger::{As, Stranger};
 use support::{Address, Login, Raw, eventually};
 use tokio::sync::watch;
@@ -214,4 +214,31 @@ async fn our_own_zone_is_found_when_the_slice_of_our_service_comes_and_readers_g
         .await;
     eventually("the one of our zone serves", async || serves().await == ["pg-3/b"]).await;
     scene.pooler.logs("cluster pg: our own zone is b").await;
+}
+
+// ---- a switchover that nobody carries out ----
+
+#[tokio::test]
+async fn a_switchover_that_the_operator_never_begins_says_what_it_leaves_and_can_be_taken_back() {
+    let (seed, _) = chance("no operator");
+    let scene = Scene::start(seed).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
+    ledger.writes(50).await;
+    let call = |to: &str| Call::new(&scene.kube, &scene.operator.space, to).pooler(scene.pooler.port);
+    let (done, said) = call("pg-2").holding("2").run().await;
+    assert!(!done, "{said}");
+    let expected = "the primary has not moved to pg-2 within 2 s. The request stands: the operator may still \
+        carry it out, and clients wait until it has. To take it back: pgweir switchover pg --to pg-1";
+    assert!(said.contains(expected), "{said}");
+    assert_eq!(scene.operator.target().await, "pg-2");
+    scene.shows("draining", "moving").await;
+    let (done, said) = call("pg-1").run().await;
+    assert!(done && said.contains("taken back: primary=pg-1 was_asked_for=pg-2"), "{said}");
+    assert_eq!(scene.operator.target().await, "pg-1");
+    scene.shows("open", "NULL").await;
+    ledger.writes(100).await;
+    let books = ledger.stop().await;
+    books.agree_with(&scene.operator.replicas, 0, &[]).await;
+    let (done, said) = call("pg-1").run().await;
+    assert!(!done && said.contains("pg-1 is the primary already"), "{said}");
 }

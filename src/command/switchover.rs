@@ -61,9 +61,22 @@ pub enum SwitchoverError {
     /// A pooler did not hold; all were released, and nothing was moved.
     #[error(transparent)]
     Pooler(#[from] PoolerError),
-    /// The hold was over before the primary had moved.
-    #[error("the primary has not moved to {0} within {1} s; the clients were released")]
-    NotMoved(String, u32),
+    /// The hold was over before the primary had moved. Nobody knows whether the move has begun, so what was
+    /// asked for is not taken back by itself.
+    #[error(
+        "the primary has not moved to {to} within {seconds} s. The request stands: the operator may still carry \
+         it out, and clients wait until it has. To take it back: pgweir switchover {cluster} --to {from}"
+    )]
+    NotMoved {
+        /// The cluster's name in the poolers' settings.
+        cluster: String,
+        /// The primary as before.
+        from: String,
+        /// Who was asked for.
+        to: String,
+        /// `--hold`
+        seconds: u32,
+    },
     /// No runtime.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -75,7 +88,8 @@ impl From<ApiFailure> for SwitchoverError {
     }
 }
 
-/// Moves the primary, and reports on standard output what was done.
+/// Moves the primary, and reports on standard output what was done. Where the primary is the one that it
+/// shall move to, and another one was asked for, that request is taken back.
 ///
 /// Fails before anything has changed when a pooler cannot hold, and when the operator does not move the
 /// primary in time; clients are released in any case.
@@ -89,6 +103,11 @@ async fn switch_over(arguments: &SwitchoverArguments) -> Result<(), SwitchoverEr
     let kubernetes = Kubernetes::infer().await?;
     let operated = kubernetes.operate(arguments.namespace.as_deref(), name);
     let before = leadership(&operated, arguments.operator).await?;
+    if let Some(asked_for) = before.request_to_take_back(&arguments.to) {
+        take_back(&operated, arguments, &before).await?;
+        println!("taken back: primary={} was_asked_for={asked_for}", arguments.to);
+        return Ok(());
+    }
     let from = check(&before, &arguments.to)?;
     let consoles = Consoles::find(&arguments.poolers, Some(&operated)).await?;
     println!("primary={from} target={} poolers={}", arguments.to, consoles.count());
@@ -100,6 +119,18 @@ async fn switch_over(arguments: &SwitchoverArguments) -> Result<(), SwitchoverEr
     moved?;
     println!("moved: primary={} held_ms={}", arguments.to, began.elapsed().as_millis());
     Ok(())
+}
+
+/// Whoever was asked for is not any more; nobody is held for that.
+async fn take_back(
+    operated: &Operated,
+    arguments: &SwitchoverArguments,
+    before: &Leadership,
+) -> Result<(), ApiFailure> {
+    match arguments.operator {
+        Operator::Cnpg => operated.cnpg_take_back(before).await,
+        Operator::Patroni => operated.patroni_take_back().await,
+    }
 }
 
 async fn leadership(operated: &Operated, operator: Operator) -> Result<Leadership, ApiFailure> {
@@ -143,7 +174,12 @@ async fn promote_and_wait(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    Err(SwitchoverError::NotMoved(arguments.to.clone(), arguments.hold))
+    Err(SwitchoverError::NotMoved {
+        cluster: arguments.cluster.clone(),
+        from: from.to_owned(),
+        to: arguments.to.clone(),
+        seconds: arguments.hold,
+    })
 }
 
 #[cfg(test)]
@@ -151,10 +187,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_request_for_another_member_is_taken_back_by_asking_for_the_primary() {
+        let check = |primary: Option<&str>, requested: Option<&str>, to: &str, expected: Option<&str>| {
+            let requested = requested.map(str::to_owned);
+            let leadership =
+                Leadership { primary: primary.map(str::to_owned), requested, ..Leadership::default() };
+            assert_eq!(leadership.request_to_take_back(to), expected, "{leadership:?} {to}");
+        };
+        check(Some("pg-1"), Some("pg-2"), "pg-1", Some("pg-2"));
+        check(Some("pg-1"), Some("pg-1"), "pg-1", None);
+        check(Some("pg-1"), None, "pg-1", None);
+        check(Some("pg-1"), Some("pg-2"), "pg-2", None);
+        // A failover: the operator itself is looking for a primary.
+        check(Some("pg-1"), Some("pending"), "pg-1", None);
+        check(None, Some("pg-2"), "pg-1", None);
+    }
+
+    #[test]
     fn only_another_member_can_take_over() {
         let leadership = |primary: Option<&str>| Leadership {
             primary: primary.map(str::to_owned),
             members: vec!["pg-1".into(), "pg-2".into()],
+            ..Leadership::default()
         };
         assert_eq!(check(&leadership(Some("pg-1")), "pg-2").ok().as_deref(), Some("pg-1"));
         for (primary, to, expected) in [

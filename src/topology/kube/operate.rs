@@ -35,7 +35,24 @@ pub struct Leadership {
     pub primary: Option<String>,
     /// All members; empty when the object does not list them.
     pub members: Vec<String>,
+    /// The member that is to become the primary, or the primary itself; `None` if none is asked for.
+    pub requested: Option<String>,
+    /// The version of the object that says so.
+    pub version: Option<String>,
 }
+
+impl Leadership {
+    /// The member that was asked for, if whoever wants `to` wants it to stay the primary instead. In a failover
+    /// there is nothing to take back.
+    pub fn request_to_take_back(&self, to: &str) -> Option<&str> {
+        let is_other = |requested: &&str| *requested != to && *requested != PENDING;
+        let is_primary = self.primary.as_deref() == Some(to);
+        self.requested.as_deref().filter(is_other).filter(|_| is_primary)
+    }
+}
+
+/// CloudNativePG's `targetPrimary` in a failover, until a standby is chosen.
+const PENDING: &str = "pending";
 
 /// One CloudNativePG cluster or Patroni scope, in the hands of an operator.
 #[derive(Clone)]
@@ -84,7 +101,20 @@ impl Operated {
         Ok(Leadership {
             primary: status["currentPrimary"].as_str().map(str::to_owned),
             members: names.filter_map(Value::as_str).map(str::to_owned).collect(),
+            requested: status["targetPrimary"].as_str().map(str::to_owned),
+            version: cluster.metadata.resource_version,
         })
+    }
+
+    /// CloudNativePG: the primary is to stay. The API refuses when the Cluster has changed since `before`: then the
+    /// move may have happened, and this would be another one.
+    pub async fn cnpg_take_back(&self, before: &Leadership) -> Result<(), ApiFailure> {
+        let change = json!({
+            "metadata": { "resourceVersion": before.version },
+            "status": { "targetPrimary": before.primary, "targetPrimaryTimestamp": now() },
+        });
+        self.clusters().patch_status(&self.name, &PatchParams::default(), &Patch::Merge(change)).await?;
+        Ok(())
     }
 
     /// CloudNativePG: asks for a switchover, as `kubectl cnpg promote` does.
@@ -101,9 +131,14 @@ impl Operated {
 
     /// Patroni: who the leader object says is the leader.
     pub async fn patroni_leadership(&self) -> Result<Leadership, ApiFailure> {
+        let name = self.failover_name();
+        let in_endpoints = self.endpoints().get_opt(&name).await?.map(|object| object.metadata);
+        let in_map = self.config_maps().get_opt(&name).await?.map(|object| object.metadata);
+        let mut records = [in_endpoints, in_map].into_iter().flatten();
+        let requested = records.find_map(|metadata| metadata.annotations?.remove("member"));
         let leader = |annotations: Option<std::collections::BTreeMap<String, String>>| {
             let primary = annotations.unwrap_or_default().remove("leader");
-            Leadership { primary, members: Vec::new() }
+            Leadership { primary, requested: requested.clone(), ..Leadership::default() }
         };
         let by_endpoints = self.endpoints().get_opt(&self.name).await?;
         if let Some(found) = by_endpoints.map(|object| leader(object.metadata.annotations))
@@ -117,8 +152,20 @@ impl Operated {
 
     /// Patroni: asks for a switchover by its failover object, of the kind that the leader object has.
     pub async fn patroni_promote(&self, from: &str, member: &str) -> Result<(), ApiFailure> {
-        let name = format!("{}-failover", self.name);
-        let annotations = json!({ "leader": from, "member": member });
+        self.patroni_request(json!({ "leader": from, "member": member })).await
+    }
+
+    /// Patroni: nobody is asked for any more.
+    pub async fn patroni_take_back(&self) -> Result<(), ApiFailure> {
+        self.patroni_request(json!({ "leader": null, "member": null })).await
+    }
+
+    fn failover_name(&self) -> String {
+        format!("{}-failover", self.name)
+    }
+
+    async fn patroni_request(&self, annotations: Value) -> Result<(), ApiFailure> {
+        let name = self.failover_name();
         let object = json!({ "metadata": { "name": name, "annotations": annotations } });
         let in_endpoints = self.endpoints().get_opt(&self.name).await?.is_some_and(|object| {
             object.metadata.annotations.is_some_and(|annotations| annotations.contains_key("leader"))
