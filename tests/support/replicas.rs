@@ -12,7 +12,7 @@ use super::{PATIENCE, eventually};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -200,6 +200,13 @@ impl Replicas {
         self.restart(number).await;
     }
 
+    /// Restarts a server that was stopped cleanly as a standby that follows nobody here.
+    pub async fn demote_alone(&mut self, number: usize) {
+        self.become_standby(number);
+        self.configure(number, "primary_conninfo = ''\n");
+        self.restart(number).await;
+    }
+
     /// Replay stands still, WAL is still received.
     pub async fn pause_replay(&self, number: usize) {
         self.sql(number, "SELECT pg_wal_replay_pause()").await;
@@ -384,7 +391,19 @@ impl Drop for Replicas {
         }
         for number in 0..self.nodes.len() {
             self.kill(number);
+            remove_segment(&self.nodes[number].directory);
         }
+    }
+}
+
+/// A postmaster that was killed leaves its System V segment behind, of which a machine has 4096; the file
+/// says its key and id.
+fn remove_segment(directory: &Path) {
+    let file = fs::read_to_string(directory.join("data/postmaster.pid")).unwrap_or_default();
+    let segment = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
+    if let Some(id) = segment {
+        // A server that was stopped cleanly has removed it.
+        let _ = Command::new("ipcrm").args(["-m", id]).output();
     }
 }
 
