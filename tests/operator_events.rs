@@ -9,17 +9,22 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
-use support::ledger::Ledger;
-use support::operator::POD;
+use support::ledger::{Books, Entry, Ledger, Outcome};
+use support::operator::{POD, RESTARTS_POD};
 use support::pooler::Config;
-use support::scene::{CLIENTS, Call, LOST, Scene};
+use support::scene::{CLIENTS, Call, LOST, Scene, only_what_was_open_failed};
 use support::stranger::{As, Stranger};
 use support::{Address, Login, Raw, eventually};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Clients that read at the same time.
 const READERS: usize = 16;
+
+fn runs() -> usize {
+    std::env::var("PGWEIR_FAILOVER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(1)
+}
 
 fn chance(what: &str) -> (u64, StdRng) {
     let seed = RandomState::new().hash_one(what);
@@ -59,6 +64,16 @@ impl Readers {
         let (stop, end) = watch::channel(false);
         let tasks = (0..READERS).map(|_| tokio::spawn(ask_who(address.clone(), end.clone()))).collect();
         Readers { stop, tasks }
+    }
+
+    /// All answers were of this system, and there was nothing but answers.
+    async fn heard_no_error(self, own: &str) {
+        self.stop.send(true).expect("the readers listen");
+        for task in self.tasks {
+            let (systems, errors) = task.await.expect("a reader does not panic");
+            assert_eq!(errors, [""; 0]);
+            assert!(!systems.is_empty() && systems.iter().all(|system| system == own));
+        }
     }
 
     /// All answers were of this system; what was lost was on a server that is gone.
@@ -241,4 +256,113 @@ async fn a_switchover_that_the_operator_never_begins_says_what_it_leaves_and_can
     books.agree_with(&scene.operator.replicas, 0, &[]).await;
     let (done, said) = call("pg-1").run().await;
     assert!(!done && said.contains("pg-1 is the primary already"), "{said}");
+}
+
+// ---- rolling update, demotion and promotion ----
+
+/// Load of writers and readers, while the operator does something that takes its time.
+struct Load {
+    ledger: Ledger,
+    readers: Readers,
+    own: String,
+}
+
+impl Load {
+    async fn start(scene: &Scene, seed: u64, run: usize) -> Load {
+        scene.knows_all().await;
+        let mut ledger = Ledger::of(&scene.pooler.tcp(), run * CLIENTS..(run + 1) * CLIENTS, seed);
+        let readers = Readers::start(&scene.pooler.tcp());
+        ledger.all_write().await;
+        let own = scene.operator.replicas.system().await;
+        Load { ledger, readers, own }
+    }
+
+    /// Everybody is served again. Writers were told no more than this, readers nothing at all.
+    async fn ends(mut self, scene: &Scene, allowed: &[&str]) -> Books {
+        self.ledger.writes(100).await;
+        let books = self.ledger.stop().await;
+        books.agree_with(&scene.operator.replicas, scene.operator.primary, allowed).await;
+        self.readers.heard_no_error(&self.own).await;
+        books
+    }
+}
+
+const MOVES: &str = "pgweir_primary_changes_total{cluster=\"pg\"}";
+const SEVERED: &str = "pgweir_stale_primary_severed_total{cluster=\"pg\"}";
+
+#[tokio::test]
+async fn a_rolling_update_that_restarts_the_primary_costs_a_wait_and_no_error() {
+    let (seed, mut chance) = chance("rolling update, restart");
+    let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
+    for run in 0..runs() {
+        let mut load = Load::start(&scene, seed, run).await;
+        load.ledger.writes(chance.random_range(50..200)).await;
+        scene.operator.update_standbys().await;
+        scene.operator.remove_primarys_pod().await;
+        scene.shows("draining", "moving").await;
+        let detail = scene.shown().await["detail"].clone();
+        assert_eq!(detail, format!("the primary moves: {RESTARTS_POD}"));
+        eventually("clients wait", async || scene.pooler.pool("cl_waiting").await > 0).await;
+        scene.operator.primarys_pod_comes_back().await;
+        scene.shows("open", "NULL").await;
+        load.ends(&scene, &[]).await;
+        assert_eq!((scene.metric(MOVES).await, scene.metric(SEVERED).await), (0.0, 0.0));
+        assert_eq!(scene.metric("pgweir_cluster_held_seconds{cluster=\"pg\"}").await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_rolling_update_with_a_switchover_costs_writers_what_is_open_and_readers_nothing() {
+    let (seed, mut chance) = chance("rolling update, switchover");
+    let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
+    for run in 0..runs() {
+        let mut load = Load::start(&scene, seed, run).await;
+        load.ledger.writes(chance.random_range(50..200)).await;
+        scene.operator.update_standbys().await;
+        scene.shows("open", "NULL").await;
+        let moved = scene.operator.update_primary_by_switchover().await;
+        scene.shows("open", "NULL").await;
+        scene
+            .pooler
+            .logs("clients wait: the primary moves: Upgrading cluster state=draining reason=moving")
+            .await;
+        let books = load.ends(&scene, LOST).await;
+        only_what_was_open_failed(&books, &[moved]);
+        assert_eq!(scene.metric(MOVES).await, run as f64 + 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_demoted_cluster_is_read_from_and_written_to_again_once_its_promotion_is_complete() {
+    let (seed, mut chance) = chance("demotion");
+    let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
+    for run in 0..runs() {
+        scene.knows_all().await;
+        let mut ledger = Ledger::of(&scene.pooler.tcp(), run * CLIENTS..(run + 1) * CLIENTS, seed);
+        ledger.all_write().await;
+        ledger.writes(chance.random_range(50..200)).await;
+        scene.operator.begin_demotion().await;
+        scene.shows("draining", "no_primary").await;
+        let detail = scene.shown().await["detail"].clone();
+        assert_eq!(detail, "no primary: it is a replica cluster: its primary is in another one");
+        scene.operator.end_demotion().await;
+        scene.shows("draining", "no_primary").await;
+        eventually("clients wait", async || scene.pooler.pool("cl_waiting").await > 0).await;
+        let mut reader = Raw::login(&scene.pooler.tcp(), &Login::new("app", "ro")).await;
+        reader.query("SELECT pg_is_in_recovery()").await.is("T D(t) C(SELECT 1) Z(I)");
+        let promoting = Instant::now();
+        scene.operator.promote_cluster().await;
+        scene.shows("open", "NULL").await;
+        ledger.writes(100).await;
+        let books = ledger.stop().await;
+        books.agree_with(&scene.operator.replicas, scene.operator.primary, LOST).await;
+        // What was open at the fast shutdown is lost, and nothing to the end of the old sessions.
+        let failed = |entry: &Entry| entry.outcome != Outcome::Acknowledged && entry.ended >= promoting;
+        assert_eq!(books.count(failed), 0, "{}", books.summary());
+        let said =
+            "clients wait: the primary moves: Promoting to primary cluster state=draining reason=moving";
+        scene.pooler.logs(said).await;
+        assert_eq!((scene.metric(MOVES).await, scene.metric(SEVERED).await), (0.0, 0.0));
+        assert_eq!(scene.metric("pgweir_cluster_timeline{cluster=\"pg\"}").await, run as f64 + 2.0);
+    }
 }

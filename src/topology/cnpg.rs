@@ -24,10 +24,12 @@ const ROLE_LABEL: &str = "cnpg.io/instanceRole";
 const PENDING: &str = "pending";
 const HEALTHY: &str = "Cluster in healthy state";
 
-/// Phases in which the primary restarts and stays the primary: nothing but the phase announces it.
-const RESTARTS: [&str; 2] = [
+/// Phases in which the primary stays the primary and yet ends what it runs: nothing but the phase announces it.
+/// It restarts, or it was a replica cluster's and is promoted, after which its sessions are ended.
+const INTERRUPTIONS: [&str; 3] = [
     "Primary instance is being restarted in-place",
     "Primary instance is being restarted without a switchover",
+    "Promoting to primary cluster",
 ];
 
 /// The part of a Cluster object (`postgresql.cnpg.io/v1`) that is looked at.
@@ -150,7 +152,7 @@ impl Cluster {
         if status.switch_replica_cluster_status.in_progress {
             return self.moving(None, "the cluster becomes a replica cluster");
         }
-        if RESTARTS.contains(&status.phase.as_str()) {
+        if INTERRUPTIONS.contains(&status.phase.as_str()) {
             return self.moving(Some(current), &status.phase);
         }
         if is_unhealthy(current, pods) {

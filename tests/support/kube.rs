@@ -260,6 +260,12 @@ impl Space {
 
     /// A ready pod on a node. Without a kubelet, it stays terminating when it is deleted.
     pub async fn pod(&self, name: &str, address: &str, labels: Value) {
+        self.pod_that_is(true, name, address, labels).await;
+    }
+
+    /// The same, ready or not yet.
+    pub async fn pod_that_is(&self, ready: bool, name: &str, address: &str, labels: Value) {
+        let ready = if ready { "True" } else { "False" };
         self.create(json!({
             "apiVersion": "v1",
             "kind": "Pod",
@@ -268,7 +274,7 @@ impl Space {
             "status": {
                 "phase": "Running",
                 "podIP": address,
-                "conditions": [{ "type": "Ready", "status": "True" }],
+                "conditions": [{ "type": "Ready", "status": ready }],
             },
         }))
         .await;

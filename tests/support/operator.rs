@@ -22,6 +22,8 @@ const LEASE: &str = "coordination.k8s.io/v1/Lease";
 
 const HEALTHY: &str = "Cluster in healthy state";
 pub const RESTARTS: &str = "Primary instance is being restarted in-place";
+pub const RESTARTS_POD: &str = "Primary instance is being restarted without a switchover";
+const UPGRADES: &str = "Upgrading cluster";
 
 /// How long somebody may take to ask for a change.
 const ASKED_WITHIN: Duration = Duration::from_secs(20);
@@ -275,6 +277,136 @@ impl Operator {
         self.status(json!({ "phase": HEALTHY })).await;
     }
 
+    // ---- rolling update ----
+
+    /// The image has changed: all pods are made anew, first the standbys one by one, in any order.
+    pub async fn update_standbys(&mut self) {
+        self.status(json!({ "phase": UPGRADES, "phaseReason": "Upgrading instances" })).await;
+        let first = self.chance.random_range(1..3);
+        for number in [first, 3 - first].map(|step| (self.primary + step) % 3) {
+            self.pause(100).await;
+            self.remove_pod(number).await;
+            self.pause(200).await;
+            self.pod_comes_back(number).await;
+            self.replicas.are_streaming(2).await;
+        }
+    }
+
+    /// `primaryUpdateMethod: restart`, up to where the primary's pod is gone: it stays the primary.
+    pub async fn remove_primarys_pod(&mut self) {
+        self.status(json!({ "phase": RESTARTS_POD, "phaseReason": "" })).await;
+        self.pause(50).await;
+        self.remove_pod(self.primary).await;
+        self.lease("").await;
+    }
+
+    /// The rest of it.
+    pub async fn primarys_pod_comes_back(&mut self) {
+        let pod = self.pod(self.primary);
+        self.lease(&pod).await;
+        self.pod_comes_back(self.primary).await;
+        self.replicas.are_streaming(2).await;
+        self.pause(100).await;
+        self.status(json!({ "phase": HEALTHY })).await;
+    }
+
+    /// `primaryUpdateMethod: switchover`: another one becomes the primary, then the old one's pod is made anew.
+    pub async fn update_primary_by_switchover(&mut self) -> Moved {
+        let (from, to) = (self.primary, self.any_standby());
+        self.status(json!({ "targetPrimary": self.pod(to), "targetPrimaryTimestamp": now() })).await;
+        let moved = self.carry_out(to).await;
+        self.pause(100).await;
+        self.remove_pod(from).await;
+        self.pause(200).await;
+        self.pod_comes_back(from).await;
+        self.replicas.are_streaming(2).await;
+        moved
+    }
+
+    /// A pod is deleted: its server ends with its last client, and then the pod does.
+    async fn remove_pod(&mut self, number: usize) {
+        self.space.delete(POD, &self.pod(number), 1800).await;
+        self.pause(20).await;
+        self.replicas.sql(number, "CHECKPOINT").await;
+        self.replicas.ask_to_stop(number, Stop::Smart);
+        eventually("the smart shutdown completes", async || !self.replicas.runs(number)).await;
+        self.replicas.ended(number);
+        self.space.delete(POD, &self.pod(number), 0).await;
+    }
+
+    /// A new pod of the same name, with the same data.
+    async fn pod_comes_back(&mut self, number: usize) {
+        self.create_pod_that_is(number, false).await;
+        self.pause(100).await;
+        self.replicas.restart(number).await;
+        self.pause(100).await;
+        self.ready(number, true).await;
+    }
+
+    // ---- replica cluster ----
+
+    /// The cluster hands its role to another one, up to where all its servers are stopped.
+    pub async fn begin_demotion(&mut self) {
+        let replica = json!({ "self": self.cluster, "primary": "other", "source": "other" });
+        self.space.change(CLUSTER, &self.cluster, json!({ "spec": { "replica": replica } })).await;
+        self.pause(50).await;
+        self.status(json!({ "switchReplicaClusterStatus": { "inProgress": true } })).await;
+        self.annotate("cnpg.io/fencedInstances", json!("[\"*\"]")).await;
+        self.pause(100).await;
+        self.replicas.sql(self.primary, "CHECKPOINT").await;
+        for number in [self.primary, (self.primary + 1) % 3, (self.primary + 2) % 3] {
+            self.replicas.stop(number, Stop::Fast);
+            self.ready(number, false).await;
+            self.pause(50).await;
+        }
+        self.status(json!({ "demotionToken": "an opaque text" })).await;
+    }
+
+    /// All its servers are standbys, of which one is designated to follow the other cluster.
+    pub async fn end_demotion(&mut self) {
+        self.annotate("cnpg.io/fencedInstances", Value::Null).await;
+        let primary = self.primary;
+        self.replicas.demote_alone(primary).await;
+        for number in [(primary + 1) % 3, (primary + 2) % 3] {
+            self.pause(100).await;
+            self.replicas.restart(number).await;
+        }
+        for number in 0..3 {
+            self.ready(number, true).await;
+        }
+        self.replicas.are_streaming(2).await;
+        self.status(json!({ "switchReplicaClusterStatus": { "inProgress": false } })).await;
+    }
+
+    /// The cluster gets the role back, with the other one's token: its designated primary is promoted. Returns
+    /// when the operator's word was there that it is done.
+    pub async fn promote_cluster(&mut self) -> Instant {
+        let token = json!({ "self": self.cluster, "primary": self.cluster, "promotionToken": "its text" });
+        let began = json!({ "phase": "Promoting to primary cluster", "phaseReason": "" });
+        // The operator sets the phase when it has seen the token.
+        self.space.change(CLUSTER, &self.cluster, json!({ "spec": { "replica": token } })).await;
+        self.status(began).await;
+        self.pause(300).await;
+        let primary = self.primary;
+        self.replicas.promote(primary).await;
+        self.pause(100).await;
+        self.replicas.sql(primary, "CHECKPOINT").await;
+        self.timeline += 1;
+        let pod = self.pod(primary);
+        let done = json!({
+            "currentPrimary": pod,
+            "currentPrimaryTimestamp": now(),
+            "lastPromotionToken": "its text",
+            "timelineID": self.timeline,
+        });
+        self.status(done).await;
+        self.pause(100).await;
+        self.drop_connections(primary).await;
+        self.pause(300).await;
+        self.status(json!({ "phase": HEALTHY })).await;
+        Instant::now()
+    }
+
     /// Sets or takes away an annotation of the Cluster.
     pub async fn annotate(&self, key: &str, value: Value) {
         let change = json!({ "metadata": { "annotations": { key: value } } });
@@ -295,13 +427,17 @@ impl Operator {
 
     /// Makes a server's pod.
     pub async fn create_pod(&self, number: usize) {
+        self.create_pod_that_is(number, true).await;
+    }
+
+    async fn create_pod_that_is(&self, number: usize, ready: bool) {
         let role = if number == self.primary { "primary" } else { "replica" };
         let labels = json!({
             "cnpg.io/cluster": self.cluster,
             "cnpg.io/podRole": "instance",
             "cnpg.io/instanceRole": role,
         });
-        self.space.pod(&self.pod(number), &self.replicas.host(number), labels).await;
+        self.space.pod_that_is(ready, &self.pod(number), &self.replicas.host(number), labels).await;
     }
 
     async fn label(&self, number: usize, role: &str) {
