@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigError, LogFormat};
 use crate::follow::Followers;
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
+use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server;
@@ -42,6 +43,9 @@ pub enum StartError {
     /// The settings are wrong.
     #[error("cannot load config file: {0}")]
     Config(#[from] ConfigError),
+    /// A certificate or key is no good.
+    #[error("TLS setup failed: {0}")]
+    Tls(#[from] TlsError),
     /// An address, a file or a thread cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -84,14 +88,14 @@ struct Ends {
     openings: Vec<UnboundedReceiver<OpenRequest>>,
 }
 
-fn share(config: Config) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+fn share(config: Config, tls: Tls) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
     let workers = config.settings.workers as usize;
     let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
     let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
-    let databases = Databases::new(Arc::clone(&session), openers.into());
+    let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
     let shared = Shared::new(config, session, databases, senders, process);
     (shared, Ends { mailboxes, openings }, commands)
 }
@@ -145,7 +149,9 @@ impl Process {
         let listeners = Listeners::open(&config.settings).await?;
         let metrics = config.settings.metrics_listen_addr;
         let pidfile = config.settings.pidfile.clone();
-        let (shared, ends, commands) = share(config);
+        let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let (shared, ends, commands) = share(config, tls);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }
@@ -260,9 +266,9 @@ impl Process {
             tracing::error!("cannot open logfile: {error}");
         }
         self.log.set_verbosity(verbosity(&config, &self.options));
-        control::apply(&self.shared, config).await;
+        let applied = control::apply(&self.shared, config).await;
         self.followers.configure(&self.shared);
-        true
+        applied.is_ok()
     }
 
     fn close(&mut self) {

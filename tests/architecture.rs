@@ -63,13 +63,16 @@ const HOMES: &[(&str, &[&str])] = &[
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
     ("rustix", &["command"]),
-    ("sha2", &["auth"]),
+    ("rustls", &["net"]),
+    ("sha2", &["auth", "net"]),
     ("slab", &["session"]),
     ("socket2", &["net", "listener"]),
     ("stringprep", &["auth"]),
     ("subtle", &["auth"]),
     ("tempfile", &["command"]),
     ("toml", &["config"]),
+    ("webpki", &["net"]),
+    ("x509-parser", &["net"]),
     ("tracing-subscriber", &["log"]),
 ];
 

@@ -25,7 +25,7 @@ use crate::auth::ServerSecret;
 use crate::config::{PoolPolicy, Role};
 use crate::error::SqlError;
 use crate::metrics::micros;
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::server::login::Welcome;
 use crate::server::{ServerConnection, Session};
 use access::{Access, Seat, Site};
@@ -61,8 +61,8 @@ pub struct PoolSettings {
     pub parameters: Vec<(String, String)>,
     /// `connect_query`
     pub connect_query: Option<String>,
-    /// The `tcp_*` settings.
-    pub tcp: TcpOptions,
+    /// The `tcp_*` and `server_tls_*` settings.
+    pub dialing: Dialing,
     /// `server_connect_timeout`
     pub connect_timeout: Option<Duration>,
     /// `server_login_retry`
@@ -121,6 +121,7 @@ impl PoolSettings {
             || self.database != other.database
             || self.parameters != other.parameters
             || self.connect_query != other.connect_query
+            || !self.dialing.has_tls_of(&other.dialing)
     }
 }
 
@@ -373,7 +374,7 @@ impl Pool {
 
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
     fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
-        let lease = self.adopt(lent.server, worker)?;
+        let mut lease = self.adopt(lent.server, worker)?;
         if lent.idle_for > LOOK_AFTER && !lease.socket.is_silent_and_open() {
             lease.site().report(DIED_IDLE);
             lease.close(DIED_IDLE);
@@ -458,11 +459,12 @@ impl Pool {
 }
 
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
-fn close(pooled: Box<Pooled>, reason: &str) {
-    let server = &pooled.server;
+fn close(mut pooled: Box<Pooled>, reason: &str) {
+    let server = &mut pooled.server;
     tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
+        server.socket.say_goodbye();
     }
 }

@@ -213,7 +213,7 @@ impl Session {
             lease.close("server connection is no longer wanted");
             return None;
         }
-        let is_doubtful =
+        let mut is_doubtful =
             || lease.site().has_lost_since(lease.opened_at) || !lease.socket.is_silent_and_open();
         if self.sent_again > 0 && is_doubtful() {
             // The first server died under this request; one that dies with it must not be the second.

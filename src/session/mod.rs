@@ -264,7 +264,7 @@ impl Session {
                 backlog.drain(..written);
             }
         }
-        Poll::Ready(Ok(()))
+        self.socket.poll_flush(context).map_err(Farewell::Gone)
     }
 
     fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
@@ -377,6 +377,7 @@ impl Session {
                 let _ = self.send(&bytes);
             }
         }
+        self.socket.say_goodbye();
         if settings.log_disconnections {
             let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());

@@ -6,6 +6,7 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod certificates;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;
