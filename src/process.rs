@@ -12,6 +12,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
+use crate::auth::hba::Hba;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::follow::Followers;
 use crate::listener::{Accepting, Listeners};
@@ -20,6 +21,7 @@ use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server;
+use crate::session::authenticate::read_rules;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
 use crate::session::plane::{Message, Plane, Shared};
@@ -88,7 +90,7 @@ struct Ends {
     openings: Vec<UnboundedReceiver<OpenRequest>>,
 }
 
-fn share(config: Config, tls: Tls) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
     let workers = config.settings.workers as usize;
     let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
@@ -96,7 +98,7 @@ fn share(config: Config, tls: Tls) -> (Arc<Shared>, Ends, UnboundedReceiver<Proc
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
     let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
     let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
-    let shared = Shared::new(config, session, databases, senders, process);
+    let shared = Shared::new(config, session, databases, senders, process, hba);
     (shared, Ends { mailboxes, openings }, commands)
 }
 
@@ -151,7 +153,9 @@ impl Process {
         let pidfile = config.settings.pidfile.clone();
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (shared, ends, commands) = share(config, tls);
+        let (hba, warnings) = read_rules(&config.settings);
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let (shared, ends, commands) = share(config, tls, hba);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }

@@ -60,6 +60,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("md-5", &["auth"]),
     ("metrics", &["metrics", "admin"]),
     ("metrics-exporter-prometheus", &["metrics"]),
+    ("nix", &["session"]),
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
     ("rustix", &["command"]),

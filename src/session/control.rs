@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::authenticate::read_rules;
 use super::clusters::ClusterCommand;
 use super::databases::DatabaseEntry;
 use super::plane::{Message, Plane, Shared, Task};
@@ -318,6 +319,9 @@ pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) -> Resul
             Err(error)
         }
     };
+    let (hba, warnings) = read_rules(&config.settings);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    shared.hba.store(Arc::new(hba));
     shared.configure(config);
     let config = shared.config.load_full();
     let gone: Vec<_> =

@@ -16,22 +16,19 @@ use super::console;
 use super::plane::{Group, Plane};
 use super::{NewSession, Session};
 use crate::admin::CONSOLE_DATABASE;
-use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof, ServerSecret};
-use crate::config::{AuthType, Config, Database, Role};
+use crate::auth::{Credentials, Proof, ServerSecret};
+use crate::config::{Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
-use crate::net::tls::{Acceptor, trust};
+use crate::net::tls::Acceptor;
 use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::route::{self, ROLE_OPTION};
 use crate::server::login::Welcome;
+use crate::wire::originate;
 use crate::wire::startup::{self, CancelKey, FirstPacket, Startup, TLS_HANDSHAKE};
-use crate::wire::{HEADER_LENGTH, Header, originate};
-
-/// Largest password message: PgBouncer's longest password and room for SCRAM.
-const PASSWORD_MESSAGE_MAX: usize = 66_000;
 
 const LOGGED_IN: &str = "who is logged in has a socket";
 
@@ -42,7 +39,7 @@ pub struct Admission {
 }
 
 /// How a login ends without a session.
-enum Refusal {
+pub(super) enum Refusal {
     /// The client is told.
     Error(SqlError),
     /// It was none: the connection brought a CancelRequest.
@@ -71,7 +68,7 @@ impl From<io::Error> for Refusal {
 pub(super) struct Newcomer {
     pub(super) plane: Rc<Plane>,
     /// `None` while TLS begins, when nothing can be said on it.
-    socket: Option<Socket>,
+    pub(super) socket: Option<Socket>,
     pub(super) peer: Peer,
     pub(super) id: u64,
     pub(super) connected: Instant,
@@ -198,7 +195,7 @@ impl Newcomer {
         }
         let wanted = client_parameters(&startup, &config, &self.plane)?;
         let place = self.admit(&config)?;
-        let (credentials, proof) = self.authenticate(&config, &user).await?;
+        let (credentials, proof) = self.authenticate(&config, &name, &user).await?;
         let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
@@ -224,7 +221,7 @@ impl Newcomer {
 
     // ---- the first packets ----
 
-    fn socket(&mut self) -> &mut Socket {
+    pub(super) fn socket(&mut self) -> &mut Socket {
         self.socket.as_mut().expect("whoever takes it while TLS begins puts one back, or the login ends")
     }
 
@@ -386,81 +383,6 @@ impl Newcomer {
         }
     }
 
-    async fn authenticate(
-        &mut self,
-        config: &Config,
-        user: &str,
-    ) -> Result<(Option<Arc<Credentials>>, Proof), Refusal> {
-        let credentials = self.plane.shared.credentials(user);
-        let method = match config.settings.auth_type {
-            AuthType::Any => return Ok((credentials, Proof::default())),
-            AuthType::Trust => Method::Trust,
-            AuthType::Plain => Method::Plain,
-            AuthType::Md5 => Method::Md5,
-            AuthType::ScramSha256 => Method::ScramSha256,
-            AuthType::Cert => {
-                self.check_certificate(user)?;
-                return match credentials {
-                    Some(_) => Ok((credentials, Proof::default())),
-                    None => Err(fatal("no such user").into()),
-                };
-            }
-            AuthType::Hba | AuthType::Ldap | AuthType::Pam => {
-                let message =
-                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
-                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
-            }
-        };
-        let settings = self.plane.shared.scram_settings();
-        let mut login = ClientLogin::new(method, user, credentials.clone(), &settings, &mut rand::rng());
-        let mut out = BytesMut::new();
-        let mut progress = login.start(&mut out)?;
-        loop {
-            if !out.is_empty() {
-                self.socket().write_all(&out).await?;
-                out.clear();
-            }
-            match progress {
-                Progress::Done(proof) => return Ok((credentials, proof)),
-                Progress::Continue => {
-                    let body = self.read_password().await?;
-                    progress = login.handle_password(&body, &mut out)?;
-                }
-            }
-        }
-    }
-
-    /// `auth_type = cert`: the certificate, which a CA of ours signed, names the user.
-    fn check_certificate(&self, user: &str) -> Result<(), SqlError> {
-        let Some(Socket::Tls(stream)) = &self.socket else {
-            return Err(fatal("TLS connection required"));
-        };
-        let certificate = stream.connection().peer_certificates().and_then(|chain| chain.first());
-        let name = certificate.and_then(trust::common_name).unwrap_or_default();
-        match name == user {
-            true => Ok(()),
-            false => {
-                let detail = format!("The certificate is for \"{name}\", the login for \"{user}\".");
-                Err(fatal("TLS certificate name mismatch").detail(detail))
-            }
-        }
-    }
-
-    async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
-        let mut header = [0; HEADER_LENGTH];
-        self.socket().read_exact(&mut header).await?;
-        let header = Header::read(&header).ok().flatten();
-        match header {
-            Some(Header { tag: b'p', length }) if length <= PASSWORD_MESSAGE_MAX => {
-                let mut body = vec![0; length - HEADER_LENGTH];
-                self.socket().read_exact(&mut body).await?;
-                Ok(body)
-            }
-            Some(Header { tag: b'X', .. }) => Err(Refusal::Quiet("client close request")),
-            _ => Err(fatal("bad packet header").detail("A password message was expected.").into()),
-        }
-    }
-
     // ---- its pool ----
 
     async fn join_pool(
@@ -543,10 +465,10 @@ impl Newcomer {
             return Ok(Entry::Console(crate::admin::Rights::Admin));
         }
         let Some(rights) = console::rights(config, user) else {
-            self.authenticate(config, user).await?;
+            self.authenticate(config, CONSOLE_DATABASE, user).await?;
             return Err(fatal("not allowed").into());
         };
-        self.authenticate(config, user).await?;
+        self.authenticate(config, CONSOLE_DATABASE, user).await?;
         Ok(Entry::Console(rights))
     }
 
@@ -588,7 +510,7 @@ impl Newcomer {
     }
 }
 
-fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
+pub(super) fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
     SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
 }
 

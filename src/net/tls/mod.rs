@@ -17,6 +17,7 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -80,6 +81,7 @@ pub struct Acceptor {
     /// `client_tls_sslmode`
     pub mode: SslMode,
     config: Arc<ServerConfig>,
+    trust: Arc<Trust>,
     fingerprint: [u8; 32],
 }
 
@@ -278,23 +280,22 @@ impl Acceptor {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&side.versions(warnings)?)
             .map_err(side.failed(Side::CIPHERS))?;
-        let builder = match side.mode {
-            SslMode::VerifyCa | SslMode::VerifyFull => {
-                let authorities = side.authorities(&mut files)?;
-                let trust =
-                    Trust::new(Check::Chain, authorities, &provider).map_err(side.failed(Side::CA))?;
-                builder.with_client_cert_verifier(trust)
-            }
+        let (check, authorities) = match side.mode {
+            SslMode::VerifyCa | SslMode::VerifyFull => (Check::Chain, side.authorities(&mut files)?),
+            // A certificate is asked for, and looked at only where a rule says `cert`.
             SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
-                builder.with_no_client_auth()
+                (Check::Nothing, files.authorities.take().unwrap_or_default())
             }
         };
+        let trust = Trust::new(check, authorities, &provider).map_err(side.failed(Side::CA))?;
+        let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
         let mut config = builder.with_single_cert(chain, key).map_err(side.failed(Side::KEY))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // As PostgreSQL: a connection lives long, and none is resumed.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Some(Acceptor {
+            trust,
             mode: side.mode,
             config: Arc::new(config),
             fingerprint: files.digest.finalize().into(),
@@ -309,6 +310,12 @@ impl Acceptor {
         let mut stream = TlsStream::new(tcp, connection, begun);
         stream.handshake().await?;
         Ok(stream)
+    }
+
+    /// The name in the certificate that the client has shown, if a CA of ours has signed it.
+    pub fn proven_name(&self, connection: &Connection) -> Option<String> {
+        let chain = connection.peer_certificates()?;
+        self.trust.knows_client(chain).then(|| chain.first().and_then(trust::common_name)).flatten()
     }
 
     /// Whether a client must use TLS.

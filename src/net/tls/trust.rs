@@ -83,6 +83,12 @@ impl Trust {
         Ok(Arc::new(Trust { check, authorities, roots, subjects, algorithms }))
     }
 
+    /// Whether a CA of ours has signed a client's certificate, which comes first.
+    pub fn knows_client(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let [leaf, between @ ..] = chain else { return false };
+        self.check_chain(leaf, between, UnixTime::now(), Usage::Client).is_ok()
+    }
+
     fn check_chain(
         &self,
         leaf: &CertificateDer<'_>,
@@ -283,6 +289,10 @@ impl ServerCertVerifier for Trust {
 
 impl ClientCertVerifier for Trust {
     fn offer_client_auth(&self) -> bool {
+        !self.authorities.is_empty()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
         self.check != Check::Nothing
     }
 
@@ -296,7 +306,9 @@ impl ClientCertVerifier for Trust {
         between: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.check_chain(leaf, between, now, Usage::Client)?;
+        if self.check != Check::Nothing {
+            self.check_chain(leaf, between, now, Usage::Client)?;
+        }
         Ok(ClientCertVerified::assertion())
     }
 
