@@ -464,5 +464,9 @@ fn close(pooled: Box<Pooled>, reason: &str) {
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
+    } else if pooled.seat.0.is_closed() && !server.pipeline.is_quiet() {
+        // Its client is told what became of this. A network that comes back must not bring it to a server that
+        // is not the primary any more: the kernel would go on trying for minutes.
+        server.socket.drop_unsent();
     }
 }
