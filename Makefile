@@ -57,7 +57,8 @@ test-failover: ## every failover and switchover 20 times, PgBouncer beside: make
 		'pgweir outage' failed 'PgBouncer outage' failed >$(FAILOVER_TABLE)
 	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_PGBOUNCER_SECONDS=$(PGBOUNCER_SECONDS) \
 		PGWEIR_FAILOVER_TABLE=$(FAILOVER_TABLE) \
-		$(CARGO) test --test failover --test operator --test events -- --nocapture --test-threads 1
+		$(CARGO) test --test failover --test operator --test events --no-fail-fast \
+		-- --nocapture --test-threads 1
 	@echo && cat $(FAILOVER_TABLE) && echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.'
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md

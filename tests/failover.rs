@@ -17,7 +17,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Writing clients of a failover; twice as many as there are server connections.
-const CLIENTS: usize = 8;
+const CLIENTS: usize = 2 * SERVERS;
+
+/// The size of a pool.
+const SERVERS: usize = 4;
 
 /// How often the pooler asks the servers while there is no primary.
 const PROBE_TICK: Duration = Duration::from_millis(50);
@@ -40,7 +43,7 @@ fn following(replicas: &Replicas, source: &str) -> Config {
         .database_line("app = cluster=c1 role=rw dbname=app")
         .database_line("ro = cluster=c1 role=ro dbname=app")
         .setting("monitor_user", "app")
-        .pool_size(4)
+        .pool_size(u32::try_from(SERVERS).expect("few"))
         .sections(&cluster)
 }
 
@@ -515,6 +518,7 @@ async fn single_statements_survive_that_all_servers_are_terminated_under_load() 
 async fn one_server_that_is_terminated_costs_the_others_nothing() {
     let (seed, _) = chance("terminate one");
     let scene = Scene::start().await;
+    all_servers_are_open(&scene).await;
     let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
     ledger.writes(50).await;
     let opened = || scene.pooler.log().matches("app/app@127.0.0.2").count();
@@ -525,8 +529,26 @@ async fn one_server_that_is_terminated_costs_the_others_nothing() {
         scene.replicas.sql(0, terminate).await;
         ledger.writes(100).await;
     }
-    ledger.stop().await.agree_with(&scene.replicas, 0, LOST).await;
-    assert_eq!(opened() - before, 3, "connections opened: {}", scene.pooler.log());
+    let books = ledger.stop().await;
+    books.agree_with(&scene.replicas, 0, LOST).await;
+    let failed = books.count(|entry| entry.outcome != Outcome::Acknowledged);
+    assert!(failed <= 3, "one client of each that was terminated: {}", books.summary());
+    // A request that is sent again trusts no server that is older than the loss, so there may be more than 3.
+    let opened = opened() - before;
+    assert!(opened < 3 * SERVERS, "{opened} opened, as if all were lost: {}", scene.pooler.log());
+}
+
+/// As many as the pool may have.
+async fn all_servers_are_open(scene: &Scene) {
+    let mut clients = Vec::new();
+    for _ in 0..SERVERS {
+        let mut client = scene.pooler.client().await;
+        client.query("BEGIN").await.is("C Z(T)");
+        clients.push(client);
+    }
+    for mut client in clients {
+        client.query("COMMIT").await.is("C Z(I)");
+    }
 }
 
 #[tokio::test]
