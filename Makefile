@@ -58,8 +58,9 @@ test-failover: ## every failover and switchover 20 times, PgBouncer beside: make
 	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_PGBOUNCER_SECONDS=$(PGBOUNCER_SECONDS) \
 		PGWEIR_FAILOVER_TABLE=$(FAILOVER_TABLE) \
 		$(CARGO) test --test failover --test operator --test events --no-fail-fast \
-		-- --nocapture --test-threads 1
-	@echo && cat $(FAILOVER_TABLE) && echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.'
+		-- --nocapture --test-threads 1 || failed=1; \
+	echo && cat $(FAILOVER_TABLE) && \
+	echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.' && exit $${failed:-0}
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup build bench

@@ -245,7 +245,8 @@ fn compare(figures: &mut Figures, moments: &Moments, ours: &Books, theirs: &Book
     };
     let outage = |books: &Books| books.outage(moments.before, moments.end);
     let (we, they) = ((outage(ours), failed(ours)), (outage(theirs), failed(theirs)));
-    println!("  first write after {first:?}, all served after {last:?}");
+    let turns = ours.turns_before_the_last(moments.named, CLIENTS);
+    println!("  first write after {first:?}, all served after {last:?}, when one had had {turns} turns");
     println!("  without a write, and failed: pgweir {we:?}, PgBouncer {they:?}");
     assert!(we.0 <= they.0, "the same event costs pgweir's clients more time: {we:?}, PgBouncer's {they:?}");
     figures.firsts.push(first);

@@ -220,6 +220,18 @@ impl Books {
         (*first, *last)
     }
 
+    /// How often one client has been served after this moment before the last one was served at all. Those who
+    /// fail must log in first; else all are served in turn.
+    pub fn turns_before_the_last(&self, moment: Instant, clients: usize) -> usize {
+        let (_, last) = self.served_after(moment, clients);
+        let is_before = |entry: &&Entry| entry.ended >= moment && entry.ended < moment + last;
+        let mut turns = vec![0; clients];
+        for entry in self.0.iter().filter(|entry| entry.outcome == Outcome::Acknowledged).filter(is_before) {
+            turns[entry.client] += 1;
+        }
+        turns.into_iter().max().unwrap_or(0)
+    }
+
     /// The longest time without an acknowledgement between these moments.
     pub fn outage(&self, from: Instant, until: Instant) -> Duration {
         let acknowledged = self.0.iter().filter(|entry| entry.outcome == Outcome::Acknowledged);

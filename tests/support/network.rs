@@ -23,6 +23,8 @@ const HARDWARE: &str = "02:70:67:77:65:69";
 pub struct Network {
     /// The address of the host, for everybody outside.
     pub address: Ipv4Addr,
+    /// The name of the cable's end on our side.
+    pub cable: String,
     holder: Child,
 }
 
@@ -41,12 +43,14 @@ impl Network {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "unshare", "--net", "--", "sleep", "infinity"]);
         command.stdin(Stdio::null());
-        let mut network = Network { address: Ipv4Addr::UNSPECIFIED, holder: process::spawn(command) };
+        let holder = process::spawn(command);
+        let mut network = Network { address: Ipv4Addr::UNSPECIFIED, cable: String::new(), holder };
         network.is_apart();
         // The number of the cable is that of its addresses too, and the kernel gives each name once.
         let number = (0..1000).map(any_number).find(|number| network.is_connected(*number));
         let number = number.expect("one of 1000 names is free");
         network.address = addresses(number).1;
+        network.cable = outside(number);
         network.set_up(number);
         network
     }

@@ -88,11 +88,19 @@ async fn listen(
     while let Ok((client, _)) = listener.accept().await {
         let (server, noted) = (*to.borrow(), Arc::clone(noted));
         connections.spawn(async move {
-            // Where nobody listens, the client sees the end.
-            if let Ok(server) = TcpStream::connect(server).await {
-                pass(client, server, &noted).await;
+            match TcpStream::connect(server).await {
+                Ok(server) => pass(client, server, &noted).await,
+                Err(_) => refuse(client, &noted).await,
             }
         });
+    }
+}
+
+/// Nobody listens there: the client sees the end, and what it says first is noted.
+async fn refuse(mut client: TcpStream, noted: &Mutex<Vec<Arrival>>) {
+    let mut buffer = vec![0; 1024];
+    if let Ok(count @ 1..) = client.read(&mut buffer).await {
+        note(&buffer[..count], &mut None, noted);
     }
 }
 
@@ -104,17 +112,19 @@ async fn pass(client: TcpStream, server: TcpStream, noted: &Mutex<Vec<Arrival>>)
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let mut of_monitor = None;
-    let note = |bytes: &[u8]| {
-        let is_its = |bytes: &[u8]| bytes.windows(14).any(|window| window == b"pgweir monitor");
-        // Its StartupMessage says so.
-        let of_monitor = *of_monitor.get_or_insert_with(|| is_its(bytes));
-        let arrival = Arrival { at: Instant::now(), bytes: bytes.to_vec(), of_monitor };
-        noted.lock().expect("nobody panics with it").push(arrival);
-    };
+    let note = |bytes: &[u8]| note(bytes, &mut of_monitor, noted);
     tokio::select! {
         () = copy(from_client, to_server, note) => {}
         () = copy(from_server, to_client, |_| {}) => {}
     }
+}
+
+/// `of_monitor` is unknown before the first bytes of a connection: its StartupMessage says so.
+fn note(bytes: &[u8], of_monitor: &mut Option<bool>, noted: &Mutex<Vec<Arrival>>) {
+    let is_its = || bytes.windows(14).any(|window| window == b"pgweir monitor");
+    let of_monitor = *of_monitor.get_or_insert_with(is_its);
+    let arrival = Arrival { at: Instant::now(), bytes: bytes.to_vec(), of_monitor };
+    noted.lock().expect("nobody panics with it").push(arrival);
 }
 
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut note: impl FnMut(&[u8])) {
