@@ -353,13 +353,17 @@ impl Pool {
         })
     }
 
-    /// A server for a client of `worker`, or a place in the queue. Must run on that worker's thread.
-    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
+    /// A server for a client of `worker`, or a place in the queue: at its front if the client `had_its_turn`.
+    /// Must run on that worker's thread.
+    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant, had_its_turn: bool) -> Acquired {
         loop {
             let mut state = self.state.lock();
             let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) else {
                 let slot = Slot::new(worker);
-                let ticket = state.enqueue(Arc::clone(&slot), worker, now);
+                let ticket = match had_its_turn {
+                    true => state.enqueue_first(Arc::clone(&slot), worker, now),
+                    false => state.enqueue(Arc::clone(&slot), worker, now),
+                };
                 drop(state);
                 self.open_more(worker, now);
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
@@ -406,7 +410,7 @@ impl Pool {
     fn queue_again(self: &Arc<Self>, worker: usize) -> (Arc<Slot>, Ticket) {
         let slot = Slot::new(worker);
         let now = Instant::now();
-        let ticket = self.state.lock().enqueue(Arc::clone(&slot), worker, now);
+        let ticket = self.state.lock().enqueue_first(Arc::clone(&slot), worker, now);
         self.open_more(worker, now);
         (slot, ticket)
     }
