@@ -12,6 +12,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -143,6 +144,13 @@ impl Socket {
             Ok(count) => count == 0,
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         }
+    }
+
+    /// What the other side has not confirmed yet is not sent again once the socket closes. The other side sees
+    /// a reset instead of the end.
+    pub fn drop_unsent(&self) {
+        // Best effort: closing is what comes next in any case.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
     /// Takes the socket away from the runtime that it is registered with.

@@ -354,13 +354,17 @@ impl Pool {
         })
     }
 
-    /// A server for a client of `worker`, or a place in the queue. Must run on that worker's thread.
-    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
+    /// A server for a client of `worker`, or a place in the queue: at its front if the client `had_its_turn`.
+    /// Must run on that worker's thread.
+    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant, had_its_turn: bool) -> Acquired {
         loop {
             let mut state = self.state.lock();
             let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) else {
                 let slot = Slot::new(worker);
-                let ticket = state.enqueue(Arc::clone(&slot), worker, now);
+                let ticket = match had_its_turn {
+                    true => state.enqueue_first(Arc::clone(&slot), worker, now),
+                    false => state.enqueue(Arc::clone(&slot), worker, now),
+                };
                 drop(state);
                 self.open_more(worker, now);
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
@@ -407,7 +411,7 @@ impl Pool {
     fn queue_again(self: &Arc<Self>, worker: usize) -> (Arc<Slot>, Ticket) {
         let slot = Slot::new(worker);
         let now = Instant::now();
-        let ticket = self.state.lock().enqueue(Arc::clone(&slot), worker, now);
+        let ticket = self.state.lock().enqueue_first(Arc::clone(&slot), worker, now);
         self.open_more(worker, now);
         (slot, ticket)
     }
@@ -466,5 +470,9 @@ fn close(mut pooled: Box<Pooled>, reason: &str) {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
         server.socket.say_goodbye();
+    } else if pooled.seat.0.is_closed() && !server.pipeline.is_quiet() {
+        // Its client is told what became of this. A network that comes back must not bring it to a server that
+        // is not the primary any more: the kernel would go on trying for minutes.
+        server.socket.drop_unsent();
     }
 }

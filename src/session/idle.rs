@@ -182,7 +182,9 @@ impl Session {
         let now = Instant::now();
         self.last_request = now;
         loop {
-            match self.group.pool.acquire(self.plane.worker, now) {
+            // It had a server already, which refused to begin it.
+            let had_its_turn = self.sent_again > 0;
+            match self.group.pool.acquire(self.plane.worker, now, had_its_turn) {
                 Acquired::Lease(lease) => {
                     if let Some(lease) = self.still_alive(lease, context, scratch) {
                         self.begin_loan(lease, now, now, scratch)?;

@@ -415,7 +415,7 @@ impl Newcomer {
 
     /// The client is to be told what its server says of itself, so there must be one.
     async fn first_server(&mut self, pool: &Arc<Pool>) -> Result<(), Refusal> {
-        let lease = match pool.acquire(self.plane.worker, Instant::now()) {
+        let lease = match pool.acquire(self.plane.worker, Instant::now(), false) {
             Acquired::Lease(lease) => lease,
             Acquired::Wait(mut place) => {
                 let limit = pool.settings().policy.query_wait_timeout;

@@ -11,13 +11,17 @@ pub mod kube;
 pub mod kustomize;
 pub mod ledger;
 pub mod message;
+pub mod network;
 pub mod operator;
+pub mod pgbouncer;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod relay;
 pub mod replicas;
+pub mod runs;
 
 pub use self::kube::{Kube, Space};
 pub use message::{Message, Reply};
