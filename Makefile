@@ -20,6 +20,9 @@ CASES ?= 20000
 FUZZ_SECONDS ?= 30
 # How often `make test-failover` moves the primary in each of the ways there are.
 FAILOVER_RUNS ?= 20
+# How long PgBouncer is given in each run to write again, after pgweir has: its server_login_retry is 15 s.
+PGBOUNCER_SECONDS ?= 2
+FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 
 .PHONY: help demo test lint unit integration test-failover bench fuzz
 
@@ -44,12 +47,20 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	$(TEST) --lib --bins
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
-	@scripts/setup build postgres drivers kube
+	@scripts/setup build postgres drivers kube pgbouncer
 	$(TEST) --test '*'
 
-test-failover: ## every failover and switchover 20 times, with other timings each time: make test-failover FAILOVER_RUNS=100
-	@scripts/setup build postgres kube
-	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_API_AWAY_SECONDS=60 $(CARGO) test --test failover --test operator --test operator_events -- --nocapture
+test-failover: ## every failover and switchover 20 times, PgBouncer beside: make test-failover FAILOVER_RUNS=100 PGBOUNCER_SECONDS=20
+	@scripts/setup build postgres kube pgbouncer
+	@mkdir -p $(dir $(FAILOVER_TABLE))
+	@printf '%-30s %4s  %16s  %16s %7s  %16s %7s\n' 'median / worst of' runs 'first write' \
+		'pgweir outage' failed 'PgBouncer outage' failed >$(FAILOVER_TABLE)
+	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_API_AWAY_SECONDS=60 PGWEIR_PGBOUNCER_SECONDS=$(PGBOUNCER_SECONDS) \
+		PGWEIR_FAILOVER_TABLE=$(FAILOVER_TABLE) \
+		$(CARGO) test --test failover --test operator --test operator_events --test events --no-fail-fast \
+		-- --nocapture --test-threads 1 || failed=1; \
+	echo && cat $(FAILOVER_TABLE) && \
+	echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.' && exit $${failed:-0}
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup build bench

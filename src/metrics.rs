@@ -108,6 +108,8 @@ metrics! {
         "Time from accepting a client to its first ReadyForQuery.";
     ERRORS: Counter, Count, "pgweir_errors_total", ["sqlstate"],
         "Errors of our own that clients were sent, by SQLSTATE.";
+    TLS_FAILURES: Counter, Count, "pgweir_client_tls_failures_total", [],
+        "Clients whose TLS handshake failed.";
     CANCEL_REQUESTS: Counter, Count, "pgweir_cancel_requests_total", ["result"],
         "Cancel requests: forwarded, idle (the client had no server), peer (passed on to the peers that may \
          have its key), not_here (a peer asked, and we have no such key), unknown (no such key), failed.";
@@ -256,6 +258,8 @@ pub struct WorkerMetrics {
     pub login: Histogram,
     /// Errors that we sent, see [`ERRORS`].
     pub errors: ErrorCounts,
+    /// Clients whose TLS handshake failed.
+    pub tls_failures: u64,
     /// Cancel requests passed to a server.
     pub cancels_forwarded: u64,
     /// Cancel requests of clients without a server.
@@ -285,6 +289,7 @@ impl WorkerMetrics {
     pub fn merge(&mut self, other: &WorkerMetrics) {
         self.login.merge(&other.login);
         self.errors.merge(&other.errors);
+        self.tls_failures += other.tls_failures;
         self.cancels_forwarded += other.cancels_forwarded;
         self.cancels_idle += other.cancels_idle;
         self.cancels_unknown += other.cancels_unknown;
@@ -305,6 +310,7 @@ impl WorkerMetrics {
         for (sqlstate, count) in self.errors.iter() {
             page.counter(&ERRORS, &[sqlstate], count);
         }
+        page.counter(&TLS_FAILURES, &[], self.tls_failures);
         page.counter(&CANCEL_REQUESTS, &["forwarded"], self.cancels_forwarded);
         page.counter(&CANCEL_REQUESTS, &["idle"], self.cancels_idle);
         page.counter(&CANCEL_REQUESTS, &["unknown"], self.cancels_unknown);

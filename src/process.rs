@@ -12,13 +12,16 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
+use crate::auth::hba::Hba;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::follow::{self, Followers};
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
+use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server;
+use crate::session::authenticate::read_rules;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
 use crate::session::plane::{Message, Plane, Shared};
@@ -42,6 +45,9 @@ pub enum StartError {
     /// The settings are wrong.
     #[error("cannot load config file: {0}")]
     Config(#[from] ConfigError),
+    /// A certificate or key is no good.
+    #[error("TLS setup failed: {0}")]
+    Tls(#[from] TlsError),
     /// An address, a file or a thread cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -84,15 +90,15 @@ struct Ends {
     openings: Vec<UnboundedReceiver<OpenRequest>>,
 }
 
-fn share(config: Config) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
     let workers = config.settings.workers as usize;
     let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
     let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
-    let databases = Databases::new(Arc::clone(&session), openers.into());
-    let shared = Shared::new(config, session, databases, senders, process);
+    let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
+    let shared = Shared::new(config, session, databases, senders, process, hba);
     (shared, Ends { mailboxes, openings }, commands)
 }
 
@@ -145,7 +151,11 @@ impl Process {
         let listeners = Listeners::open(&config.settings).await?;
         let metrics = config.settings.metrics_listen_addr;
         let pidfile = config.settings.pidfile.clone();
-        let (shared, ends, commands) = share(config);
+        let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let (hba, warnings) = read_rules(&config.settings);
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let (shared, ends, commands) = share(config, tls, hba);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }
@@ -261,9 +271,9 @@ impl Process {
             tracing::error!("cannot open logfile: {error}");
         }
         self.log.set_verbosity(verbosity(&config, &self.options));
-        control::apply(&self.shared, config).await;
+        let applied = control::apply(&self.shared, config).await;
         self.followers.configure(&self.shared);
-        true
+        applied.is_ok()
     }
 
     /// No more clients. Peers still bring the cancel requests of those that are here, to the port where they

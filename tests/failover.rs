@@ -4,21 +4,23 @@
 
 mod support;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use std::hash::{BuildHasher, RandomState};
+use rand::Rng;
 use std::time::Duration;
 use support::ledger::{Deed, Entry, Ledger, Outcome};
 use support::message::{extended, query, run_of, sync};
 use support::pooler::Config;
 use support::replicas::{Replicas, Stop};
+use support::runs::{Figures, chance, runs};
 use support::{Address, Login, PROMPTLY, Pooler, Raw, eventually};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Writing clients of a failover; twice as many as there are server connections.
-const CLIENTS: usize = 8;
+const CLIENTS: usize = 2 * SERVERS;
+
+/// The size of a pool.
+const SERVERS: usize = 4;
 
 /// How often the pooler asks the servers while there is no primary.
 const PROBE_TICK: Duration = Duration::from_millis(50);
@@ -41,7 +43,7 @@ fn following(replicas: &Replicas, source: &str) -> Config {
         .database_line("app = cluster=c1 role=rw dbname=app")
         .database_line("ro = cluster=c1 role=ro dbname=app")
         .setting("monitor_user", "app")
-        .pool_size(4)
+        .pool_size(u32::try_from(SERVERS).expect("few"))
         .sections(&cluster)
 }
 
@@ -90,16 +92,6 @@ fn first_write(server: Address) -> JoinHandle<Instant> {
     })
 }
 
-fn runs() -> u64 {
-    std::env::var("PGWEIR_FAILOVER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3)
-}
-
-fn chance(what: &str) -> (u64, StdRng) {
-    let seed = RandomState::new().hash_one(what);
-    println!("{what}: seed {seed}");
-    (seed, StdRng::seed_from_u64(seed))
-}
-
 /// Load, a fault at a random moment, a new primary, load again; the books must agree. `fault` makes the old
 /// primary go away, and returns when another one may be promoted.
 async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)) {
@@ -123,15 +115,14 @@ async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)
         );
         firsts.push(first);
     }
-    is_prompt(firsts);
+    is_prompt(what, firsts);
 }
 
 /// How long the first write took after another one could be written to around the pooler.
-fn is_prompt(mut firsts: Vec<Duration>) {
-    firsts.sort();
-    let median = firsts[firsts.len() / 2];
-    assert!(median < Duration::from_millis(100) + PROBE_TICK, "median of {firsts:?}");
-    assert!(firsts[firsts.len() - 1] < Duration::from_millis(500), "worst of {firsts:?}");
+fn is_prompt(what: &str, firsts: Vec<Duration>) {
+    let figures = Figures::of(firsts);
+    figures.print(&format!("{what} (probe)"));
+    figures.are_prompt(Duration::from_millis(100) + PROBE_TICK, Duration::from_millis(500));
 }
 
 /// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
@@ -269,7 +260,7 @@ async fn a_frozen_primary_gets_no_byte_after_another_one_is_promoted() {
         println!("  first write after {first:?}, all served after {last:?}");
         firsts.push(first);
     }
-    is_prompt(firsts);
+    is_prompt("freeze", firsts);
 }
 
 #[tokio::test]
@@ -527,6 +518,7 @@ async fn single_statements_survive_that_all_servers_are_terminated_under_load() 
 async fn one_server_that_is_terminated_costs_the_others_nothing() {
     let (seed, _) = chance("terminate one");
     let scene = Scene::start().await;
+    all_servers_are_open(&scene).await;
     let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
     ledger.writes(50).await;
     let opened = || scene.pooler.log().matches("app/app@127.0.0.2").count();
@@ -537,8 +529,26 @@ async fn one_server_that_is_terminated_costs_the_others_nothing() {
         scene.replicas.sql(0, terminate).await;
         ledger.writes(100).await;
     }
-    ledger.stop().await.agree_with(&scene.replicas, 0, LOST).await;
-    assert_eq!(opened() - before, 3, "connections opened: {}", scene.pooler.log());
+    let books = ledger.stop().await;
+    books.agree_with(&scene.replicas, 0, LOST).await;
+    let failed = books.count(|entry| entry.outcome != Outcome::Acknowledged);
+    assert!(failed <= 3, "one client of each that was terminated: {}", books.summary());
+    // A request that is sent again trusts no server that is older than the loss, so there may be more than 3.
+    let opened = opened() - before;
+    assert!(opened < 3 * SERVERS, "{opened} opened, as if all were lost: {}", scene.pooler.log());
+}
+
+/// As many as the pool may have.
+async fn all_servers_are_open(scene: &Scene) {
+    let mut clients = Vec::new();
+    for _ in 0..SERVERS {
+        let mut client = scene.pooler.client().await;
+        client.query("BEGIN").await.is("C Z(T)");
+        clients.push(client);
+    }
+    for mut client in clients {
+        client.query("COMMIT").await.is("C Z(I)");
+    }
 }
 
 #[tokio::test]

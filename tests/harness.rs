@@ -2,9 +2,14 @@
 
 mod support;
 
+use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 use support::message::message;
-use support::{Address, Login, Message, Pooler, Postgres, Raw, Reply};
+use support::network::Network;
+use support::{Address, Login, Message, Pooler, Postgres, Raw, Reply, eventually};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_raw_client_logs_in_with_every_method_directly_and_through_the_pooler() {
@@ -91,4 +96,27 @@ fn the_notation_tells_traces_apart() {
     check("1 D D C E Z(I) EOF", false);
     check("1 D D D C E Z(T) EOF", false);
     check("D D C E Z EOF", false);
+}
+
+/// What a knock at a port says that nobody listens on.
+async fn knock(network: &Network) -> Option<ErrorKind> {
+    let knock = timeout(Duration::from_millis(500), TcpStream::connect((network.address, 5432)));
+    knock.await.ok().map(|refused| refused.expect_err("nobody listens").kind())
+}
+
+#[tokio::test]
+async fn a_network_that_is_cut_is_silent_and_leaves_nothing_behind() {
+    if !Network::is_possible() {
+        return;
+    }
+    let network = Network::start();
+    assert_eq!(knock(&network).await, Some(ErrorKind::ConnectionRefused));
+    network.cut();
+    assert_eq!(knock(&network).await, None, "a packet to it vanishes");
+    network.heal();
+    assert_eq!(knock(&network).await, Some(ErrorKind::ConnectionRefused));
+    let cable = Path::new("/sys/class/net").join(&network.cable);
+    assert!(cable.exists());
+    drop(network);
+    eventually("the cable is gone", async || !cable.exists()).await;
 }

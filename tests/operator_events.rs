@@ -5,13 +5,12 @@
 
 mod support;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use serde_json::json;
-use std::hash::{BuildHasher, RandomState};
 use support::ledger::{Books, Entry, Ledger, Outcome};
 use support::operator::{POD, RESTARTS_POD};
 use support::pooler::Config;
+use support::runs::{chance, runs};
 use support::scene::{CLIENTS, Call, LOST, Scene, only_what_was_open_failed};
 use support::stranger::{As, Stranger};
 use support::{Address, Login, Raw, eventually};
@@ -21,16 +20,6 @@ use tokio::time::Instant;
 
 /// Clients that read at the same time.
 const READERS: usize = 16;
-
-fn runs() -> usize {
-    std::env::var("PGWEIR_FAILOVER_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(1)
-}
-
-fn chance(what: &str) -> (u64, StdRng) {
-    let seed = RandomState::new().hash_one(what);
-    println!("{what}: seed {seed}");
-    (seed, StdRng::seed_from_u64(seed))
-}
 
 // ---- the address of a server that is gone is another cluster's now ----
 
@@ -294,7 +283,7 @@ const SEVERED: &str = "pgweir_stale_primary_severed_total{cluster=\"pg\"}";
 async fn a_rolling_update_that_restarts_the_primary_costs_a_wait_and_no_error() {
     let (seed, mut chance) = chance("rolling update, restart");
     let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
-    for run in 0..runs() {
+    for run in (0..).take(runs() as usize) {
         let mut load = Load::start(&scene, seed, run).await;
         load.ledger.writes(chance.random_range(50..200)).await;
         scene.operator.update_standbys().await;
@@ -315,7 +304,7 @@ async fn a_rolling_update_that_restarts_the_primary_costs_a_wait_and_no_error() 
 async fn a_rolling_update_with_a_switchover_costs_writers_what_is_open_and_readers_nothing() {
     let (seed, mut chance) = chance("rolling update, switchover");
     let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
-    for run in 0..runs() {
+    for run in (0..).take(runs() as usize) {
         let mut load = Load::start(&scene, seed, run).await;
         load.ledger.writes(chance.random_range(50..200)).await;
         scene.operator.update_standbys().await;
@@ -336,7 +325,7 @@ async fn a_rolling_update_with_a_switchover_costs_writers_what_is_open_and_reade
 async fn a_demoted_cluster_is_read_from_and_written_to_again_once_its_promotion_is_complete() {
     let (seed, mut chance) = chance("demotion");
     let mut scene = Scene::with(seed, |config| config.database_line(RO)).await;
-    for run in 0..runs() {
+    for run in (0..).take(runs() as usize) {
         scene.knows_all().await;
         let mut ledger = Ledger::of(&scene.pooler.tcp(), run * CLIENTS..(run + 1) * CLIENTS, seed);
         ledger.all_write().await;

@@ -8,6 +8,7 @@
 //! is kept of them is bounded. Secrets are compared in constant time and never printed.
 
 mod client_login;
+pub mod hba;
 mod md5;
 mod scram;
 mod secret;

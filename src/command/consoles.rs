@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::auth::{Password, ServerSecret};
 use crate::config::{Host, RESERVED_DATABASE};
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server::Session;
 use crate::server::login::Recipe;
@@ -155,7 +155,7 @@ impl Consoles {
     async fn tell(&self, pooler: SocketAddr, command: &str, limit: Duration) -> Result<(), String> {
         let recipe = Recipe {
             endpoint: Arc::new(Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() }),
-            options: TcpOptions::default(),
+            dialing: Dialing::default(),
             user: self.user.clone(),
             database: RESERVED_DATABASE.to_owned(),
             parameters: Vec::new(),

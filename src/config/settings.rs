@@ -446,6 +446,9 @@ settings! {
     max_standby_lag_bytes: u32 = "0", Live Ours;
     /// Whether clients of role ro get the primary while no standby is fresh enough.
     standby_fallback: bool = "0", Live Ours;
+    /// The name that the certificate of a server must have under server_tls_sslmode=verify-full; unset
+    /// is the host's, and NAME-rw for the servers of cluster NAME, which are dialled by their addresses.
+    server_tls_name: Option<String> = Unset, Live Ours;
     /// Names under which all peers of our group are found, such as that of a headless Service; empty is none.
     ///
     /// Each is a host or host:port, the port by default listen_port; addresses of our own do not count.

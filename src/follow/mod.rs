@@ -17,7 +17,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::auth::Proof;
 use crate::config::{Cluster, Role, SourceKind};
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::Endpoint;
 use crate::pool::access::{Alarm, Site};
 use crate::server::login::Recipe;
 use crate::session::clusters::{ClusterCommand, ClusterHandle};
@@ -290,7 +290,7 @@ impl Follower {
         let secret = self.shared.credentials(user)?.server_secret(&Proof::default());
         let recipe = Recipe {
             endpoint: Arc::new(Endpoint { host: place.host.clone(), port: place.port }),
-            options: TcpOptions::new(settings),
+            dialing: self.shared.databases.dialing(&config, Some(&self.cluster)),
             user: user.clone(),
             database: settings.monitor_dbname.clone(),
             parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],

@@ -175,7 +175,7 @@ async fn ask(
 /// Over a new connection. When just this login is refused, as for want of a free connection, the old
 /// one is as good.
 async fn renew(
-    old: ServerConnection,
+    mut old: ServerConnection,
     connection: &mut Option<ServerConnection>,
     recipe: &Recipe,
     session: &Session,

@@ -3,13 +3,17 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Socket;
+use super::tls::Connector;
 use crate::config::{Host, Settings};
+use crate::wire::startup::SSL_REQUEST;
 
 /// One address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,14 +91,43 @@ impl TcpOptions {
     }
 }
 
+/// How an [`Endpoint`] is dialled.
+#[derive(Clone, Debug, Default)]
+pub struct Dialing {
+    /// Socket options.
+    pub tcp: TcpOptions,
+    /// TLS over TCP; `None` does not ask for it.
+    pub tls: Option<Arc<Connector>>,
+    /// The name that the server's certificate must have; `None` is the host's.
+    pub tls_name: Option<String>,
+}
+
+impl Dialing {
+    /// Whether connections that were dialled the one way may stay with the other.
+    pub fn has_tls_of(&self, other: &Dialing) -> bool {
+        let same = match (&self.tls, &other.tls) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        same && self.tls_name == other.tls_name
+    }
+}
+
 impl Endpoint {
-    /// Connects. The caller limits the time.
-    pub async fn dial(&self, options: &TcpOptions) -> io::Result<Socket> {
+    /// Connects, and makes the connection a TLS one if that is wanted. The caller limits the time.
+    ///
+    /// Fails when nobody is there, and when TLS is wanted and cannot be had.
+    pub async fn dial(&self, how: &Dialing) -> io::Result<Socket> {
         match &self.host {
             Host::Tcp(name) => {
                 let stream = TcpStream::connect((name.as_str(), self.port)).await?;
-                options.apply(&stream)?;
-                Ok(Socket::Tcp(stream))
+                how.tcp.apply(&stream)?;
+                match &how.tls {
+                    None => Ok(Socket::Tcp(stream)),
+                    Some(connector) => {
+                        encrypt(stream, connector, how.tls_name.as_deref().unwrap_or(name)).await
+                    }
+                }
             }
             Host::Unix(directory) => {
                 let path = directory.join(self.socket_name());
@@ -110,5 +143,20 @@ impl Endpoint {
 
     fn socket_name(&self) -> String {
         format!(".s.PGSQL.{}", self.port)
+    }
+}
+
+/// Asks for TLS (PostgreSQL manual, "Message Flow", SSL Session Encryption). Bytes that someone put
+/// behind the server's answer are not read before the handshake, which they would break.
+async fn encrypt(mut stream: TcpStream, connector: &Connector, name: &str) -> io::Result<Socket> {
+    stream.write_all(&SSL_REQUEST).await?;
+    match stream.read_u8().await? {
+        b'S' => {
+            let failed = |error| io::Error::other(format!("TLS handshake failed: {error}"));
+            Ok(Socket::Tls(Box::new(connector.connect(stream, name).await.map_err(failed)?)))
+        }
+        b'N' if connector.is_required() => Err(io::Error::other("server refused SSL")),
+        b'N' => Ok(Socket::Tcp(stream)),
+        _ => Err(io::Error::other("received invalid response to SSL negotiation")),
     }
 }

@@ -1,26 +1,32 @@
-//! Sockets, TCP and Unix, behind one type. Start with [`Socket`].
+//! Sockets, TCP, TLS and Unix, behind one type. Start with [`Socket`].
 //!
 //! Reading goes through tokio's readiness: a `poll_read` that fills less than its buffer clears it, so
 //! the next one costs no system call. Writing tries the kernel first and asks the reactor only when
 //! the kernel's buffer is full.
 
 pub mod endpoint;
+pub mod tls;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use tls::stream::{DetachedTlsStream, TlsStream};
 
 /// A connected socket, toward a client or a server.
 #[derive(Debug)]
 pub enum Socket {
     /// TCP over IPv4 or IPv6.
     Tcp(TcpStream),
+    /// TLS over TCP.
+    Tls(Box<TlsStream>),
     /// A Unix socket.
     Unix(UnixStream),
 }
@@ -30,6 +36,8 @@ pub enum Socket {
 pub enum DetachedSocket {
     /// TCP.
     Tcp(std::net::TcpStream),
+    /// TLS over TCP.
+    Tls(Box<DetachedTlsStream>),
     /// Unix.
     Unix(std::os::unix::net::UnixStream),
 }
@@ -39,6 +47,7 @@ impl DetachedSocket {
     pub fn attach(self) -> io::Result<Socket> {
         Ok(match self {
             DetachedSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            DetachedSocket::Tls(stream) => Socket::Tls(Box::new(stream.attach()?)),
             DetachedSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
         })
     }
@@ -48,18 +57,26 @@ impl Socket {
     /// Reads what is there. `Ok(0)` is the end of the stream.
     #[inline]
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Socket::Tls(stream) = self {
+            return stream.poll_read(context, buffer);
+        }
         let mut buffer = ReadBuf::new(buffer);
         match self {
+            Socket::Tls(_) => unreachable!("it has returned above"),
             Socket::Tcp(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
             Socket::Unix(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
         }
         Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    /// Writes what the kernel takes now, 0 when its buffer is full. Asks no reactor.
+    /// Writes what the kernel takes now, 0 when its buffer is full. Asks no reactor. With TLS, bytes that
+    /// are encrypted count as written: see [`Socket::poll_flush`].
     #[inline]
-    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        let socket = SockRef::from(self);
+    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Socket::Tls(stream) = self {
+            return stream.write_now(bytes);
+        }
+        let socket = SockRef::from(&*self);
         loop {
             match socket.send(bytes) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
@@ -73,15 +90,50 @@ impl Socket {
     pub fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Tls(stream) => stream.poll_write(context, bytes),
             Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
+    /// Pending while encrypted bytes wait for the kernel to take them. Other sockets have none.
+    #[inline]
+    pub fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Socket::Tls(stream) => stream.poll_flush(context),
+            Socket::Tcp(_) | Socket::Unix(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Tells the other side that nothing more will come, where the protocol has a word for it.
+    pub fn say_goodbye(&mut self) {
+        if let Socket::Tls(stream) = self {
+            stream.close_notify();
+        }
+    }
+
+    /// Version and cipher, as SHOW CLIENTS prints them; empty without TLS.
+    pub fn encryption(&self) -> String {
+        match self {
+            Socket::Tls(stream) => tls::describe(stream.connection()),
+            Socket::Tcp(_) | Socket::Unix(_) => String::new(),
+        }
+    }
+
+    /// Whether its bytes are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Socket::Tls(_))
+    }
+
     /// Whether the other side has closed the connection or sent something, asked of the kernel itself:
     /// for a socket that no reactor has watched for a while.
-    pub fn is_silent_and_open(&self) -> bool {
+    pub fn is_silent_and_open(&mut self) -> bool {
+        if let Socket::Tls(stream) = self
+            && stream.has_unread()
+        {
+            return false;
+        }
         let mut byte = [std::mem::MaybeUninit::uninit()];
-        let peeked = SockRef::from(self).peek(&mut byte);
+        let peeked = SockRef::from(&*self).peek(&mut byte);
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
@@ -94,10 +146,18 @@ impl Socket {
         }
     }
 
+    /// What the other side has not confirmed yet is not sent again once the socket closes. The other side sees
+    /// a reset instead of the end.
+    pub fn drop_unsent(&self) {
+        // Best effort: closing is what comes next in any case.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
     /// Takes the socket away from the runtime that it is registered with.
     pub fn detach(self) -> io::Result<DetachedSocket> {
         Ok(match self {
             Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
+            Socket::Tls(stream) => DetachedSocket::Tls(Box::new(stream.detach()?)),
             Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
         })
     }
@@ -106,6 +166,7 @@ impl Socket {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
             Socket::Tcp(stream) => stream.local_addr().ok(),
+            Socket::Tls(stream) => stream.tcp().local_addr().ok(),
             Socket::Unix(_) => None,
         }
     }
@@ -114,6 +175,7 @@ impl Socket {
     pub fn peer_address(&self) -> Option<SocketAddr> {
         match self {
             Socket::Tcp(stream) => stream.peer_addr().ok(),
+            Socket::Tls(stream) => stream.tcp().peer_addr().ok(),
             Socket::Unix(_) => None,
         }
     }
@@ -123,6 +185,7 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Tls(stream) => stream.tcp().as_fd(),
             Socket::Unix(stream) => stream.as_fd(),
         }
     }
@@ -134,10 +197,9 @@ impl AsyncRead for Socket {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        let count = ready!(self.get_mut().poll_read(context, buffer.initialize_unfilled()))?;
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -146,13 +208,17 @@ impl AsyncWrite for Socket {
         self.get_mut().poll_write(context, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let socket = self.get_mut();
+        socket.say_goodbye();
+        ready!(socket.poll_flush(context))?;
+        match socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Socket::Tls(stream) => Poll::Ready(SockRef::from(stream.tcp()).shutdown(Shutdown::Write)),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }

@@ -25,7 +25,7 @@ use crate::auth::ServerSecret;
 use crate::config::{PoolPolicy, Role};
 use crate::error::SqlError;
 use crate::metrics::micros;
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::server::login::Welcome;
 use crate::server::{ServerConnection, Session};
 use access::{Access, Seat, Site};
@@ -61,8 +61,8 @@ pub struct PoolSettings {
     pub parameters: Vec<(String, String)>,
     /// `connect_query`
     pub connect_query: Option<String>,
-    /// The `tcp_*` settings.
-    pub tcp: TcpOptions,
+    /// The `tcp_*` and `server_tls_*` settings.
+    pub dialing: Dialing,
     /// `server_connect_timeout`
     pub connect_timeout: Option<Duration>,
     /// `server_login_retry`
@@ -121,6 +121,7 @@ impl PoolSettings {
             || self.database != other.database
             || self.parameters != other.parameters
             || self.connect_query != other.connect_query
+            || !self.dialing.has_tls_of(&other.dialing)
     }
 }
 
@@ -353,13 +354,17 @@ impl Pool {
         })
     }
 
-    /// A server for a client of `worker`, or a place in the queue. Must run on that worker's thread.
-    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant) -> Acquired {
+    /// A server for a client of `worker`, or a place in the queue: at its front if the client `had_its_turn`.
+    /// Must run on that worker's thread.
+    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant, had_its_turn: bool) -> Acquired {
         loop {
             let mut state = self.state.lock();
             let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) else {
                 let slot = Slot::new(worker);
-                let ticket = state.enqueue(Arc::clone(&slot), worker, now);
+                let ticket = match had_its_turn {
+                    true => state.enqueue_first(Arc::clone(&slot), worker, now),
+                    false => state.enqueue(Arc::clone(&slot), worker, now),
+                };
                 drop(state);
                 self.open_more(worker, now);
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
@@ -373,7 +378,7 @@ impl Pool {
 
     /// The lease of a server that was idle; `None` when it is checked first, or is gone.
     fn make_ready(self: &Arc<Self>, lent: Lent<Box<Pooled>>, worker: usize) -> Option<Lease> {
-        let lease = self.adopt(lent.server, worker)?;
+        let mut lease = self.adopt(lent.server, worker)?;
         if lent.idle_for > LOOK_AFTER && !lease.socket.is_silent_and_open() {
             lease.site().report(DIED_IDLE);
             lease.close(DIED_IDLE);
@@ -406,7 +411,7 @@ impl Pool {
     fn queue_again(self: &Arc<Self>, worker: usize) -> (Arc<Slot>, Ticket) {
         let slot = Slot::new(worker);
         let now = Instant::now();
-        let ticket = self.state.lock().enqueue(Arc::clone(&slot), worker, now);
+        let ticket = self.state.lock().enqueue_first(Arc::clone(&slot), worker, now);
         self.open_more(worker, now);
         (slot, ticket)
     }
@@ -458,11 +463,16 @@ impl Pool {
 }
 
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
-fn close(pooled: Box<Pooled>, reason: &str) {
-    let server = &pooled.server;
+fn close(mut pooled: Box<Pooled>, reason: &str) {
+    let server = &mut pooled.server;
     tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
+        server.socket.say_goodbye();
+    } else if pooled.seat.0.is_closed() && !server.pipeline.is_quiet() {
+        // Its client is told what became of this. A network that comes back must not bring it to a server that
+        // is not the primary any more: the kernel would go on trying for minutes.
+        server.socket.drop_unsent();
     }
 }

@@ -117,7 +117,7 @@ impl Pool {
         let settings = self.settings.load();
         Recipe {
             endpoint: Arc::clone(&site.endpoint),
-            options: settings.tcp,
+            dialing: settings.dialing.clone(),
             user: self.target.user.to_string(),
             database: settings.database.clone(),
             parameters: settings.parameters.clone(),

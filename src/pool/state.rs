@@ -32,7 +32,10 @@ const LOOK_AHEAD: usize = 32;
 
 /// Names a waiter's place in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
+pub struct Ticket(i64);
+
+/// Those of the queue's end count up from here, and those of its front down.
+const MIDDLE: Ticket = Ticket(0);
 
 #[derive(Debug)]
 struct Idle<S> {
@@ -72,7 +75,8 @@ pub struct PoolState<S, W> {
     leased: u32,
     opening: u32,
     waiting: VecDeque<Waiting<W>>,
-    last_ticket: u64,
+    last_ticket: Ticket,
+    first_ticket: Ticket,
     paused: bool,
     held: bool,
     spread: bool,
@@ -88,7 +92,8 @@ impl<S, W> PoolState<S, W> {
             leased: 0,
             opening: 0,
             waiting: VecDeque::new(),
-            last_ticket: 0,
+            last_ticket: MIDDLE,
+            first_ticket: MIDDLE,
             paused: false,
             held: false,
             spread: false,
@@ -138,9 +143,17 @@ impl<S, W> PoolState<S, W> {
 
     /// Puts a waiter at the end of the queue.
     pub fn enqueue(&mut self, waiter: W, worker: usize, now: Instant) -> Ticket {
-        self.last_ticket += 1;
-        let ticket = Ticket(self.last_ticket);
+        self.last_ticket.0 += 1;
+        let ticket = self.last_ticket;
         self.waiting.push_back(Waiting { ticket, waiter, worker, since: now });
+        ticket
+    }
+
+    /// Puts a waiter at the front of the queue: it had its turn, and the server that it got was of no use.
+    pub fn enqueue_first(&mut self, waiter: W, worker: usize, now: Instant) -> Ticket {
+        self.first_ticket.0 -= 1;
+        let ticket = self.first_ticket;
+        self.waiting.push_front(Waiting { ticket, waiter, worker, since: now });
         ticket
     }
 

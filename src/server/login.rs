@@ -12,7 +12,7 @@ use super::{QueryError, ServerConnection, Session, next_id, read_message};
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
 use crate::error::{Severity, SqlError, sqlstate};
 use crate::net::Socket;
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::Pipeline;
 use crate::protocol::flight::Flight;
 use crate::protocol::parameters::ParameterSet;
@@ -31,8 +31,8 @@ pub struct Welcome(pub Vec<(String, String)>);
 pub struct Recipe {
     /// The server's address.
     pub endpoint: Arc<Endpoint>,
-    /// Socket options.
-    pub options: TcpOptions,
+    /// How it is dialled.
+    pub dialing: Dialing,
     /// User at the server.
     pub user: String,
     /// Database at the server.
@@ -146,7 +146,7 @@ impl Recipe {
         worker: usize,
         epoch: u64,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
-        let mut socket = self.endpoint.dial(&self.options).await?;
+        let mut socket = self.endpoint.dial(&self.dialing).await?;
         socket.write_all(&self.startup_packet()).await?;
         let (welcome, cancel_key) = self.log_in(&mut socket).await?;
         let mut parameters = ParameterSet::default();

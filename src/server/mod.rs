@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::net::Socket;
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::flight::Flight;
 use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
 use crate::protocol::statements::ServerStatements;
@@ -102,7 +102,7 @@ impl ServerConnection {
     ///
     /// Fails when the connection died meanwhile, which no reactor may have noticed yet.
     pub fn move_to(self, worker: usize) -> io::Result<Self> {
-        let socket = self.socket.detach()?.attach()?;
+        let mut socket = self.socket.detach()?.attach()?;
         if !socket.is_silent_and_open() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
@@ -259,8 +259,8 @@ pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec
 
 /// Asks a server to cancel what the connection with this key runs, and waits until the server has
 /// dealt with it, which it shows by closing the connection.
-pub async fn cancel(endpoint: &Endpoint, options: &TcpOptions, key: CancelKey) -> io::Result<()> {
-    let mut socket = endpoint.dial(options).await?;
+pub async fn cancel(endpoint: &Endpoint, how: &Dialing, key: CancelKey) -> io::Result<()> {
+    let mut socket = endpoint.dial(how).await?;
     socket.write_all(&key.request()).await?;
     let mut rest = [0; 64];
     match socket.read(&mut rest).await {

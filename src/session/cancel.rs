@@ -157,10 +157,10 @@ impl Session {
         let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane);
         let endpoint = lease.endpoint.clone();
         let key = lease.cancel_key;
-        let options = self.group.settings.borrow().tcp;
+        let how = self.group.settings.borrow().dialing.clone();
         tokio::task::spawn_local(async move {
             let sent =
-                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &options, key)).await;
+                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &how, key)).await;
             let mut metrics = in_flight.plane.metrics.borrow_mut();
             match sent {
                 Ok(Ok(())) => metrics.cancels_forwarded += 1,

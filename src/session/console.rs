@@ -57,7 +57,7 @@ pub fn is_own_user(socket: &Socket) -> bool {
 #[derive(Default)]
 pub struct Consoles {
     waiting: std::cell::RefCell<std::collections::HashMap<[u8; 8], Rc<Notify>>>,
-    clients: std::cell::RefCell<std::collections::BTreeMap<u64, (String, Peer, Instant)>>,
+    clients: std::cell::RefCell<std::collections::BTreeMap<u64, Entry>>,
 }
 
 impl Consoles {
@@ -71,11 +71,29 @@ impl Consoles {
         found.is_some()
     }
 
-    /// Number, user, address and begin of each.
-    pub fn clients(&self) -> Vec<(u64, String, Peer, Instant)> {
-        let clients = self.clients.borrow();
-        clients.iter().map(|(id, (user, peer, since))| (*id, user.clone(), peer.clone(), *since)).collect()
+    /// Number and what is known of each.
+    pub fn clients(&self) -> Vec<(u64, Entry)> {
+        self.clients.borrow().iter().map(|(id, entry)| (*id, entry.clone())).collect()
     }
+}
+
+/// What SHOW CLIENTS says of a client of the console.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Who it is.
+    pub user: String,
+    /// Where it comes from.
+    pub peer: Peer,
+    /// When it connected.
+    pub since: Instant,
+    /// Its TLS version and cipher, empty without.
+    pub tls: String,
+}
+
+/// What a login's log line says of TLS.
+pub(super) fn tls_word(socket: &Socket) -> String {
+    let encryption = socket.encryption();
+    if encryption.is_empty() { "no".to_owned() } else { encryption }
 }
 
 /// Serves a client of the console to its end.
@@ -86,12 +104,21 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
         user: Some(&client.user),
         peer: &client.peer,
     };
-    tracing::info!("{tag} login attempt: db={CONSOLE_DATABASE} user={} tls=no replication=no", client.user);
+    tracing::info!(
+        "{tag} login attempt: db={CONSOLE_DATABASE} user={} tls={} replication=no",
+        client.user,
+        tls_word(&client.socket)
+    );
     let worker = u32::try_from(plane.worker).expect("there are few workers");
     let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX });
     let notify = Rc::new(Notify::new());
     plane.consoles.waiting.borrow_mut().insert(key.0, Rc::clone(&notify));
-    let entry = (client.user.clone(), client.peer.clone(), client.connected);
+    let entry = Entry {
+        user: client.user.clone(),
+        peer: client.peer.clone(),
+        since: client.connected,
+        tls: client.socket.encryption(),
+    };
     plane.consoles.clients.borrow_mut().insert(client.id, entry);
 
     let mut out = BytesMut::new();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::authenticate::read_rules;
 use super::clusters::ClusterCommand;
 use super::databases::DatabaseEntry;
 use super::plane::{Message, Plane, Shared, Task};
@@ -14,6 +15,7 @@ use super::views;
 use super::{Farewell, Session};
 use crate::admin::{ConsoleError, Pooler, SetOutcome, Shutdown, Snapshot, View};
 use crate::error::{SqlError, sqlstate};
+use crate::net::tls::{Tls, TlsError};
 
 /// How often a waiting command looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -130,8 +132,10 @@ impl Pooler for Control {
             tracing::warn!("SET failed: {error}");
             ConsoleError::SetFailed
         })?;
-        apply(self.shared(), config).await;
-        Ok(SetOutcome::Done)
+        match apply(self.shared(), config).await {
+            Ok(()) => Ok(SetOutcome::Done),
+            Err(_) => Ok(SetOutcome::TlsNotApplied),
+        }
     }
 
     async fn reload(&self) -> Result<(), ConsoleError> {
@@ -272,7 +276,8 @@ impl Pooler for Control {
         let empty = || meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()));
         let drained = tokio::time::timeout(REROUTE_MAX, self.until(empty)).await.is_ok();
         if drained {
-            apply(shared, config).await;
+            // It is about nothing but the cluster: files that TLS cannot use were so before.
+            let _ = apply(shared, config).await;
         }
         for entry in &meant {
             entry.set_paused(false);
@@ -299,13 +304,30 @@ fn open_waiting(worker: usize, entry: &DatabaseEntry) {
 }
 
 /// Puts new settings in force: for logins, pools and the sessions that are there.
-pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
+///
+/// Fails when TLS cannot be had with them: then all but TLS is in force, and TLS stays as it was.
+pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) -> Result<(), TlsError> {
+    let tls = Tls::load(&config.settings, &shared.databases.tls());
+    let applied = match tls {
+        Ok((tls, warnings)) => {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            shared.databases.set_tls(tls);
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!("TLS configuration could not be reloaded, keeping old configuration: {error}");
+            Err(error)
+        }
+    };
+    let (hba, warnings) = read_rules(&config.settings);
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    shared.hba.store(Arc::new(hba));
     shared.configure(config);
     let config = shared.config.load_full();
     let gone: Vec<_> =
         shared.databases.configure(&config).iter().map(|entry| Arc::clone(&entry.name)).collect();
     if gone.is_empty() {
-        return;
+        return applied;
     }
     for name in &gone {
         tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
@@ -314,4 +336,5 @@ pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
         .detail("The settings no longer have the database.");
     let chosen = move |session: &Session| gone.iter().any(|name| **name == *session.database());
     end_sessions(shared, chosen, error).await;
+    applied
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::plane::Shared;
 use crate::auth::{Password, Proof, ServerSecret};
-use crate::config::{CheckQuery, Config, Database, Host, PoolMode, Role};
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::config::{CheckQuery, Cluster, Config, Database, Host, PoolMode, Role};
+use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
+use crate::net::tls::Tls;
 use crate::pool::access::Routes;
 use crate::pool::quota::Quota;
 use crate::pool::{OpenRequest, Pool, PoolSettings, Target};
@@ -64,17 +66,41 @@ pub struct Databases {
     routes: RwLock<BTreeMap<Arc<str>, Arc<Routes>>>,
     server: Arc<server::Session>,
     openers: Arc<[UnboundedSender<OpenRequest>]>,
+    tls: ArcSwap<Tls>,
 }
 
 impl Databases {
     /// None yet. `openers` has one sender for each worker.
-    pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>) -> Self {
+    pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>, tls: Tls) -> Self {
         Databases {
             databases: RwLock::default(),
             users: RwLock::default(),
             routes: RwLock::default(),
             server,
             openers,
+            tls: ArcSwap::from_pointee(tls),
+        }
+    }
+
+    /// How connections are encrypted.
+    pub fn tls(&self) -> arc_swap::Guard<Arc<Tls>> {
+        self.tls.load()
+    }
+
+    /// New certificates and wishes, for the logins and servers to come; [`Databases::configure`] then
+    /// sees to the pools.
+    pub fn set_tls(&self, tls: Tls) {
+        self.tls.store(Arc::new(tls));
+    }
+
+    /// How the servers of a cluster, or of none, are dialled.
+    pub fn dialing(&self, config: &Config, cluster: Option<&Cluster>) -> Dialing {
+        let settings = &config.settings;
+        let of_cluster = || cluster.map(|cluster| format!("{}-rw", cluster.object_name()));
+        Dialing {
+            tcp: TcpOptions::new(settings),
+            tls: self.tls.load().connector.clone(),
+            tls_name: settings.server_tls_name.clone().or_else(of_cluster),
         }
     }
 
@@ -142,7 +168,7 @@ impl Databases {
             pool.set_secret(secret);
             return Arc::clone(pool);
         }
-        let settings = pool_settings(config, database, &server_user);
+        let settings = self.pool_settings(config, database, &server_user);
         let user_entry = self.user(&server_user);
         entry.servers.set_limit(settings.policy.max_db_connections);
         user_entry.servers.set_limit(settings.policy.max_user_connections);
@@ -209,7 +235,7 @@ impl Databases {
                 continue;
             };
             for pool in entry.pools() {
-                let settings = pool_settings(config, &database, &pool.target.user);
+                let settings = self.pool_settings(config, &database, &pool.target.user);
                 entry.servers.set_limit(settings.policy.max_db_connections);
                 self.user(&pool.target.user).servers.set_limit(settings.policy.max_user_connections);
                 let moved = settings.cluster != pool.settings().cluster;
@@ -220,6 +246,51 @@ impl Databases {
             }
         }
         gone
+    }
+
+    fn pool_settings(&self, config: &Config, database: &Database, user: &str) -> PoolSettings {
+        let settings = &config.settings;
+        let policy = config.pool_policy(database, user);
+        let endpoint = |host: &Host| Arc::new(Endpoint { host: host.clone(), port: database.port });
+        let parameters = [
+            ("client_encoding", &database.client_encoding),
+            ("datestyle", &database.datestyle),
+            ("timezone", &database.timezone),
+            ("application_name", &database.application_name),
+        ];
+        let cluster =
+            config.cluster(database).map(|(cluster, role)| (Arc::from(cluster.name.as_str()), role));
+        let given =
+            parameters.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        // Who reads may be sent to the primary too, and must not write there either.
+        let reads = cluster.as_ref().is_some_and(|(_, role)| *role != Role::ReadWrite);
+        let read_only = reads.then(|| ("default_transaction_read_only".to_owned(), "on".to_owned()));
+        PoolSettings {
+            endpoints: config.hosts(database).iter().map(endpoint).collect(),
+            database: database.server_dbname().to_owned(),
+            parameters: given.chain(read_only).collect(),
+            cluster,
+            connect_query: database.connect_query.clone(),
+            dialing: self.dialing(config, config.cluster(database).map(|(cluster, _)| cluster)),
+            connect_timeout: limit(settings.server_connect_timeout),
+            login_retry: settings.server_login_retry,
+            idle_timeout: limit(settings.server_idle_timeout),
+            check_query: match &settings.server_check_query {
+                CheckQuery::Off => None,
+                CheckQuery::Query(query) => Some(query.clone()),
+            },
+            check_delay: settings.server_check_delay,
+            reset_query: settings.server_reset_query.clone().unwrap_or_default(),
+            reset_always: settings.server_reset_query_always,
+            reserve_after: limit(settings.reserve_pool_timeout),
+            round_robin: settings.server_round_robin,
+            statements_max: match policy.pool_mode {
+                // The server is the client's own: names mean what the client says.
+                PoolMode::Session => 0,
+                PoolMode::Transaction | PoolMode::Statement => settings.max_prepared_statements as usize,
+            },
+            policy,
+        }
     }
 
     /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
@@ -276,47 +347,4 @@ fn make_room(pools: &[Arc<Pool>], now: Instant) {
 
 fn limit(duration: Duration) -> Option<Duration> {
     (!duration.is_zero()).then_some(duration)
-}
-
-fn pool_settings(config: &Config, database: &Database, user: &str) -> PoolSettings {
-    let settings = &config.settings;
-    let policy = config.pool_policy(database, user);
-    let endpoint = |host: &Host| Arc::new(Endpoint { host: host.clone(), port: database.port });
-    let parameters = [
-        ("client_encoding", &database.client_encoding),
-        ("datestyle", &database.datestyle),
-        ("timezone", &database.timezone),
-        ("application_name", &database.application_name),
-    ];
-    let cluster = config.cluster(database).map(|(cluster, role)| (Arc::from(cluster.name.as_str()), role));
-    let given = parameters.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-    // Who reads may be sent to the primary too, and must not write there either.
-    let reads = cluster.as_ref().is_some_and(|(_, role)| *role != Role::ReadWrite);
-    let read_only = reads.then(|| ("default_transaction_read_only".to_owned(), "on".to_owned()));
-    PoolSettings {
-        endpoints: config.hosts(database).iter().map(endpoint).collect(),
-        database: database.server_dbname().to_owned(),
-        parameters: given.chain(read_only).collect(),
-        cluster,
-        connect_query: database.connect_query.clone(),
-        tcp: TcpOptions::new(settings),
-        connect_timeout: limit(settings.server_connect_timeout),
-        login_retry: settings.server_login_retry,
-        idle_timeout: limit(settings.server_idle_timeout),
-        check_query: match &settings.server_check_query {
-            CheckQuery::Off => None,
-            CheckQuery::Query(query) => Some(query.clone()),
-        },
-        check_delay: settings.server_check_delay,
-        reset_query: settings.server_reset_query.clone().unwrap_or_default(),
-        reset_always: settings.server_reset_query_always,
-        reserve_after: limit(settings.reserve_pool_timeout),
-        round_robin: settings.server_round_robin,
-        statements_max: match policy.pool_mode {
-            // The server is the client's own: names mean what the client says.
-            PoolMode::Session => 0,
-            PoolMode::Transaction | PoolMode::Statement => settings.max_prepared_statements as usize,
-        },
-        policy,
-    }
 }

@@ -182,7 +182,9 @@ impl Session {
         let now = Instant::now();
         self.last_request = now;
         loop {
-            match self.group.pool.acquire(self.plane.worker, now) {
+            // It had a server already, which refused to begin it.
+            let had_its_turn = self.sent_again > 0;
+            match self.group.pool.acquire(self.plane.worker, now, had_its_turn) {
                 Acquired::Lease(lease) => {
                     if let Some(lease) = self.still_alive(lease, context, scratch) {
                         self.begin_loan(lease, now, now, scratch)?;
@@ -213,7 +215,7 @@ impl Session {
             lease.close("server connection is no longer wanted");
             return None;
         }
-        let is_doubtful =
+        let mut is_doubtful =
             || lease.site().has_lost_since(lease.opened_at) || !lease.socket.is_silent_and_open();
         if self.sent_again > 0 && is_doubtful() {
             // The first server died under this request; one that dies with it must not be the second.

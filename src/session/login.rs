@@ -16,21 +16,21 @@ use super::console;
 use super::plane::{Group, Plane};
 use super::{NewSession, Session};
 use crate::admin::CONSOLE_DATABASE;
-use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof, ServerSecret};
-use crate::config::{AuthType, Config, Database, Role};
+use crate::auth::{Credentials, Proof, ServerSecret};
+use crate::config::{Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
+use crate::net::tls::Acceptor;
 use crate::pool::quota::{Permit, Quota};
 use crate::pool::{Acquired, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::route::{self, ROLE_OPTION};
 use crate::server::login::Welcome;
-use crate::wire::startup::{self, CancelKey, FirstPacket, Startup};
-use crate::wire::{HEADER_LENGTH, Header, originate};
+use crate::wire::originate;
+use crate::wire::startup::{self, CancelKey, FirstPacket, Startup, TLS_HANDSHAKE};
 
-/// Largest password message: PgBouncer's longest password and room for SCRAM.
-const PASSWORD_MESSAGE_MAX: usize = 66_000;
+const LOGGED_IN: &str = "who is logged in has a socket";
 
 /// A client's place among the connection limits, given back when dropped.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Admission {
 }
 
 /// How a login ends without a session.
-enum Refusal {
+pub(super) enum Refusal {
     /// The client is told.
     Error(SqlError),
     /// It was none: the connection brought a CancelRequest.
@@ -48,6 +48,8 @@ enum Refusal {
     Quiet(&'static str),
     /// The connection broke.
     Io(io::Error),
+    /// TLS cannot begin; the client has been told in TLS's own way.
+    Tls(io::Error),
 }
 
 impl From<SqlError> for Refusal {
@@ -65,7 +67,8 @@ impl From<io::Error> for Refusal {
 /// A connection that is not logged in yet.
 pub(super) struct Newcomer {
     pub(super) plane: Rc<Plane>,
-    pub(super) socket: Socket,
+    /// `None` while TLS begins, when nothing can be said on it.
+    pub(super) socket: Option<Socket>,
     pub(super) peer: Peer,
     pub(super) id: u64,
     pub(super) connected: Instant,
@@ -79,7 +82,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
     let id = plane.shared.next_client();
     let mut newcomer = Box::new(Newcomer {
         plane: Rc::clone(&plane),
-        socket,
+        socket: Some(socket),
         peer,
         id,
         connected: Instant::now(),
@@ -99,6 +102,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         }
         Ok(Entry::Console(rights)) => {
             let Newcomer { plane, socket, peer, id, user, connected, .. } = *newcomer;
+            let socket = socket.expect(LOGGED_IN);
             let client = console::Client { socket, peer, id, user: user.unwrap_or_default(), connected };
             console::serve(Rc::clone(&plane), client, rights).await;
             plane.disconnected();
@@ -118,13 +122,15 @@ fn start_session(
     admission: Admission,
 ) {
     let Newcomer { plane, socket, peer, id, connected, .. } = newcomer;
+    let socket = socket.expect(LOGGED_IN);
     let settings = &plane.shared.config.load().settings;
     if settings.log_connections {
         let tag = ClientTag { id, database: Some(&group.database), user: Some(&group.user), peer: &peer };
         tracing::info!(
-            "{tag} login attempt: db={} user={} tls=no replication=no",
+            "{tag} login attempt: db={} user={} tls={} replication=no",
             group.database,
-            group.user
+            group.user,
+            console::tls_word(&socket)
         );
     }
     let welcome = group.pool.welcome().unwrap_or_default();
@@ -167,7 +173,7 @@ impl Newcomer {
         let mut out = BytesMut::new();
         if startup.minor > 0 || !startup.protocol_options.is_empty() {
             originate::negotiate_protocol_version(&startup.protocol_options, &mut out);
-            self.socket.write_all(&out).await?;
+            self.socket().write_all(&out).await?;
         }
         let config = self.plane.shared.config.load_full();
         let user = startup.get("user").filter(|user| !user.is_empty());
@@ -189,7 +195,7 @@ impl Newcomer {
         }
         let wanted = client_parameters(&startup, &config, &self.plane)?;
         let place = self.admit(&config)?;
-        let (credentials, proof) = self.authenticate(&config, &user).await?;
+        let (credentials, proof) = self.authenticate(&config, &name, &user).await?;
         let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
@@ -208,26 +214,93 @@ impl Newcomer {
             None => None,
         };
         let port = config.settings.listen_port_ro;
-        let came_to = self.socket.local_address().map(|address| address.port());
+        let came_to = self.socket.as_ref().and_then(Socket::local_address).map(|address| address.port());
         let by_port = (port != 0 && came_to == Some(port)).then_some(Role::ReadOnly);
         route::database_name(config, name, by_option, by_port).map_err(|error| fatal(error.to_string()))
     }
 
     // ---- the first packets ----
 
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        self.socket.as_mut().expect("whoever takes it while TLS begins puts one back, or the login ends")
+    }
+
     async fn read_startup(&mut self) -> Result<Startup, Refusal> {
         let (mut ssl_asked, mut gss_asked) = (false, false);
         loop {
             match self.read_first_packet().await? {
-                FirstPacket::SslRequest if !ssl_asked => ssl_asked = true,
+                FirstPacket::SslRequest if !ssl_asked => {
+                    ssl_asked = true;
+                    if let Some(acceptor) = self.acceptor() {
+                        self.begin_tls(&acceptor).await?;
+                        continue;
+                    }
+                }
                 FirstPacket::GssEncRequest if !gss_asked => gss_asked = true,
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
                     return Err(Refusal::Quiet("encryption was asked for twice"));
                 }
                 FirstPacket::Cancel(key) => return Err(Refusal::Cancel(key)),
-                FirstPacket::Startup(startup) => return Ok(startup),
+                FirstPacket::Startup(startup) => {
+                    self.check_encrypted()?;
+                    return Ok(startup);
+                }
             }
-            self.socket.write_all(b"N").await?;
+            self.socket().write_all(b"N").await?;
+        }
+    }
+
+    /// How the client may be given TLS; a Unix socket has none, as in PgBouncer and PostgreSQL.
+    fn acceptor(&self) -> Option<Arc<Acceptor>> {
+        match &self.socket {
+            Some(Socket::Tcp(_)) => self.plane.shared.databases.tls().acceptor.clone(),
+            Some(Socket::Tls(_) | Socket::Unix(_)) | None => None,
+        }
+    }
+
+    /// Answers an SSLRequest with `S` and makes the handshake.
+    ///
+    /// What a client sends behind its request without waiting is not its own: someone put it there to
+    /// have it taken for what comes encrypted (CVE-2021-23214).
+    async fn begin_tls(&mut self, acceptor: &Acceptor) -> Result<(), Refusal> {
+        if !self.socket().is_silent_and_open() {
+            let detail = "This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.";
+            return Err(fatal("received unencrypted data after SSL request").detail(detail).into());
+        }
+        self.socket().write_all(b"S").await?;
+        self.encrypt(acceptor, &[]).await
+    }
+
+    /// Makes the handshake, of which `begun` was read already.
+    async fn encrypt(&mut self, acceptor: &Acceptor, begun: &[u8]) -> Result<(), Refusal> {
+        let Some(Socket::Tcp(stream)) = self.socket.take() else {
+            unreachable!("acceptor() looked");
+        };
+        let stream = acceptor.accept(stream, begun).await.map_err(Refusal::Tls)?;
+        self.socket = Some(Socket::Tls(Box::new(stream)));
+        Ok(())
+    }
+
+    /// A client that begins with TLS itself must say what it will speak (PostgreSQL 17,
+    /// `sslnegotiation=direct`).
+    async fn begin_direct_tls(&mut self, begun: &[u8]) -> Result<(), Refusal> {
+        let acceptor = self.acceptor().ok_or(Refusal::Quiet("direct TLS is not allowed"))?;
+        self.encrypt(&acceptor, begun).await?;
+        match &self.socket {
+            Some(Socket::Tls(stream)) if stream.connection().alpn_protocol().is_some() => Ok(()),
+            _ => Err(Refusal::Quiet(
+                "received direct SSL connection request without ALPN protocol negotiation extension",
+            )),
+        }
+    }
+
+    fn check_encrypted(&self) -> Result<(), SqlError> {
+        match self.acceptor() {
+            Some(acceptor) if acceptor.is_required() => {
+                let hint = "Connect with sslmode=require, or set client_tls_sslmode to prefer.";
+                Err(fatal("SSL required").hint(hint))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -235,17 +308,21 @@ impl Newcomer {
         let mut length = [0; 4];
         let mut have = 0;
         while have < length.len() {
-            match self.socket.read(&mut length[have..]).await? {
+            match self.socket().read(&mut length[have..]).await? {
                 // A probe that connects and closes is no news.
                 0 if have == 0 => return Err(Refusal::Quiet("")),
                 0 => return Err(Refusal::Quiet("client unexpected eof")),
                 count => have += count,
             }
+            if length[0] == TLS_HANDSHAKE && matches!(self.socket, Some(Socket::Tcp(_))) {
+                self.begin_direct_tls(&length[..have]).await?;
+                have = 0;
+            }
         }
         let bad = |error: startup::BadStartup| fatal(error.to_string());
         let length = startup::packet_length(length).map_err(bad)?;
         let mut body = vec![0; length - 4];
-        self.socket.read_exact(&mut body).await?;
+        self.socket().read_exact(&mut body).await?;
         Ok(startup::parse(&body).map_err(bad)?)
     }
 
@@ -306,58 +383,6 @@ impl Newcomer {
         }
     }
 
-    async fn authenticate(
-        &mut self,
-        config: &Config,
-        user: &str,
-    ) -> Result<(Option<Arc<Credentials>>, Proof), Refusal> {
-        let credentials = self.plane.shared.credentials(user);
-        let method = match config.settings.auth_type {
-            AuthType::Any => return Ok((credentials, Proof::default())),
-            AuthType::Trust => Method::Trust,
-            AuthType::Plain => Method::Plain,
-            AuthType::Md5 => Method::Md5,
-            AuthType::ScramSha256 => Method::ScramSha256,
-            AuthType::Cert | AuthType::Hba | AuthType::Ldap | AuthType::Pam => {
-                let message =
-                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
-                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
-            }
-        };
-        let settings = self.plane.shared.scram_settings();
-        let mut login = ClientLogin::new(method, user, credentials.clone(), &settings, &mut rand::rng());
-        let mut out = BytesMut::new();
-        let mut progress = login.start(&mut out)?;
-        loop {
-            if !out.is_empty() {
-                self.socket.write_all(&out).await?;
-                out.clear();
-            }
-            match progress {
-                Progress::Done(proof) => return Ok((credentials, proof)),
-                Progress::Continue => {
-                    let body = self.read_password().await?;
-                    progress = login.handle_password(&body, &mut out)?;
-                }
-            }
-        }
-    }
-
-    async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
-        let mut header = [0; HEADER_LENGTH];
-        self.socket.read_exact(&mut header).await?;
-        let header = Header::read(&header).ok().flatten();
-        match header {
-            Some(Header { tag: b'p', length }) if length <= PASSWORD_MESSAGE_MAX => {
-                let mut body = vec![0; length - HEADER_LENGTH];
-                self.socket.read_exact(&mut body).await?;
-                Ok(body)
-            }
-            Some(Header { tag: b'X', .. }) => Err(Refusal::Quiet("client close request")),
-            _ => Err(fatal("bad packet header").detail("A password message was expected.").into()),
-        }
-    }
-
     // ---- its pool ----
 
     async fn join_pool(
@@ -390,7 +415,7 @@ impl Newcomer {
 
     /// The client is to be told what its server says of itself, so there must be one.
     async fn first_server(&mut self, pool: &Arc<Pool>) -> Result<(), Refusal> {
-        let lease = match pool.acquire(self.plane.worker, Instant::now()) {
+        let lease = match pool.acquire(self.plane.worker, Instant::now(), false) {
             Acquired::Lease(lease) => lease,
             Acquired::Wait(mut place) => {
                 let limit = pool.settings().policy.query_wait_timeout;
@@ -435,15 +460,15 @@ impl Newcomer {
     async fn log_in_to_console(&mut self, config: &Config, user: &str) -> Result<Entry, Refusal> {
         let own_socket = matches!(self.peer, Peer::Unix { .. })
             && user == CONSOLE_DATABASE
-            && console::is_own_user(&self.socket);
+            && self.socket.as_ref().is_some_and(console::is_own_user);
         if own_socket {
             return Ok(Entry::Console(crate::admin::Rights::Admin));
         }
         let Some(rights) = console::rights(config, user) else {
-            self.authenticate(config, user).await?;
+            self.authenticate(config, CONSOLE_DATABASE, user).await?;
             return Err(fatal("not allowed").into());
         };
-        self.authenticate(config, user).await?;
+        self.authenticate(config, CONSOLE_DATABASE, user).await?;
         Ok(Entry::Console(rights))
     }
 
@@ -462,6 +487,10 @@ impl Newcomer {
             Refusal::Quiet("") => {}
             Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
             Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),
+            Refusal::Tls(error) => {
+                self.plane.metrics.borrow_mut().tls_failures += 1;
+                tracing::info!("{tag} closing because: TLS handshake failed: {error}");
+            }
             Refusal::Error(error) => {
                 self.plane.metrics.borrow_mut().errors.record(&error.code);
                 if settings.log_pooler_errors {
@@ -469,9 +498,10 @@ impl Newcomer {
                 }
                 let mut out = BytesMut::new();
                 originate::error(&error, &mut out);
+                let Some(mut socket) = self.socket.take() else { return };
                 let told = async {
-                    self.socket.write_all(&out).await?;
-                    self.socket.shutdown().await
+                    socket.write_all(&out).await?;
+                    socket.shutdown().await
                 };
                 // A client that does not read its error is not waited for.
                 let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
@@ -480,7 +510,7 @@ impl Newcomer {
     }
 }
 
-fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
+pub(super) fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
     SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
 }
 

@@ -4,6 +4,7 @@
 //! An idle session owns no buffer and no server. Everything happens inside one poll, with the
 //! thread's own buffers: read, look at the headers, write to the other side.
 
+pub mod authenticate;
 pub mod cancel;
 pub mod clusters;
 pub mod console;
@@ -264,7 +265,7 @@ impl Session {
                 backlog.drain(..written);
             }
         }
-        Poll::Ready(Ok(()))
+        self.socket.poll_flush(context).map_err(Farewell::Gone)
     }
 
     fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
@@ -377,6 +378,7 @@ impl Session {
                 let _ = self.send(&bytes);
             }
         }
+        self.socket.say_goodbye();
         if settings.log_disconnections {
             let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());

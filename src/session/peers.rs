@@ -20,7 +20,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::admin::PeerPoolView;
 use crate::config::{Config, Host, HostPort};
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::wire::startup::CancelKey;
 
 /// Peers that one request is passed on to at most.
@@ -203,11 +203,12 @@ impl Peers {
         owners: Vec<(Arc<PeerPool>, Endpoint)>,
         deadline: tokio::time::Instant,
     ) -> (usize, usize) {
-        let options = TcpOptions::new(&config.settings);
+        let how = Dialing { tcp: TcpOptions::new(&config.settings), ..Dialing::default() };
         let mut requests = JoinSet::new();
         for (pool, endpoint) in owners {
+            let how = how.clone();
             requests.spawn(async move {
-                let sent = timeout_at(deadline, pool.send(&endpoint, &options, key)).await;
+                let sent = timeout_at(deadline, pool.send(&endpoint, &how, key)).await;
                 let sent = sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                 if let Err(error) = &sent {
                     tracing::debug!("cancel request: peer {endpoint} not reached: {error}");
@@ -263,11 +264,11 @@ impl PeerPool {
     }
 
     /// Passes a request on, and waits until the peer has dealt with it, which it shows by closing.
-    async fn send(&self, endpoint: &Endpoint, options: &TcpOptions, key: CancelKey) -> io::Result<()> {
+    async fn send(&self, endpoint: &Endpoint, how: &Dialing, key: CancelKey) -> io::Result<()> {
         let waiting = Counted::new(&self.waiting);
         let _place = self.free.acquire().await.map_err(io::Error::other)?;
         let dialing = Counted::new(&self.dialing);
-        let mut socket = timeout(DIAL_MAX, endpoint.dial(options)).await??;
+        let mut socket = timeout(DIAL_MAX, endpoint.dial(how)).await??;
         drop((waiting, dialing));
         let _active = Counted::new(&self.active);
         socket.write_all(&key.request()).await?;

@@ -21,6 +21,7 @@ use super::databases::Databases;
 use super::peers::Peers;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
+use crate::auth::hba::Hba;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
@@ -128,6 +129,8 @@ pub struct Shared {
     pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
     pub mock_key: MockKey,
+    /// The rules of `auth_hba_file`.
+    pub hba: ArcSwap<Hba>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
 }
 
@@ -139,6 +142,7 @@ impl Shared {
         databases: Databases,
         workers: Vec<UnboundedSender<Message>>,
         process: UnboundedSender<ProcessCommand>,
+        hba: Hba,
     ) -> Arc<Self> {
         Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
@@ -156,6 +160,7 @@ impl Shared {
             last_client: AtomicU64::new(0),
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
+            hba: ArcSwap::from_pointee(hba),
             credentials: Mutex::new(HashMap::new()),
         })
     }

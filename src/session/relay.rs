@@ -278,6 +278,9 @@ impl Session {
                 Poll::Ready(Err(_)) => server.backlog.clear(),
             }
         }
+        if server.socket.poll_flush(context).is_pending() {
+            return Ok(false);
+        }
         if server.backlog.capacity() > 256 * 1024 {
             server.backlog = Vec::new();
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::clusters::ClusterHandle;
+use super::console::Entry;
 use super::control::on_all_workers;
 use super::databases::DatabaseEntry;
 use super::peers::{self, PeerAddress};
@@ -91,7 +92,8 @@ fn draw(plane: &Plane, connections: bool) -> Part {
     part
 }
 
-fn console_view((id, user, peer, since): (u64, String, Peer, Instant)) -> ClientView {
+fn console_view((id, entry): (u64, Entry)) -> ClientView {
+    let Entry { user, peer, since, tls } = entry;
     ConnectionView {
         user: Some(user),
         database: Some(CONSOLE_DATABASE.to_owned()),
@@ -106,7 +108,7 @@ fn console_view((id, user, peer, since): (u64, String, Peer, Instant)) -> Client
         close_needed: false,
         pointer: id,
         link: None,
-        tls: String::new(),
+        tls,
         application_name: String::new(),
         prepared_statements: 0,
         id,
@@ -163,7 +165,7 @@ impl Session {
             close_needed: false,
             pointer: self.id,
             link,
-            tls: String::new(),
+            tls: self.socket.encryption(),
             application_name: application,
             prepared_statements: u32::try_from(statements).unwrap_or(u32::MAX),
             id: self.id,
@@ -219,7 +221,7 @@ fn server_view(
         pointer: server.id,
         link,
         remote_pid: process_id,
-        tls: String::new(),
+        tls: server.socket.encryption(),
         application_name: String::new(),
         prepared_statements: u32::try_from(server.statements.len()).unwrap_or(u32::MAX),
         id: server.id,

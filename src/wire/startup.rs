@@ -7,9 +7,16 @@ use thiserror::Error;
 /// PostgreSQL refuses larger start-up packets (`MAX_STARTUP_PACKET_LENGTH`).
 pub const LENGTH_MAX: usize = 10_000;
 
-const SSL_REQUEST: u32 = 80_877_103;
+const SSL_REQUEST_CODE: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 const CANCEL_REQUEST: u32 = 80_877_102;
+
+/// The packet that asks for TLS.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// The first byte of a TLS handshake (RFC 8446, 5.1), which is no start-up packet's: that begins with a
+/// length below [`LENGTH_MAX`]. A client that sends it wants TLS without asking (`sslnegotiation=direct`).
+pub const TLS_HANDSHAKE: u8 = 22;
 
 /// What a connection begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +152,7 @@ pub fn parse(body: &[u8]) -> Result<FirstPacket, BadStartup> {
         return Err(BadStartup::Layout);
     };
     match (u32::from_be_bytes(*code), <[u8; 8]>::try_from(rest)) {
-        (SSL_REQUEST, _) => Ok(FirstPacket::SslRequest),
+        (SSL_REQUEST_CODE, _) => Ok(FirstPacket::SslRequest),
         (GSSENC_REQUEST, _) => Ok(FirstPacket::GssEncRequest),
         (CANCEL_REQUEST, Ok(key)) => Ok(FirstPacket::Cancel(CancelKey(key))),
         (CANCEL_REQUEST, Err(_)) => Err(BadStartup::Layout),
@@ -193,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_four_first_packets_are_told_apart() {
-        check(&SSL_REQUEST.to_be_bytes(), Ok(FirstPacket::SslRequest));
+        check(&SSL_REQUEST_CODE.to_be_bytes(), Ok(FirstPacket::SslRequest));
         check(&GSSENC_REQUEST.to_be_bytes(), Ok(FirstPacket::GssEncRequest));
         let mut cancel = CANCEL_REQUEST.to_be_bytes().to_vec();
         cancel.extend(1..=8);

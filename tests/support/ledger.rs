@@ -23,7 +23,10 @@ use tokio::time::{Instant, sleep};
 const ROWS_MAX: i64 = 1_000_000;
 
 /// How long one answer may take, a failover in between.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Before the next attempt of a client whose login was refused.
+const LOGIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a client knows of its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,12 +135,29 @@ impl Ledger {
         result.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {count} writes")).expect("clients run");
     }
 
+    /// Whether a write was acknowledged after this call, within this time.
+    pub async fn writes_within(&mut self, patience: Duration) -> bool {
+        let before = *self.acknowledged.borrow();
+        let written = self.acknowledged.wait_for(|written| *written > before);
+        tokio::time::timeout(patience, written).await.is_ok()
+    }
+
+    /// Ends every client at once, whatever it waits for. The books have what was known by then.
+    pub async fn abandon(mut self) -> Books {
+        self.clients.shutdown().await;
+        self.books()
+    }
+
     /// Lets every client finish what it does.
     pub async fn stop(mut self) -> Books {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.clients.join_next().await {
             ended.expect("a client of the ledger does not panic");
         }
+        self.books()
+    }
+
+    fn books(mut self) -> Books {
         let mut entries = Vec::new();
         while let Ok(entry) = self.entries.try_recv() {
             entries.push(entry);
@@ -200,6 +220,27 @@ impl Books {
         (*first, *last)
     }
 
+    /// How often one client has been served after this moment before the last one was served at all. Those who
+    /// fail must log in first; else all are served in turn.
+    pub fn turns_before_the_last(&self, moment: Instant, clients: usize) -> usize {
+        let (_, last) = self.served_after(moment, clients);
+        let is_before = |entry: &&Entry| entry.ended >= moment && entry.ended < moment + last;
+        let mut turns = vec![0; clients];
+        for entry in self.0.iter().filter(|entry| entry.outcome == Outcome::Acknowledged).filter(is_before) {
+            turns[entry.client] += 1;
+        }
+        turns.into_iter().max().unwrap_or(0)
+    }
+
+    /// The longest time without an acknowledgement between these moments.
+    pub fn outage(&self, from: Instant, until: Instant) -> Duration {
+        let acknowledged = self.0.iter().filter(|entry| entry.outcome == Outcome::Acknowledged);
+        let inside = acknowledged.map(|entry| entry.ended).filter(|ended| (from..until).contains(ended));
+        let mut moments: Vec<Instant> = inside.chain([from, until]).collect();
+        moments.sort();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().expect("two moments are there")
+    }
+
     /// What was refused.
     pub fn refused(&self) -> Vec<&Entry> {
         self.0.iter().filter(|entry| matches!(entry.outcome, Outcome::Refused(_))).collect()
@@ -250,10 +291,11 @@ impl Writer {
             } else {
                 self.connection = None;
             }
+            let pause = if matches!(outcome, Outcome::NoLogin(_)) { LOGIN_PAUSE } else { Duration::ZERO };
             let entry = Entry { client: self.number, rows, deed, began, ended: Instant::now(), outcome };
             // The test has ended: nobody reads the books.
             let _ = book.send(entry);
-            sleep(Duration::from_micros(self.chance.random_range(0..5000))).await;
+            sleep(pause + Duration::from_micros(self.chance.random_range(0..5000))).await;
         }
         if let Some(mut connection) = self.connection.take() {
             connection.send(terminate()).await;

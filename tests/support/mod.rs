@@ -6,17 +6,22 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod certificates;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;
 pub mod message;
+pub mod network;
 pub mod operator;
+pub mod pgbouncer;
 pub mod pooler;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod relay;
 pub mod replicas;
+pub mod runs;
 pub mod scene;
 pub mod stranger;
 

@@ -56,7 +56,11 @@ pub fn pod_of(cluster: &str, number: usize) -> String {
 impl Operator {
     /// A healthy cluster of this name.
     pub async fn start(space: Space, cluster: &str, seed: u64) -> Operator {
-        let replicas = Replicas::start().await;
+        Operator::of(Replicas::start().await, space, cluster, seed).await
+    }
+
+    /// The same, of these servers.
+    pub async fn of(replicas: Replicas, space: Space, cluster: &str, seed: u64) -> Operator {
         Ledger::prepare(&replicas).await;
         let cluster = cluster.to_owned();
         let chance = StdRng::seed_from_u64(seed);

@@ -164,10 +164,14 @@ struct User {
     gid: u32,
 }
 
+/// Whether we are root.
+pub fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
 /// The user to change to: none unless we are root.
 fn other_user() -> Option<User> {
-    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-    if !root {
+    if !is_root() {
         return None;
     }
     let accounts = fs::read_to_string("/etc/passwd").expect("/etc/passwd is readable");

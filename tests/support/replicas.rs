@@ -1,10 +1,12 @@
 //! [`Replicas`]: a primary and two standbys with synchronous replication, and all that can happen to
-//! them. They listen on 127.0.0.2, 127.0.0.3 and 127.0.0.4, on one port.
+//! them. They listen on 127.0.0.2, 127.0.0.3 and 127.0.0.4, on one port; the first primary may have a host
+//! of its own instead, which can be cut off.
 //!
 //! Each starts from a copy of the [template](super::postgres), so that a cluster is there within two
 //! seconds. It ends with its value, whatever state its servers are in.
 
 use super::message::Reply;
+use super::network::Network;
 use super::postgres::{binaries, template};
 use super::process::{self, memory_directory, reap, unprivileged};
 use super::raw::{Address, Login, Raw};
@@ -18,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// A commit is on one standby before it is acknowledged; which one is left open.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 19] = [
     "synchronous_standby_names=ANY 1 (*)",
     "synchronous_commit=on",
     "fsync=off",
@@ -35,6 +37,8 @@ const SETTINGS: [&str; 18] = [
     "jit=off",
     "log_min_messages=warning",
     "timezone=UTC",
+    // In its own directory: a server that is killed removes nothing of what all share.
+    "dynamic_shared_memory_type=mmap",
     // As the operators have it: a crash is the failover's matter.
     "restart_after_crash=off",
     "max_standby_streaming_delay=-1",
@@ -44,6 +48,8 @@ const HBA: &str = "\
 local all all trust
 host all all 127.0.0.0/8 trust
 host replication all 127.0.0.0/8 trust
+host all all 198.18.0.0/15 trust
+host replication all 198.18.0.0/15 trust
 ";
 
 /// How a server is asked to stop.
@@ -71,6 +77,8 @@ struct Node {
     address: Ipv4Addr,
     directory: PathBuf,
     child: Option<Child>,
+    /// Its own host's, if it has one.
+    network: Option<Network>,
 }
 
 /// Three servers; number 0 is the primary at first.
@@ -85,11 +93,22 @@ pub struct Replicas {
 impl Replicas {
     /// All three are there, and both standbys stream.
     pub async fn start() -> Replicas {
+        Replicas::with(None).await
+    }
+
+    /// The same, with the first primary on a host of its own.
+    pub async fn with(network: Option<Network>) -> Replicas {
         let directory = memory_directory("weir-ha-");
-        let nodes = (0..3_u8).map(|number| Node {
-            address: Ipv4Addr::new(127, 0, 0, 2 + number),
-            directory: directory.path().join(format!("n{number}")),
-            child: None,
+        let mut networks = [network, None, None].into_iter();
+        let nodes = (0..3_u8).map(|number| {
+            let network = networks.next().flatten();
+            let ours = Ipv4Addr::new(127, 0, 0, 2 + number);
+            Node {
+                address: network.as_ref().map_or(ours, |network| network.address),
+                directory: directory.path().join(format!("n{number}")),
+                child: None,
+                network,
+            }
         });
         let port = free_port();
         let mut replicas = Replicas { port, nodes: nodes.collect(), leader: 0, _directory: directory };
@@ -163,6 +182,11 @@ impl Replicas {
     /// It goes on where it stood.
     pub fn thaw(&self, number: usize) {
         signal_all(&self.processes(number), "CONT");
+    }
+
+    /// The network of a server that has a host of its own.
+    pub fn network(&self, number: usize) -> Option<&Network> {
+        self.nodes[number].network.as_ref()
     }
 
     /// Makes a standby the primary, and tells the others to follow it. Returns when it is promoted.
@@ -346,10 +370,15 @@ impl Replicas {
         let log = File::options().create(true).append(true).open(node.directory.join("log"));
         let mut command = unprivileged(&binaries().join("postgres"), "KILL");
         command.arg("-D").arg(node.directory.join("data"));
-        command.args(["-p", &self.port.to_string(), "-h", &node.address.to_string()]);
+        // On a host of its own, neighbours there have another way to it than we.
+        let also = if node.network.is_some() { ",127.0.0.1" } else { "" };
+        command.args(["-p", &self.port.to_string(), "-h", &format!("{}{also}", node.address)]);
         command.arg("-k").arg(&node.directory);
         for setting in SETTINGS {
             command.args(["-c", setting]);
+        }
+        if let Some(network) = &node.network {
+            command = network.inside(&command);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.expect("our directory is writable"));
         self.nodes[number].child = Some(process::spawn(command));
@@ -363,6 +392,18 @@ impl Replicas {
             Raw::try_login(&address, &login).await.is_ok()
         })
         .await;
+    }
+
+    /// A server that was killed leaves a segment behind, and a machine has 4096 of them.
+    fn remove_shared_memory(&self, number: usize) {
+        let file = self.nodes[number].directory.join("data/postmaster.pid");
+        let text = fs::read_to_string(file).unwrap_or_default();
+        // The seventh line has its key and its number.
+        let id = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
+        if let Some(id) = id {
+            // It may be gone.
+            let _ = Command::new("ipcrm").args(["-m", id]).output();
+        }
     }
 
     fn pid(&self, number: usize) -> u32 {
@@ -391,19 +432,8 @@ impl Drop for Replicas {
         }
         for number in 0..self.nodes.len() {
             self.kill(number);
-            remove_segment(&self.nodes[number].directory);
+            self.remove_shared_memory(number);
         }
-    }
-}
-
-/// A postmaster that was killed leaves its System V segment behind, of which a machine has 4096; the file
-/// says its key and id.
-fn remove_segment(directory: &Path) {
-    let file = fs::read_to_string(directory.join("data/postmaster.pid")).unwrap_or_default();
-    let segment = file.lines().nth(6).and_then(|line| line.split_whitespace().nth(1));
-    if let Some(id) = segment {
-        // A server that was stopped cleanly has removed it.
-        let _ = Command::new("ipcrm").args(["-m", id]).output();
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Writing clients of a planned move; three times as many as there are server connections.
-pub const CLIENTS: usize = 24;
+pub const CLIENTS: usize = 50;
 
 /// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
 pub const LOST: &[&str] = &["57P01", "08007"];

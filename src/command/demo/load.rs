@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::auth::ServerSecret;
 use crate::command::postgres::{DATABASE, USER};
 use crate::config::Host;
-use crate::net::endpoint::{Endpoint, TcpOptions};
+use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server::Session;
 use crate::server::login::Recipe;
@@ -74,7 +74,7 @@ async fn client(number: u64, port: u16, counts: Arc<Counts>) {
     let session = Session { tracked: Tracked::new(std::iter::empty()), parameters: Interner::default() };
     let recipe = Recipe {
         endpoint: Arc::new(Endpoint { host: Host::Tcp(Ipv4Addr::LOCALHOST.to_string()), port }),
-        options: TcpOptions::default(),
+        dialing: Dialing::default(),
         user: USER.to_owned(),
         database: DATABASE.to_owned(),
         parameters: Vec::new(),

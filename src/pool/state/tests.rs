@@ -48,6 +48,21 @@ fn a_worker_is_lent_its_own_server_else_one_of_the_worker_with_most() {
 }
 
 #[test]
+fn who_had_its_turn_goes_first_and_may_leave_too() {
+    let now = Instant::now();
+    let mut pool = pool_with_idle(limits(1, 0), &["a"], now);
+    lent(&mut pool, 0, now);
+    pool.enqueue(1, 0, now);
+    pool.enqueue_first(2, 0, now);
+    let third = pool.enqueue_first(3, 0, now);
+    pool.enqueue(4, 0, now);
+    assert_eq!(pool.abandon(third), Some(3));
+    for expected in [2, 1, 4] {
+        assert_eq!(pool.release("a", 0, now), Ok(Some((expected, "a"))));
+    }
+}
+
+#[test]
 fn a_server_that_comes_back_goes_to_the_first_in_the_queue() {
     let now = Instant::now();
     let mut pool = pool_with_idle(limits(1, 0), &["a"], now);

@@ -1,0 +1,415 @@
+//! TLS toward clients and servers: [`Tls`] is what the settings make of it.
+//!
+//! rustls does the cryptography. Here is what PgBouncer's settings mean to it, which certificates are
+//! believed, and how a connection is read and written from inside one poll.
+
+pub mod names;
+pub mod stream;
+pub mod trust;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio::net::TcpStream;
+
+use crate::config::{Settings, SslMode, TlsProtocol};
+use stream::TlsStream;
+use trust::{Check, Trust};
+
+/// What PostgreSQL calls itself in TLS (ALPN), since its version 17.
+const ALPN: &[u8] = b"postgresql";
+
+/// Why TLS cannot be had with these settings.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{setting}: cannot read {}: {error}", .path.display())]
+    Read {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file has not what it should have.
+    #[error("{setting}: {} has no {wanted} in PEM format", .path.display())]
+    Content {
+        /// The setting that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What should be in it.
+        wanted: &'static str,
+    },
+    /// One setting needs another.
+    #[error("{0}")]
+    Missing(String),
+    /// rustls's own word.
+    #[error("{setting}: {error}")]
+    Rustls {
+        /// The setting that it is about.
+        setting: &'static str,
+        /// What rustls says.
+        error: rustls::Error,
+    },
+}
+
+/// What the settings make of TLS.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// For clients; `None` when they are answered `N`.
+    pub acceptor: Option<Arc<Acceptor>>,
+    /// For servers; `None` when they are not asked.
+    pub connector: Option<Arc<Connector>>,
+}
+
+/// How clients are let in.
+#[derive(Debug)]
+pub struct Acceptor {
+    /// `client_tls_sslmode`
+    pub mode: SslMode,
+    config: Arc<ServerConfig>,
+    trust: Arc<Trust>,
+    fingerprint: [u8; 32],
+}
+
+/// How servers are dialled.
+#[derive(Debug)]
+pub struct Connector {
+    /// `server_tls_sslmode`
+    pub mode: SslMode,
+    config: Arc<ClientConfig>,
+    fingerprint: [u8; 32],
+}
+
+/// One side's settings under their own names.
+struct Side<'a> {
+    names: [&'static str; 6],
+    mode: SslMode,
+    ca: Option<&'a Path>,
+    certificate: Option<&'a Path>,
+    key: Option<&'a Path>,
+    ciphers: &'a str,
+    tls13_ciphers: Option<&'a str>,
+    protocols: &'a [TlsProtocol],
+    curve: &'a str,
+}
+
+/// The files of one side, read.
+#[derive(Default)]
+struct Files {
+    authorities: Option<Vec<CertificateDer<'static>>>,
+    identity: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    digest: Sha256,
+}
+
+impl Tls {
+    /// Reads the certificates and keys. What is the same as in `old` stays the same object, so that no
+    /// connection is renewed for it. The second value has a warning for each wish that is not met.
+    ///
+    /// Fails when a file is not there or no good, or when nothing is left of versions or ciphers.
+    pub fn load(settings: &Settings, old: &Tls) -> Result<(Tls, Vec<String>), TlsError> {
+        let mut warnings = Vec::new();
+        let clients = Side {
+            names: [
+                "client_tls_sslmode",
+                "client_tls_ca_file",
+                "client_tls_cert_file",
+                "client_tls_key_file",
+                "client_tls_ciphers",
+                "client_tls_protocols",
+            ],
+            mode: settings.client_tls_sslmode,
+            ca: settings.client_tls_ca_file.as_deref(),
+            certificate: settings.client_tls_cert_file.as_deref(),
+            key: settings.client_tls_key_file.as_deref(),
+            ciphers: &settings.client_tls_ciphers,
+            tls13_ciphers: settings.client_tls13_ciphers.as_deref(),
+            protocols: &settings.client_tls_protocols,
+            curve: &settings.client_tls_ecdhcurve,
+        };
+        let servers = Side {
+            names: [
+                "server_tls_sslmode",
+                "server_tls_ca_file",
+                "server_tls_cert_file",
+                "server_tls_key_file",
+                "server_tls_ciphers",
+                "server_tls_protocols",
+            ],
+            mode: settings.server_tls_sslmode,
+            ca: settings.server_tls_ca_file.as_deref(),
+            certificate: settings.server_tls_cert_file.as_deref(),
+            key: settings.server_tls_key_file.as_deref(),
+            ciphers: &settings.server_tls_ciphers,
+            tls13_ciphers: settings.server_tls13_ciphers.as_deref(),
+            protocols: &settings.server_tls_protocols,
+            curve: "auto",
+        };
+        let mut acceptor = Acceptor::load(&clients, &mut warnings)?.map(Arc::new);
+        if let (Some(new), Some(known)) = (&acceptor, &old.acceptor)
+            && new.fingerprint == known.fingerprint
+        {
+            acceptor = Some(Arc::clone(known));
+        }
+        let mut connector = Connector::load(&servers, &mut warnings)?.map(Arc::new);
+        if let (Some(new), Some(known)) = (&connector, &old.connector)
+            && new.fingerprint == known.fingerprint
+        {
+            connector = Some(Arc::clone(known));
+        }
+        Ok((Tls { acceptor, connector }, warnings))
+    }
+}
+
+impl Side<'_> {
+    const MODE: usize = 0;
+    const CA: usize = 1;
+    const CERTIFICATE: usize = 2;
+    const KEY: usize = 3;
+    const CIPHERS: usize = 4;
+    const PROTOCOLS: usize = 5;
+
+    /// The files that are named, read.
+    fn files(&self) -> Result<Files, TlsError> {
+        let mut files = Files::default();
+        let wishes = (self.mode, self.ciphers, self.tls13_ciphers, self.protocols, self.curve);
+        files.digest.update(format!("{wishes:?}"));
+        if let Some(path) = self.ca {
+            files.authorities = Some(certificates(self.names[Side::CA], path, &mut files.digest)?);
+        }
+        let (certificate, key) = (self.names[Side::CERTIFICATE], self.names[Side::KEY]);
+        files.identity = match (self.certificate, self.key) {
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(TlsError::Missing(format!("{certificate} is set: {key} must be too")));
+            }
+            (None, Some(_)) => {
+                return Err(TlsError::Missing(format!("{key} is set: {certificate} must be too")));
+            }
+            (Some(chain), Some(path)) => {
+                let chain = certificates(certificate, chain, &mut files.digest)?;
+                let pem = read(key, path, &mut files.digest)?;
+                let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Content {
+                    setting: key,
+                    path: path.to_owned(),
+                    wanted: "private key (without a passphrase)",
+                })?;
+                Some((chain, secret))
+            }
+        };
+        Ok(files)
+    }
+
+    /// What rustls may use, after the wishes for ciphers and curves.
+    fn provider(&self, warnings: &mut Vec<String>) -> Result<CryptoProvider, TlsError> {
+        let mut provider = ring::default_provider();
+        let (suites, unknown) = names::ciphers(self.ciphers, self.tls13_ciphers, &provider);
+        let setting = self.names[Side::CIPHERS];
+        for name in unknown {
+            warnings.push(format!("{setting}: cipher {name} is not supported, and left out"));
+        }
+        match names::curves(self.curve, &provider) {
+            Ok(groups) => provider.kx_groups = groups,
+            Err(name) => {
+                warnings.push(format!("client_tls_ecdhcurve: curve {name} is not supported: auto is used"));
+            }
+        }
+        provider.cipher_suites = suites;
+        Ok(provider)
+    }
+
+    fn versions(
+        &self,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<&'static rustls::SupportedProtocolVersion>, TlsError> {
+        let (versions, too_old) = names::versions(self.protocols);
+        let setting = self.names[Side::PROTOCOLS];
+        match (versions.is_empty(), too_old) {
+            (true, _) => Err(TlsError::Missing(format!(
+                "{setting} has only versions that are not supported: allow tlsv1.2 or tlsv1.3"
+            ))),
+            (false, true) => {
+                warnings.push(format!("{setting}: tlsv1.0 and tlsv1.1 are not supported, and left out"));
+                Ok(versions)
+            }
+            (false, false) => Ok(versions),
+        }
+    }
+
+    fn failed(&self, name: usize) -> impl Fn(rustls::Error) -> TlsError {
+        let setting = self.names[name];
+        move |error| TlsError::Rustls { setting, error }
+    }
+
+    /// The CAs, without which nothing can be checked.
+    fn authorities(&self, files: &mut Files) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let (mode, ca) = (self.names[Side::MODE], self.names[Side::CA]);
+        let missing = || TlsError::Missing(format!("{mode} is {}: {ca} must be set", self.mode.as_str()));
+        files.authorities.take().ok_or_else(missing)
+    }
+}
+
+impl Acceptor {
+    fn load(side: &Side<'_>, warnings: &mut Vec<String>) -> Result<Option<Self>, TlsError> {
+        if side.mode == SslMode::Disable {
+            return Ok(None);
+        }
+        let mut files = side.files()?;
+        let missing = || {
+            let [mode, _, certificate, key, ..] = side.names;
+            TlsError::Missing(format!(
+                "{mode} is {}: {certificate} and {key} must be set",
+                side.mode.as_str()
+            ))
+        };
+        let (chain, key) = files.identity.take().ok_or_else(missing)?;
+        let provider = Arc::new(side.provider(warnings)?);
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&side.versions(warnings)?)
+            .map_err(side.failed(Side::CIPHERS))?;
+        let (check, authorities) = match side.mode {
+            SslMode::VerifyCa | SslMode::VerifyFull => (Check::Chain, side.authorities(&mut files)?),
+            // A certificate is asked for, and looked at only where a rule says `cert`.
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => {
+                (Check::Nothing, files.authorities.take().unwrap_or_default())
+            }
+        };
+        let trust = Trust::new(check, authorities, &provider).map_err(side.failed(Side::CA))?;
+        let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
+        let mut config = builder.with_single_cert(chain, key).map_err(side.failed(Side::KEY))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // As PostgreSQL: a connection lives long, and none is resumed.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Some(Acceptor {
+            trust,
+            mode: side.mode,
+            config: Arc::new(config),
+            fingerprint: files.digest.finalize().into(),
+        }))
+    }
+
+    /// Makes the handshake with a client. `begun` is what was read of it already.
+    ///
+    /// Fails with rustls's word for what went wrong.
+    pub async fn accept(&self, tcp: TcpStream, begun: &[u8]) -> io::Result<TlsStream> {
+        let connection = ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
+        let mut stream = TlsStream::new(tcp, connection, begun);
+        stream.handshake().await?;
+        Ok(stream)
+    }
+
+    /// The name in the certificate that the client has shown, if a CA of ours has signed it.
+    pub fn proven_name(&self, connection: &Connection) -> Option<String> {
+        let chain = connection.peer_certificates()?;
+        self.trust.knows_client(chain).then(|| chain.first().and_then(trust::common_name)).flatten()
+    }
+
+    /// Whether a client must use TLS.
+    pub fn is_required(&self) -> bool {
+        is_required(self.mode)
+    }
+}
+
+impl Connector {
+    fn load(side: &Side<'_>, warnings: &mut Vec<String>) -> Result<Option<Self>, TlsError> {
+        if side.mode == SslMode::Disable {
+            return Ok(None);
+        }
+        let mut files = side.files()?;
+        let provider = Arc::new(side.provider(warnings)?);
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&side.versions(warnings)?)
+            .map_err(side.failed(Side::CIPHERS))?;
+        let check = match side.mode {
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => Check::Nothing,
+            SslMode::VerifyCa => Check::Chain,
+            SslMode::VerifyFull => Check::ChainAndName,
+        };
+        let authorities = match check {
+            Check::Nothing => Vec::new(),
+            Check::Chain | Check::ChainAndName => side.authorities(&mut files)?,
+        };
+        let trust = Trust::new(check, authorities, &provider).map_err(side.failed(Side::CA))?;
+        let builder = builder.dangerous().with_custom_certificate_verifier(trust);
+        let mut config = match files.identity.take() {
+            Some((chain, key)) => {
+                builder.with_client_auth_cert(chain, key).map_err(side.failed(Side::KEY))?
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        Ok(Some(Connector {
+            mode: side.mode,
+            config: Arc::new(config),
+            fingerprint: files.digest.finalize().into(),
+        }))
+    }
+
+    /// Makes the handshake with a server, whose certificate is to be for `name`.
+    ///
+    /// Fails with rustls's word for what went wrong.
+    pub async fn connect(&self, tcp: TcpStream, name: &str) -> io::Result<TlsStream> {
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| io::Error::other(format!("\"{name}\" is no name that a certificate could have")))?;
+        let connection = ClientConnection::new(Arc::clone(&self.config), name).map_err(io::Error::other)?;
+        let mut stream = TlsStream::new(tcp, connection, &[]);
+        stream.handshake().await?;
+        Ok(stream)
+    }
+
+    /// Whether a server that has no TLS is none.
+    pub fn is_required(&self) -> bool {
+        is_required(self.mode)
+    }
+}
+
+fn is_required(mode: SslMode) -> bool {
+    match mode {
+        SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => true,
+    }
+}
+
+/// What SHOW CLIENTS and SHOW SERVERS say of a connection, as PgBouncer writes it.
+pub fn describe(connection: &Connection) -> String {
+    let version = match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
+        _ => "TLSv1.3",
+    };
+    let cipher = connection.negotiated_cipher_suite().map(|suite| names::openssl_name(suite.suite()));
+    let group = connection.negotiated_key_exchange_group().map(|group| names::openssl_curve(group.name()));
+    format!("{version}/{}/ECDH={}", cipher.unwrap_or_default(), group.unwrap_or_default())
+}
+
+fn read(setting: &'static str, path: &Path, digest: &mut Sha256) -> Result<Vec<u8>, TlsError> {
+    let bytes = fs::read(path).map_err(|error| TlsError::Read { setting, path: path.to_owned(), error })?;
+    digest.update(bytes.len().to_be_bytes());
+    digest.update(&bytes);
+    Ok(bytes)
+}
+
+fn certificates(
+    setting: &'static str,
+    path: &Path,
+    digest: &mut Sha256,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = read(setting, path, digest)?;
+    let content = || TlsError::Content { setting, path: path.to_owned(), wanted: "certificate" };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    found.ok().filter(|found| !found.is_empty()).ok_or_else(content)
+}

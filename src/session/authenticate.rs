@@ -1,0 +1,206 @@
+//! Whether a client is who it says: the method that `auth_type` or a rule asks for, carried out.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::login::{Newcomer, Refusal, fatal};
+use crate::auth::hba::{Asking, Hba, HbaMethod, Rule};
+use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof};
+use crate::config::{AuthType, Config, Settings};
+use crate::error::{SqlError, sqlstate};
+use crate::log::Peer;
+use crate::net::Socket;
+use crate::wire::{HEADER_LENGTH, Header};
+
+/// Largest password message: PgBouncer's longest password and room for SCRAM.
+const PASSWORD_MESSAGE_MAX: usize = 66_000;
+
+/// What a login has shown: the user's secret, if there is one, and what the client proved of it.
+pub(super) type Shown = (Option<Arc<Credentials>>, Proof);
+
+/// Reads `auth_hba_file` and `auth_ident_file`. The second value has a warning for each line, or file,
+/// that is no good: nobody is let in by it.
+pub fn read_rules(settings: &Settings) -> (Hba, Vec<String>) {
+    if settings.auth_type != AuthType::Hba {
+        return (Hba::default(), Vec::new());
+    }
+    let mut unread = Vec::new();
+    let mut read = |path: Option<&Path>| {
+        let Some(path) = path else { return String::new() };
+        fs::read_to_string(path).unwrap_or_else(|error| {
+            unread.push(format!("could not open hba config file {}: {error}", path.display()));
+            String::new()
+        })
+    };
+    let rules = read(settings.auth_hba_file.as_deref());
+    let maps = read(settings.auth_ident_file.as_deref());
+    let folder = settings.auth_hba_file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let read_list = |name: &str| {
+        let path = folder.join(name);
+        fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+    };
+    let (hba, warnings) = Hba::parse(&rules, &maps, &read_list);
+    unread.extend(warnings);
+    (hba, unread)
+}
+
+impl Newcomer {
+    pub(super) async fn authenticate(
+        &mut self,
+        config: &Config,
+        database: &str,
+        user: &str,
+    ) -> Result<Shown, Refusal> {
+        let credentials = self.plane.shared.credentials(user);
+        let method = match config.settings.auth_type {
+            AuthType::Any => return Ok((credentials, Proof::default())),
+            AuthType::Trust => Method::Trust,
+            AuthType::Plain => Method::Plain,
+            AuthType::Md5 => Method::Md5,
+            AuthType::ScramSha256 => Method::ScramSha256,
+            AuthType::Cert => return Ok(self.by_certificate(&Hba::default(), None, user, credentials)?),
+            AuthType::Hba => {
+                let hba = self.plane.shared.hba.load_full();
+                let rule = self.rule(&hba, database, user)?;
+                match rule.method {
+                    HbaMethod::Reject => return Err(fatal("login rejected").into()),
+                    HbaMethod::Trust => Method::Trust,
+                    HbaMethod::Password => Method::Plain,
+                    HbaMethod::Md5 => Method::Md5,
+                    HbaMethod::ScramSha256 => Method::ScramSha256,
+                    HbaMethod::Cert => {
+                        return Ok(self.by_certificate(&hba, rule.map.as_deref(), user, credentials)?);
+                    }
+                    HbaMethod::Peer => {
+                        return Ok(self.by_peer(&hba, rule.map.as_deref(), user, credentials)?);
+                    }
+                }
+            }
+            AuthType::Ldap | AuthType::Pam => {
+                let message =
+                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
+                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
+            }
+        };
+        self.by_password(method, user, credentials).await
+    }
+
+    /// The rule of `auth_hba_file` for this client.
+    fn rule<'a>(&self, hba: &'a Hba, database: &str, user: &str) -> Result<&'a Rule, SqlError> {
+        let address = match &self.peer {
+            Peer::Tcp(address) => Some(address.ip()),
+            Peer::Unix { .. } => None,
+        };
+        let encrypted = self.socket.as_ref().is_some_and(Socket::is_encrypted);
+        hba.find(&Asking { address, encrypted, database, user }).ok_or_else(|| {
+            let detail = format!(
+                "No rule of auth_hba_file is for user \"{user}\", database \"{database}\", {}.",
+                match (address, encrypted) {
+                    (None, _) => "a Unix socket".to_owned(),
+                    (Some(address), true) => format!("address {address} with TLS"),
+                    (Some(address), false) => format!("address {address} without TLS"),
+                }
+            );
+            fatal("no authentication method is found").detail(detail)
+        })
+    }
+
+    async fn by_password(
+        &mut self,
+        method: Method,
+        user: &str,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Result<Shown, Refusal> {
+        let settings = self.plane.shared.scram_settings();
+        let mut login = ClientLogin::new(method, user, credentials.clone(), &settings, &mut rand::rng());
+        let mut out = BytesMut::new();
+        let mut progress = login.start(&mut out)?;
+        loop {
+            if !out.is_empty() {
+                self.socket().write_all(&out).await?;
+                out.clear();
+            }
+            match progress {
+                Progress::Done(proof) => return Ok((credentials, proof)),
+                Progress::Continue => {
+                    let body = self.read_password().await?;
+                    progress = login.handle_password(&body, &mut out)?;
+                }
+            }
+        }
+    }
+
+    async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
+        let mut header = [0; HEADER_LENGTH];
+        self.socket().read_exact(&mut header).await?;
+        let header = Header::read(&header).ok().flatten();
+        match header {
+            Some(Header { tag: b'p', length }) if length <= PASSWORD_MESSAGE_MAX => {
+                let mut body = vec![0; length - HEADER_LENGTH];
+                self.socket().read_exact(&mut body).await?;
+                Ok(body)
+            }
+            Some(Header { tag: b'X', .. }) => Err(Refusal::Quiet("client close request")),
+            _ => Err(fatal("bad packet header").detail("A password message was expected.").into()),
+        }
+    }
+
+    /// The name in the certificate, which a CA of ours has signed, must be the user's or be mapped to it.
+    fn by_certificate(
+        &self,
+        hba: &Hba,
+        map: Option<&str>,
+        user: &str,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Result<Shown, SqlError> {
+        let Some(Socket::Tls(stream)) = &self.socket else {
+            return Err(fatal("TLS connection required"));
+        };
+        let tls = self.plane.shared.databases.tls();
+        let name = tls.acceptor.as_ref().and_then(|acceptor| acceptor.proven_name(stream.connection()));
+        let Some(name) = name else {
+            return Err(fatal("TLS client certificate required"));
+        };
+        if !hba.maps(map, &name, user) {
+            let detail = format!("The certificate is for \"{name}\", the login for \"{user}\".");
+            return Err(fatal("TLS certificate name mismatch").detail(detail));
+        }
+        known(credentials)
+    }
+
+    /// The other process's user must be the client's or be mapped to it.
+    fn by_peer(
+        &self,
+        hba: &Hba,
+        map: Option<&str>,
+        user: &str,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Result<Shown, SqlError> {
+        let Some(Socket::Unix(stream)) = &self.socket else {
+            return Err(fatal("unix socket login rejected"));
+        };
+        let uid = stream.peer_cred().ok().map(|peer| nix::unistd::Uid::from_raw(peer.uid()));
+        let name = uid.and_then(|uid| nix::unistd::User::from_uid(uid).ok().flatten()).map(|user| user.name);
+        match name {
+            Some(name) if hba.maps(map, &name, user) => known(credentials),
+            name => {
+                let name = name.map_or("a user without a name".to_owned(), |name| format!("user \"{name}\""));
+                let detail =
+                    format!("The process at the other end runs as {name}, the login is for \"{user}\".");
+                Err(fatal("unix socket login rejected").detail(detail))
+            }
+        }
+    }
+}
+
+/// Whoever has proven a name must also be one of our users.
+fn known(credentials: Option<Arc<Credentials>>) -> Result<Shown, SqlError> {
+    match credentials {
+        Some(_) => Ok((credentials, Proof::default())),
+        None => Err(fatal("no such user")),
+    }
+}
