@@ -1,5 +1,5 @@
 //! The demo's Kubernetes: an API server of its own, and in it what CloudNativePG would write of the demo's
-//! cluster. There are no kubelets and no operator; the scenes do their part. Read [`Kubernetes`] first.
+//! cluster. There are no kubelets and no operator; the scenes do their part. Read [`Operator`] first.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -51,44 +51,43 @@ impl Programs {
     }
 }
 
-/// A running API server, and who writes to it.
-pub(super) struct Kubernetes {
-    pub(super) kubeconfig: PathBuf,
+/// What an operator writes of the demo's cluster, if there is an API server to write to; else it does nothing.
+pub(super) struct Operator {
+    api: Option<Api>,
+}
+
+/// A running API server.
+struct Api {
+    kubeconfig: PathBuf,
     objects: Objects,
     // In this order: what the one asks for is the other's.
     _api_server: Running,
     _etcd: Running,
 }
 
-impl Kubernetes {
-    /// An API server that answers; it knows what a Cluster is, and has none.
-    pub(super) async fn start(sandbox: &Sandbox, programs: &Programs) -> Result<Self, DemoError> {
-        let port = || free_port().map_err(PostgresError::NoPort);
-        let (etcd_port, peer_port, api_port) = (port()?, port()?, port()?);
-        let mut etcd = start_etcd(sandbox, &programs.etcd, etcd_port, peer_port)?;
-        let listens = |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
-        etcd.wait_until(START_MAX, || listens(etcd_port)).await?;
-        sandbox.write_file("tokens", "demo,demo,demo\n")?;
-        let mut api_server = start_api_server(sandbox, &programs.api_server, etcd_port, api_port)?;
-        let certificate = sandbox.path().join("certificates/apiserver.crt");
-        // It listens when it has made its certificate: before, there may be half of one.
-        api_server.wait_until(START_MAX, || listens(api_port)).await?;
-        let kubeconfig = sandbox.write_file("kubeconfig", &kubeconfig(api_port, &certificate).to_string())?;
-        let objects = Objects::open(&kubeconfig).await?;
-        // The server makes this one last of all that it makes for itself.
-        answers(&mut api_server, async || objects.has("v1/Namespace", "default").await == Ok(true)).await?;
-        objects.create(definition()).await?;
-        answers(&mut api_server, async || objects.has(CLUSTER, NAME).await.is_ok()).await?;
-        Ok(Kubernetes { kubeconfig, objects, _api_server: api_server, _etcd: etcd })
+impl Operator {
+    /// With an API server of its own, if there are programs for one.
+    pub(super) async fn start(sandbox: &Sandbox, programs: Option<&Programs>) -> Result<Self, DemoError> {
+        let api = match programs {
+            Some(programs) => Some(Api::start(sandbox, programs).await?),
+            None => None,
+        };
+        Ok(Operator { api })
+    }
+
+    /// How pgweir reaches the API server.
+    pub(super) fn kubeconfig(&self) -> Option<&Path> {
+        self.api.as_ref().map(|api| &*api.kubeconfig)
     }
 
     /// The objects of a healthy cluster.
     pub(super) async fn describe(&self, cluster: &Cluster<'_>) -> Result<(), DemoError> {
+        let Some(api) = &self.api else { return Ok(()) };
         for node in &cluster.nodes {
-            self.objects.create(pod(&node.name, &node.host.to_string())).await?;
+            api.objects.create(pod(&node.name, &node.host.to_string())).await?;
         }
         let primary = &cluster.nodes[cluster.primary].name;
-        self.objects
+        api.objects
             .create(json!({
                 "apiVersion": "postgresql.cnpg.io/v1",
                 "kind": "Cluster",
@@ -116,16 +115,42 @@ impl Kubernetes {
     pub(super) async fn fences(&self, fenced: Option<&str>) -> Result<(), DemoError> {
         let list = fenced.map(|name| json!([name]).to_string());
         let change = json!({ "metadata": { "annotations": { "cnpg.io/fencedInstances": list } } });
-        Ok(self.objects.merge(CLUSTER, NAME, change).await?)
+        let Some(api) = &self.api else { return Ok(()) };
+        Ok(api.objects.merge(CLUSTER, NAME, change).await?)
     }
 
     /// The kubelet's word on a server.
     pub(super) async fn ready(&self, name: &str, ready: bool) -> Result<(), DemoError> {
-        Ok(self.objects.status(POD, name, json!({ "conditions": condition(ready) })).await?)
+        let Some(api) = &self.api else { return Ok(()) };
+        Ok(api.objects.status(POD, name, json!({ "conditions": condition(ready) })).await?)
     }
 
     async fn status(&self, status: Value) -> Result<(), DemoError> {
-        Ok(self.objects.status(CLUSTER, NAME, status).await?)
+        let Some(api) = &self.api else { return Ok(()) };
+        Ok(api.objects.status(CLUSTER, NAME, status).await?)
+    }
+}
+
+impl Api {
+    /// An API server that answers; it knows what a Cluster is, and has none.
+    async fn start(sandbox: &Sandbox, programs: &Programs) -> Result<Self, DemoError> {
+        let port = || free_port().map_err(PostgresError::NoPort);
+        let (etcd_port, peer_port, api_port) = (port()?, port()?, port()?);
+        let mut etcd = start_etcd(sandbox, &programs.etcd, etcd_port, peer_port)?;
+        let listens = |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+        etcd.wait_until(START_MAX, || listens(etcd_port)).await?;
+        sandbox.write_file("tokens", "demo,demo,demo\n")?;
+        let mut api_server = start_api_server(sandbox, &programs.api_server, etcd_port, api_port)?;
+        let certificate = sandbox.path().join("certificates/apiserver.crt");
+        // It listens when it has made its certificate: before, there may be half of one.
+        api_server.wait_until(START_MAX, || listens(api_port)).await?;
+        let kubeconfig = sandbox.write_file("kubeconfig", &kubeconfig(api_port, &certificate).to_string())?;
+        let objects = Objects::open(&kubeconfig).await?;
+        // The server makes this one last of all that it makes for itself.
+        answers(&mut api_server, async || objects.has("v1/Namespace", "default").await == Ok(true)).await?;
+        objects.create(definition()).await?;
+        answers(&mut api_server, async || objects.has(CLUSTER, NAME).await.is_ok()).await?;
+        Ok(Api { kubeconfig, objects, _api_server: api_server, _etcd: etcd })
     }
 }
 

@@ -11,7 +11,7 @@ mod scenes;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::keys::Keys;
-use self::kubernetes::Kubernetes;
+use self::kubernetes::Operator;
 use self::live::Snapshot;
 use self::load::Load;
 use self::scenes::Scene;
@@ -153,16 +153,14 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
         "Starting PostgreSQL, a primary and {STANDBY_COUNT} standbys, in {}",
         sandbox.path().display()
     ))?;
-    let (cluster, kubernetes) = tokio::try_join!(
+    let (cluster, operator) = tokio::try_join!(
         async { Ok(Cluster::start(&sandbox, &programs, STANDBY_COUNT).await?) },
-        start_kubernetes(&sandbox, found.as_ref()),
+        Operator::start(&sandbox, found.as_ref()),
     )?;
-    if let Some(kubernetes) = &kubernetes {
-        kubernetes.describe(&cluster).await?;
-    }
+    operator.describe(&cluster).await?;
     let port = choose_port(arguments.port)?;
-    let pooler = Pooler::start(&sandbox, &cluster, kubernetes.as_ref(), port).await?;
-    let mut demo = Demo { pooler, kubernetes, cluster, programs: &programs, sandbox: &sandbox };
+    let pooler = Pooler::start(&sandbox, &cluster, operator.kubeconfig(), port).await?;
+    let mut demo = Demo { pooler, operator, cluster, programs: &programs, sandbox: &sandbox };
     demo.psql("pgbouncer", "SHOW VERSION").await?;
     demo.pgbench(&["-i", "-q", DATABASE]).await?;
     demo.psql(DATABASE, "CREATE TABLE demo_rows (client int, written timestamptz DEFAULT now())").await?;
@@ -172,16 +170,6 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
         demo.once(arguments.seconds.unwrap_or(ONCE_SECONDS)).await
     } else {
         demo.watch(arguments.seconds.map(Duration::from_secs)).await
-    }
-}
-
-async fn start_kubernetes(
-    sandbox: &Sandbox,
-    found: Option<&kubernetes::Programs>,
-) -> Result<Option<Kubernetes>, DemoError> {
-    match found {
-        Some(programs) => Ok(Some(Kubernetes::start(sandbox, programs).await?)),
-        None => Ok(None),
     }
 }
 
@@ -212,11 +200,11 @@ impl Pooler {
     async fn start(
         sandbox: &Sandbox,
         cluster: &Cluster<'_>,
-        kubernetes: Option<&Kubernetes>,
+        kubeconfig: Option<&Path>,
         port: u16,
     ) -> Result<Self, DemoError> {
         sandbox.write_file("userlist.txt", &format!("\"{USER}\" \"\"\n"))?;
-        let source = match kubernetes {
+        let source = match kubeconfig {
             Some(_) => "source=cnpg".to_owned(),
             None => format!("source=probe hosts={}", cluster.hosts()),
         };
@@ -224,8 +212,8 @@ impl Pooler {
         let program = sandbox.reachable_program(&std::env::current_exe()?)?;
         let mut command = sandbox.command(&program);
         command.arg(&settings);
-        if let Some(kubernetes) = kubernetes {
-            command.env("KUBECONFIG", &kubernetes.kubeconfig);
+        if let Some(kubeconfig) = kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
         }
         // At once: the demo's clients are ended with it.
         let mut process = sandbox.start("pgweir", command, Signal::QUIT)?;
@@ -238,8 +226,7 @@ impl Pooler {
 struct Demo<'a> {
     // In this order: the clients' server ends before the servers behind it.
     pooler: Pooler,
-    /// `None` with the source probe.
-    kubernetes: Option<Kubernetes>,
+    operator: Operator,
     cluster: Cluster<'a>,
     programs: &'a Programs,
     sandbox: &'a Sandbox,

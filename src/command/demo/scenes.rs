@@ -77,10 +77,10 @@ impl Demo<'_> {
                     "> fence: {name} is stopped, and starts again after {} s",
                     FENCED_FOR.as_secs()
                 ))?;
-                self.fence(Some(&name)).await?;
+                self.operator.fences(Some(&name)).await?;
                 self.cluster.stop_primary().await?;
                 tokio::time::sleep(FENCED_FOR).await;
-                self.fence(None).await?;
+                self.operator.fences(None).await?;
                 self.cluster.start_again(old).await?;
             }
             Scene::Cut => {
@@ -92,16 +92,14 @@ impl Demo<'_> {
                 self.cluster.rejoin(old).await?;
             }
         }
-        self.is_ready(&name, true).await
+        self.operator.ready(&name, true).await
     }
 
     /// The primary is gone, as far as an operator can tell.
     async fn fail_over(&mut self, lost: &str) -> Result<(), DemoError> {
-        self.is_ready(lost, false).await?;
+        self.operator.ready(lost, false).await?;
         tokio::time::sleep(FAILOVER_AFTER).await;
-        if let Some(kubernetes) = &self.kubernetes {
-            kubernetes.moves(None, "Failing over").await?;
-        }
+        self.operator.moves(None, "Failing over").await?;
         let next = self.choose("Failing over").await?;
         self.promote(next).await
     }
@@ -109,32 +107,13 @@ impl Demo<'_> {
     /// Who becomes the primary; an operator says so before it happens.
     async fn choose(&self, phase: &str) -> Result<usize, DemoError> {
         let next = self.cluster.best_standby().await?;
-        if let Some(kubernetes) = &self.kubernetes {
-            kubernetes.moves(Some(&self.cluster.nodes[next].name), phase).await?;
-        }
+        self.operator.moves(Some(&self.cluster.nodes[next].name), phase).await?;
         Ok(next)
     }
 
     /// The new primary says so itself, when it is one.
     async fn promote(&mut self, next: usize) -> Result<(), DemoError> {
         self.cluster.promote(next).await?;
-        match &self.kubernetes {
-            Some(kubernetes) => kubernetes.names(&self.cluster.nodes[next].name).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn fence(&self, name: Option<&str>) -> Result<(), DemoError> {
-        match &self.kubernetes {
-            Some(kubernetes) => kubernetes.fences(name).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn is_ready(&self, name: &str, ready: bool) -> Result<(), DemoError> {
-        match &self.kubernetes {
-            Some(kubernetes) => kubernetes.ready(name, ready).await,
-            None => Ok(()),
-        }
+        self.operator.names(&self.cluster.nodes[next].name).await
     }
 }
