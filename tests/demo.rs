@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -40,7 +40,12 @@ impl Demo {
     fn wait_for(&mut self, text: &str) -> String {
         let stdout = self.process.stdout.as_mut().unwrap();
         let lines = BufReader::new(stdout).lines().map(Result::unwrap);
-        lines.into_iter().find(|line| line.contains(text)).expect("the line comes before the end")
+        let found = lines.into_iter().find(|line| line.contains(text));
+        found.unwrap_or_else(|| {
+            let mut complaint = String::new();
+            self.process.stderr.as_mut().unwrap().read_to_string(&mut complaint).unwrap();
+            panic!("it ends before a line with {text:?}:\n{complaint}")
+        })
     }
 
     fn signal(&self, signal: Signal) {
@@ -92,13 +97,14 @@ fn once_prints_the_result_of_pgbench_and_leaves_nothing_behind() {
     assert_nothing_is_left(temporary.path());
 }
 
-#[test]
-fn the_script_moves_the_primary_and_the_clients_go_on() {
-    let Demo { process, temporary } = Demo::start(&["--script"]);
+/// Plays the script; the first line must say whom pgweir goes by.
+fn the_clients_go_on(arguments: &[&str], source: &str) {
+    let Demo { process, temporary } = Demo::start(&[&["--script"], arguments].concat());
     let output = process.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    assert!(stdout.starts_with(source), "{stdout}");
     let switchover = stdout.lines().find(|line| line.starts_with("  switchover")).unwrap_or_default();
     assert!(switchover.contains(" 0 errors,"), "{stdout}");
     for scene in ["  kill", "  fence", "  cut", "The primary moved, and the clients went on."] {
@@ -108,11 +114,23 @@ fn the_script_moves_the_primary_and_the_clients_go_on() {
 }
 
 #[test]
+fn the_script_moves_the_primary_that_an_api_server_names_and_the_clients_go_on() {
+    the_clients_go_on(&[], "Source cnpg: a kube-apiserver of our own");
+}
+
+#[test]
+fn the_script_moves_the_primary_that_says_so_itself_and_the_clients_go_on() {
+    the_clients_go_on(&["--probe"], "Source probe: pgweir asks the servers");
+}
+
+#[test]
 fn a_running_demo_shows_a_live_line_and_ends_at_sigterm() {
     let mut demo = Demo::start(&[]);
     assert!(demo.wait_for("psql postgres://").contains("/demo"));
     let live = demo.wait_for("queries/s");
     assert!(live.starts_with("50 clients ("), "{live}");
+    // The name of its pod: the probe has only addresses.
+    assert!(live.contains(" | primary node1 | "), "{live}");
     demo.signal(Signal::TERM);
     let (status, temporary) = demo.end();
     assert!(status.success(), "{status}");

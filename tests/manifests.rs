@@ -223,6 +223,8 @@ fn lost(before: &Value, after: &Value) -> Vec<String> {
             let pairs = before.iter().zip(after).enumerate();
             pairs.flat_map(|(index, (one, other))| below(&index.to_string(), one, Some(other))).collect()
         }
+        // Go writes a list without elements as null.
+        (Value::Array(before), Value::Null) if before.is_empty() => Vec::new(),
         _ if before == after => Vec::new(),
         _ => vec![format!(": {before} became {after}")],
     }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::auth::{Password, ServerSecret};
 use crate::config::{Host, RESERVED_DATABASE};
-use crate::net::endpoint::{Dialing, Endpoint};
+use crate::net::endpoint::Endpoint;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server::Session;
 use crate::server::login::Recipe;
@@ -153,18 +153,9 @@ impl Consoles {
     }
 
     async fn tell(&self, pooler: SocketAddr, command: &str, limit: Duration) -> Result<(), String> {
-        let recipe = Recipe {
-            endpoint: Arc::new(Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() }),
-            dialing: Dialing::default(),
-            user: self.user.clone(),
-            database: RESERVED_DATABASE.to_owned(),
-            parameters: Vec::new(),
-            secret: Arc::clone(&self.secret),
-            timeout: Some(LOGIN_MAX),
-            connect_query: None,
-            statements_max: 0,
-            system_id: None,
-        };
+        let endpoint = Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() };
+        let own = Recipe::own(endpoint, &self.user, RESERVED_DATABASE, Arc::clone(&self.secret));
+        let recipe = Recipe { timeout: Some(LOGIN_MAX), ..own };
         let (mut console, _) = recipe.open(&self.session, 0, 0).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(limit, console.run(command, &self.session)).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),

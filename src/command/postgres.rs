@@ -174,15 +174,19 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Makes the standby that has most the primary, and the others follow it. Returns its place.
-    pub(super) async fn promote(&mut self) -> Result<usize, ProcessError> {
+    /// The place of the standby that has received most.
+    pub(super) async fn best_standby(&self) -> Result<usize, ProcessError> {
         let mut best = None;
         for place in self.standbys() {
             let received = "SELECT pg_last_wal_receive_lsn() - '0/0'";
             let lsn: u64 = self.query(place, received).await?.parse().unwrap_or(0);
             best = best.max(Some((lsn, place)));
         }
-        let place = best.map_or(self.primary, |(_, place)| place);
+        Ok(best.map_or(self.primary, |(_, place)| place))
+    }
+
+    /// Makes a standby the primary, and the others follow it.
+    pub(super) async fn promote(&mut self, place: usize) -> Result<(), ProcessError> {
         self.query(place, "SELECT pg_promote()").await?;
         let old = std::mem::replace(&mut self.primary, place);
         for standby in self.standbys() {
@@ -192,7 +196,7 @@ impl<'a> Cluster<'a> {
                 self.query(standby, "SELECT pg_reload_conf()").await?;
             }
         }
-        Ok(place)
+        Ok(())
     }
 
     /// Starts a node that was ended in order, as what it was.

@@ -244,12 +244,7 @@ impl Running {
         let deadline = Instant::now() + limit;
         while self.ended().is_none() {
             if Instant::now() >= deadline {
-                let output = self.log_tail();
-                return Err(ProcessError::NotReady {
-                    program: self.name.clone(),
-                    seconds: limit.as_secs(),
-                    output,
-                });
+                return Err(self.not_ready(limit));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -259,6 +254,12 @@ impl Running {
     /// The error to report when the child ended by itself.
     pub(super) fn failure(&self, status: ExitStatus) -> ProcessError {
         ProcessError::Failed { program: self.name.clone(), status, output: self.log_tail() }
+    }
+
+    /// The error to report when it took too long.
+    pub(super) fn not_ready(&self, limit: Duration) -> ProcessError {
+        let output = self.log_tail();
+        ProcessError::NotReady { program: self.name.clone(), seconds: limit.as_secs(), output }
     }
 
     /// Waits until `ready` says so. Ends early when the child does.
@@ -273,11 +274,7 @@ impl Running {
                 return Err(self.failure(status));
             }
             if Instant::now() >= deadline {
-                return Err(ProcessError::NotReady {
-                    program: self.name.clone(),
-                    seconds: limit.as_secs(),
-                    output: self.log_tail(),
-                });
+                return Err(self.not_ready(limit));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }

@@ -288,17 +288,12 @@ impl Follower {
         let settings = &config.settings;
         let user = settings.monitor_user.as_ref().or(settings.auth_user.as_ref())?;
         let secret = self.shared.credentials(user)?.server_secret(&Proof::default());
+        let endpoint = Endpoint { host: place.host.clone(), port: place.port };
         let recipe = Recipe {
-            endpoint: Arc::new(Endpoint { host: place.host.clone(), port: place.port }),
             dialing: self.shared.databases.dialing(&config, Some(&self.cluster)),
-            user: user.clone(),
-            database: settings.monitor_dbname.clone(),
             parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],
-            secret,
             timeout: Some(MONITOR_LOGIN),
-            connect_query: None,
-            statements_max: 0,
-            system_id: None,
+            ..Recipe::own(endpoint, user, &settings.monitor_dbname, secret)
         };
         let bell = Arc::<Bell>::default();
         let session = Arc::clone(&self.shared.server);

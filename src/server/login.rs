@@ -123,6 +123,22 @@ impl From<QueryError> for OpenError {
 }
 
 impl Recipe {
+    /// For a connection that no client of ours will use: nothing is run or prepared on it in a client's name.
+    pub fn own(endpoint: Endpoint, user: &str, database: &str, secret: Arc<ServerSecret>) -> Self {
+        Recipe {
+            endpoint: Arc::new(endpoint),
+            dialing: Dialing::default(),
+            user: user.to_owned(),
+            database: database.to_owned(),
+            parameters: Vec::new(),
+            secret,
+            timeout: None,
+            connect_query: None,
+            statements_max: 0,
+            system_id: None,
+        }
+    }
+
     /// Connects and logs in. The connection belongs to `worker`, on whose thread this runs.
     pub async fn open(
         &self,

@@ -7,6 +7,7 @@
 //! for the objects that are named in [`follow`](Kubernetes::follow).
 
 mod known;
+pub mod objects;
 pub mod operate;
 mod watch;
 

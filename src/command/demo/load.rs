@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::auth::ServerSecret;
 use crate::command::postgres::{DATABASE, USER};
 use crate::config::Host;
-use crate::net::endpoint::{Dialing, Endpoint};
+use crate::net::endpoint::Endpoint;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server::Session;
 use crate::server::login::Recipe;
@@ -72,18 +72,8 @@ impl Load {
 
 async fn client(number: u64, port: u16, counts: Arc<Counts>) {
     let session = Session { tracked: Tracked::new(std::iter::empty()), parameters: Interner::default() };
-    let recipe = Recipe {
-        endpoint: Arc::new(Endpoint { host: Host::Tcp(Ipv4Addr::LOCALHOST.to_string()), port }),
-        dialing: Dialing::default(),
-        user: USER.to_owned(),
-        database: DATABASE.to_owned(),
-        parameters: Vec::new(),
-        secret: Arc::new(ServerSecret::None),
-        timeout: None,
-        connect_query: None,
-        statements_max: 0,
-        system_id: None,
-    };
+    let endpoint = Endpoint { host: Host::Tcp(Ipv4Addr::LOCALHOST.to_string()), port };
+    let recipe = Recipe::own(endpoint, USER, DATABASE, Arc::new(ServerSecret::None));
     let sql = format!("INSERT INTO demo_rows (client) VALUES ({number})");
     loop {
         let Ok((mut connection, _)) = recipe.open(&session, 0, 0).await else {

@@ -1,15 +1,17 @@
 //! `pgweir demo`: a private PostgreSQL primary with two standbys, pgweir in front, and something to
-//! watch: the primary moves, and nobody notices. Everything lives in a temporary folder and ends with the
+//! watch: the primary moves, and nobody notices. Where there is a kube-apiserver, that tells pgweir of it, as with
+//! CloudNativePG; else pgweir asks the servers. Everything lives in a temporary folder and ends with the
 //! command. Read [`run`] first.
 
 mod keys;
+mod kubernetes;
 mod live;
 mod load;
 mod scenes;
 
 use std::io::{self, IsTerminal, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -17,12 +19,15 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::keys::Keys;
+use self::kubernetes::Operator;
 use self::live::Snapshot;
 use self::load::Load;
 use self::scenes::Scene;
 use super::pgbench::{Report, complaints};
 use super::postgres::{Cluster, DATABASE, PostgresError, Programs, USER, free_port};
 use super::process::{ProcessError, Running, Sandbox};
+use crate::topology::kube::NoApi;
+use crate::topology::kube::operate::ApiFailure;
 
 /// PgBouncer's own default, where it is free.
 const PORT_DEFAULT: u16 = 6432;
@@ -50,6 +55,9 @@ pub struct DemoArguments {
     /// Play switchover, kill, fence and cut one after the other, print what the clients met, and end
     #[arg(long, conflicts_with = "once")]
     script: bool,
+    /// Let pgweir ask the servers who the primary is, even if there is a kube-apiserver to be told by
+    #[arg(long)]
+    probe: bool,
     /// TCP port for pgweir on 127.0.0.1 [default: 6432, or a free one if that is taken]
     #[arg(long)]
     port: Option<u16>,
@@ -67,6 +75,12 @@ pub enum DemoError {
     /// A program failed.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The API server cannot be reached.
+    #[error(transparent)]
+    NoApi(#[from] NoApi),
+    /// The API server refused.
+    #[error("the Kubernetes API: {}", .0.0)]
+    Api(ApiFailure),
     /// pgbench exited with success and yet complained.
     #[error("pgbench {options} complained:\n{text}")]
     Complaints {
@@ -103,6 +117,12 @@ pub enum DemoError {
     Io(#[from] io::Error),
 }
 
+impl From<ApiFailure> for DemoError {
+    fn from(failure: ApiFailure) -> Self {
+        DemoError::Api(failure)
+    }
+}
+
 /// Runs the demo until Ctrl-C, SIGTERM or SIGHUP, the time given, or with `--once` until the result
 /// is printed. When it returns, its processes have ended and its folder is gone.
 pub fn run(arguments: &DemoArguments) -> Result<(), DemoError> {
@@ -127,14 +147,20 @@ async fn until_interrupted(arguments: &DemoArguments) -> Result<(), DemoError> {
 async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
     let programs = Programs::find()?;
     let sandbox = Sandbox::new("pgweir-demo-")?;
+    let found = if arguments.probe { None } else { kubernetes::Programs::find() };
+    say(&source(arguments, found.as_ref()))?;
     say(&format!(
         "Starting PostgreSQL, a primary and {STANDBY_COUNT} standbys, in {}",
         sandbox.path().display()
     ))?;
-    let cluster = Cluster::start(&sandbox, &programs, STANDBY_COUNT).await?;
+    let (cluster, operator) = tokio::try_join!(
+        async { Ok(Cluster::start(&sandbox, &programs, STANDBY_COUNT).await?) },
+        Operator::start(&sandbox, found.as_ref()),
+    )?;
+    operator.describe(&cluster).await?;
     let port = choose_port(arguments.port)?;
-    let pooler = Pooler::start(&sandbox, &cluster, port).await?;
-    let mut demo = Demo { pooler, cluster, programs: &programs, sandbox: &sandbox };
+    let pooler = Pooler::start(&sandbox, &cluster, operator.kubeconfig(), port).await?;
+    let mut demo = Demo { pooler, operator, cluster, programs: &programs, sandbox: &sandbox };
     demo.psql("pgbouncer", "SHOW VERSION").await?;
     demo.pgbench(&["-i", "-q", DATABASE]).await?;
     demo.psql(DATABASE, "CREATE TABLE demo_rows (client int, written timestamptz DEFAULT now())").await?;
@@ -147,6 +173,22 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
     }
 }
 
+/// Who tells pgweir which server is the primary, and why it is that one.
+fn source(arguments: &DemoArguments, found: Option<&kubernetes::Programs>) -> String {
+    match found {
+        Some(programs) => format!(
+            "Source cnpg: a kube-apiserver of our own says what CloudNativePG would (found in {})",
+            programs.folder().display()
+        ),
+        None if arguments.probe => "Source probe: pgweir asks the servers, as --probe wants".to_owned(),
+        None => {
+            "Source probe: pgweir asks the servers, as no kube-apiserver and etcd are in PATH or .cache/kube \
+                 (scripts/setup kube makes them)"
+                .to_owned()
+        }
+    }
+}
+
 /// pgweir, as a child process with a settings file of its own.
 struct Pooler {
     port: u16,
@@ -155,12 +197,24 @@ struct Pooler {
 }
 
 impl Pooler {
-    async fn start(sandbox: &Sandbox, cluster: &Cluster<'_>, port: u16) -> Result<Self, DemoError> {
+    async fn start(
+        sandbox: &Sandbox,
+        cluster: &Cluster<'_>,
+        kubeconfig: Option<&Path>,
+        port: u16,
+    ) -> Result<Self, DemoError> {
         sandbox.write_file("userlist.txt", &format!("\"{USER}\" \"\"\n"))?;
-        let settings = sandbox.write_file("pgweir.ini", &settings(cluster, port))?;
+        let source = match kubeconfig {
+            Some(_) => "source=cnpg".to_owned(),
+            None => format!("source=probe hosts={}", cluster.hosts()),
+        };
+        let settings = sandbox.write_file("pgweir.ini", &settings(&source, cluster.port, port))?;
         let program = sandbox.reachable_program(&std::env::current_exe()?)?;
         let mut command = sandbox.command(&program);
         command.arg(&settings);
+        if let Some(kubeconfig) = kubeconfig {
+            command.env("KUBECONFIG", kubeconfig);
+        }
         // At once: the demo's clients are ended with it.
         let mut process = sandbox.start("pgweir", command, Signal::QUIT)?;
         let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
@@ -172,6 +226,7 @@ impl Pooler {
 struct Demo<'a> {
     // In this order: the clients' server ends before the servers behind it.
     pooler: Pooler,
+    operator: Operator,
     cluster: Cluster<'a>,
     programs: &'a Programs,
     sandbox: &'a Sandbox,
@@ -331,11 +386,10 @@ impl Demo<'_> {
 const COUNT_ROWS: &str = "SELECT count(*) FROM pgbench_history";
 const COUNT_STREAMING: &str = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
 
-fn settings(cluster: &Cluster<'_>, port: u16) -> String {
-    let (hosts, server_port) = (cluster.hosts(), cluster.port);
+fn settings(source: &str, server_port: u16, port: u16) -> String {
     format!(
         "[clusters]\n\
-         demo = source=probe hosts={hosts} port={server_port}\n\
+         demo = {source} port={server_port}\n\
          \n[databases]\n\
          {DATABASE} = cluster=demo\n\
          \n[pgbouncer]\n\

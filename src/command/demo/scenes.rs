@@ -60,16 +60,16 @@ impl Demo<'_> {
             Scene::Switchover => {
                 say(&format!("> switchover: HOLD, {name} stops, another one is promoted, RELEASE"))?;
                 self.psql("pgbouncer", "HOLD demo 30").await?;
+                let next = self.choose("Switchover in progress").await?;
                 self.cluster.stop_primary().await?;
-                self.cluster.promote().await?;
+                self.promote(next).await?;
                 self.psql("pgbouncer", "RELEASE demo").await?;
                 self.cluster.rejoin(old).await?;
             }
             Scene::Kill => {
                 say(&format!("> kill: {name} is gone, another one is promoted"))?;
                 self.cluster.kill_primary().await?;
-                tokio::time::sleep(FAILOVER_AFTER).await;
-                self.cluster.promote().await?;
+                self.fail_over(&name).await?;
                 self.cluster.rejoin(old).await?;
             }
             Scene::Fence => {
@@ -77,20 +77,43 @@ impl Demo<'_> {
                     "> fence: {name} is stopped, and starts again after {} s",
                     FENCED_FOR.as_secs()
                 ))?;
+                self.operator.fences(Some(&name)).await?;
                 self.cluster.stop_primary().await?;
                 tokio::time::sleep(FENCED_FOR).await;
+                self.operator.fences(None).await?;
                 self.cluster.start_again(old).await?;
             }
             Scene::Cut => {
                 say(&format!("> cut: {name} cannot be reached, another one is promoted, {name} comes back"))?;
                 self.cluster.freeze(old, true);
-                tokio::time::sleep(FAILOVER_AFTER).await;
-                self.cluster.promote().await?;
+                self.fail_over(&name).await?;
                 self.cluster.freeze(old, false);
                 tokio::time::sleep(FAILOVER_AFTER).await;
                 self.cluster.rejoin(old).await?;
             }
         }
-        Ok(())
+        self.operator.ready(&name, true).await
+    }
+
+    /// The primary is gone, as far as an operator can tell.
+    async fn fail_over(&mut self, lost: &str) -> Result<(), DemoError> {
+        self.operator.ready(lost, false).await?;
+        tokio::time::sleep(FAILOVER_AFTER).await;
+        self.operator.moves(None, "Failing over").await?;
+        let next = self.choose("Failing over").await?;
+        self.promote(next).await
+    }
+
+    /// Who becomes the primary; an operator says so before it happens.
+    async fn choose(&self, phase: &str) -> Result<usize, DemoError> {
+        let next = self.cluster.best_standby().await?;
+        self.operator.moves(Some(&self.cluster.nodes[next].name), phase).await?;
+        Ok(next)
+    }
+
+    /// The new primary says so itself, when it is one.
+    async fn promote(&mut self, next: usize) -> Result<(), DemoError> {
+        self.cluster.promote(next).await?;
+        self.operator.names(&self.cluster.nodes[next].name).await
     }
 }
