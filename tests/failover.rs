@@ -187,8 +187,10 @@ async fn an_open_transaction_on_a_lost_primary_is_told_57p01() {
     scene.replicas.kill(0);
     let told = timeout(PROMPTLY, a.rest()).await.expect("it is told at once");
     told.is("E(57P01) EOF");
-    let hint = told.messages[0].field(b'H');
-    assert_eq!(hint, "Reconnect and begin the transaction again.");
+    let [message, hint] = [b'M', b'H'].map(|field| told.messages[0].field(field));
+    // A backend that outlives its postmaster for a moment may say so itself, and its words are passed on.
+    let by_server = message.contains("unexpected postmaster exit");
+    assert!(by_server || hint == "Reconnect and begin the transaction again.", "{message}: {hint}");
 }
 
 /// Commits hang, because no standby confirms them.

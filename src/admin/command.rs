@@ -4,9 +4,10 @@
 //! ```text
 //! ^ ws WORD (ws+ WORD)? ws (; ws)? $                    a command and its argument
 //! ^ ws set ws+ WORD ws (=|to) ws (STRING|WORD) ws (; ws)? $
+//! ^ ws WORD ws+ NAME (ws+ NAME)? ws (; ws)? $           ours: HOLD, RELEASE and REROUTE
 //! ```
 //! `ws` is space, tab, CR or LF; WORD is `[0-9a-z_]+` in either case or `"quoted"`, STRING is
-//! `'quoted'`; a doubled quote inside stands for one.
+//! `'quoted'`; a doubled quote inside stands for one. NAME is WORD with `-` and `.`, as Kubernetes' names have them.
 
 use std::fmt;
 
@@ -187,11 +188,11 @@ impl Command {
             let argument = unquote(argument.unwrap_or_default(), ARGUMENT_BYTES_MAX)?;
             return command(&name.to_ascii_lowercase(), argument);
         }
-        if let Some((name, first, second)) = split_pair(query)
-            && let Some(command) =
-                pair(name, unquote(first, NAME_BYTES_MAX)?, unquote(second, NAME_BYTES_MAX)?)
-        {
-            return Ok(command);
+        if let Some((name, first, second)) = split_ours(query) {
+            let second = second.map(|second| unquote(second, NAME_BYTES_MAX)).transpose()?;
+            if let Some(command) = ours(name, unquote(first, NAME_BYTES_MAX)?, second) {
+                return Ok(command);
+            }
         }
         let (key, value) = split_set(query).ok_or(CommandError::Invalid)?;
         let key = unquote(key, ARGUMENT_BYTES_MAX)?;
@@ -203,11 +204,12 @@ impl Command {
     }
 }
 
-/// Our own commands, which have two arguments.
-fn pair(name: &str, first: String, second: String) -> Option<Command> {
-    match name.to_ascii_lowercase().as_str() {
-        "hold" => Some(Command::Hold { cluster: first, seconds: second.parse().ok()? }),
-        "reroute" => Some(Command::Reroute { database: first, cluster: second }),
+/// Our own commands, which have two arguments, or one that names a cluster.
+fn ours(name: &str, first: String, second: Option<String>) -> Option<Command> {
+    match (name.to_ascii_lowercase().as_str(), second) {
+        ("hold", Some(seconds)) => Some(Command::Hold { cluster: first, seconds: seconds.parse().ok()? }),
+        ("reroute", Some(cluster)) => Some(Command::Reroute { database: first, cluster }),
+        ("release", None) => Some(Command::Release(first)),
         _ => None,
     }
 }
@@ -281,11 +283,25 @@ fn split_command(query: &str) -> Option<(&str, Option<&str>)> {
     is_end(skip_space(after)).then_some((name, Some(argument)))
 }
 
-fn split_pair(query: &str) -> Option<(&str, &str, &str)> {
+fn split_ours(query: &str) -> Option<(&str, &str, Option<&str>)> {
     let (name, rest) = word(skip_space(query))?;
-    let (first, rest) = word(skip_space(rest))?;
-    let (second, rest) = word(skip_space(rest))?;
-    is_end(skip_space(rest)).then_some((name, first, second))
+    let (first, rest) = object_name(skip_space(rest))?;
+    let rest = skip_space(rest);
+    if is_end(rest) {
+        return Some((name, first, None));
+    }
+    let (second, rest) = object_name(rest)?;
+    is_end(skip_space(rest)).then_some((name, first, Some(second)))
+}
+
+/// Splits off a word that may be a Kubernetes object's name: PgBouncer would want quotes around it.
+fn object_name(text: &str) -> Option<(&str, &str)> {
+    if text.starts_with('"') {
+        return quoted(text, '"');
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
 }
 
 fn split_set(query: &str) -> Option<(&str, &str)> {
@@ -383,6 +399,8 @@ mod tests {
     #[test]
     fn our_own_commands_have_two_arguments() {
         check("HOLD c1 10;", Ok(Command::Hold { cluster: "c1".into(), seconds: 10 }));
+        check("hold pg-main 5", Ok(Command::Hold { cluster: "pg-main".into(), seconds: 5 }));
+        check("RELEASE acid-pg.db;", Ok(Command::Release("acid-pg.db".into())));
         check("hold \"pg-main\" 5", Ok(Command::Hold { cluster: "pg-main".into(), seconds: 5 }));
         check("RELEASE \"pg-main\"", Ok(Command::Release("pg-main".into())));
         let reroute = Command::Reroute { database: "app".into(), cluster: "c2".into() };

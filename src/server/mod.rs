@@ -185,7 +185,17 @@ impl ServerConnection {
     ) -> Result<(), QueryError> {
         let mut out = BytesMut::new();
         originate::query(sql, &mut out);
-        self.socket.write_all(&out).await?;
+        self.exchange(&out, session, &mut note_row).await
+    }
+
+    /// Sends a request of our own and reads its answer to the end.
+    async fn exchange(
+        &mut self,
+        request: &[u8],
+        session: &Session,
+        note_row: &mut impl FnMut(&[u8]),
+    ) -> Result<(), QueryError> {
+        self.socket.write_all(request).await?;
         let mut failure = None;
         loop {
             let (tag, body) = read_message(&mut self.socket).await?;
@@ -229,6 +239,30 @@ impl ServerConnection {
             Some(Some(row)) => Ok(row),
             Some(None) => Err(QueryError::Refused("its row is malformed".into())),
             None => Err(QueryError::Refused("it returned no row".into())),
+        }
+    }
+
+    /// Runs a query of our own with one parameter. Returns its first row, if there is one.
+    ///
+    /// Fails as [`ServerConnection::run`] does.
+    pub async fn row_for(
+        &mut self,
+        sql: &str,
+        parameter: &str,
+        session: &Session,
+    ) -> Result<Option<Vec<Option<String>>>, QueryError> {
+        let (mut out, mut row) = (BytesMut::new(), None);
+        originate::query_with(sql, parameter, &mut out);
+        // The unnamed statement is ours now.
+        self.unnamed_present = false;
+        let mut note_row = |body: &[u8]| {
+            row.get_or_insert_with(|| backend::data_row(body));
+        };
+        self.exchange(&out, session, &mut note_row).await?;
+        match row {
+            Some(None) => Err(QueryError::Refused("its row is malformed".into())),
+            Some(row) => Ok(row),
+            None => Ok(None),
         }
     }
 

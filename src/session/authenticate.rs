@@ -48,6 +48,18 @@ pub fn read_rules(settings: &Settings) -> (Hba, Vec<String>) {
     (hba, unread)
 }
 
+/// What a client must show.
+enum Way {
+    /// Nothing, and the user need not be known.
+    Open,
+    /// A password, or nothing if the method is trust.
+    Password(Method),
+    /// A certificate for a name that is the user's, or mapped to it.
+    Certificate(Arc<Hba>, Option<String>),
+    /// That its process runs as the user, or as one that is mapped to it.
+    Peer(Arc<Hba>, Option<String>),
+}
+
 impl Newcomer {
     pub(super) async fn authenticate(
         &mut self,
@@ -55,38 +67,73 @@ impl Newcomer {
         database: &str,
         user: &str,
     ) -> Result<Shown, Refusal> {
-        let credentials = self.plane.shared.credentials(user);
+        match self.way(config, database, user)? {
+            Way::Open => Ok((self.plane.shared.credentials(user), Proof::default())),
+            Way::Password(method) => {
+                let credentials = self.credentials(config, database, user).await?;
+                self.by_password(method, user, credentials).await
+            }
+            Way::Certificate(hba, map) => {
+                self.check_certificate(&hba, map.as_deref(), user)?;
+                self.known(config, database, user).await
+            }
+            Way::Peer(hba, map) => {
+                self.check_peer(&hba, map.as_deref(), user)?;
+                self.known(config, database, user).await
+            }
+        }
+    }
+
+    fn way(&self, config: &Config, database: &str, user: &str) -> Result<Way, SqlError> {
         let method = match config.settings.auth_type {
-            AuthType::Any => return Ok((credentials, Proof::default())),
+            AuthType::Any => return Ok(Way::Open),
             AuthType::Trust => Method::Trust,
             AuthType::Plain => Method::Plain,
             AuthType::Md5 => Method::Md5,
             AuthType::ScramSha256 => Method::ScramSha256,
-            AuthType::Cert => return Ok(self.by_certificate(&Hba::default(), None, user, credentials)?),
+            AuthType::Cert => return Ok(Way::Certificate(Arc::default(), None)),
             AuthType::Hba => {
                 let hba = self.plane.shared.hba.load_full();
                 let rule = self.rule(&hba, database, user)?;
+                let map = rule.map.clone();
                 match rule.method {
-                    HbaMethod::Reject => return Err(fatal("login rejected").into()),
+                    HbaMethod::Reject => return Err(fatal("login rejected")),
                     HbaMethod::Trust => Method::Trust,
                     HbaMethod::Password => Method::Plain,
                     HbaMethod::Md5 => Method::Md5,
                     HbaMethod::ScramSha256 => Method::ScramSha256,
-                    HbaMethod::Cert => {
-                        return Ok(self.by_certificate(&hba, rule.map.as_deref(), user, credentials)?);
-                    }
-                    HbaMethod::Peer => {
-                        return Ok(self.by_peer(&hba, rule.map.as_deref(), user, credentials)?);
-                    }
+                    HbaMethod::Cert => return Ok(Way::Certificate(hba, map)),
+                    HbaMethod::Peer => return Ok(Way::Peer(hba, map)),
                 }
             }
             AuthType::Ldap | AuthType::Pam => {
                 let message =
                     format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
-                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message).into());
+                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
             }
         };
-        self.by_password(method, user, credentials).await
+        Ok(Way::Password(method))
+    }
+
+    /// The user's secret, from `auth_file` or else by `auth_query`; `None` for an unknown user.
+    async fn credentials(
+        &mut self,
+        config: &Config,
+        database: &str,
+        user: &str,
+    ) -> Result<Option<Arc<Credentials>>, Refusal> {
+        match self.plane.shared.credentials(user) {
+            Some(known) => Ok(Some(known)),
+            None => self.ask_for_credentials(config, database, user).await,
+        }
+    }
+
+    /// Whoever has proven a name must also be one of our users.
+    async fn known(&mut self, config: &Config, database: &str, user: &str) -> Result<Shown, Refusal> {
+        match self.credentials(config, database, user).await? {
+            Some(credentials) => Ok((Some(credentials), Proof::default())),
+            None => Err(fatal("no such user").into()),
+        }
     }
 
     /// The rule of `auth_hba_file` for this client.
@@ -150,13 +197,7 @@ impl Newcomer {
     }
 
     /// The name in the certificate, which a CA of ours has signed, must be the user's or be mapped to it.
-    fn by_certificate(
-        &self,
-        hba: &Hba,
-        map: Option<&str>,
-        user: &str,
-        credentials: Option<Arc<Credentials>>,
-    ) -> Result<Shown, SqlError> {
+    fn check_certificate(&self, hba: &Hba, map: Option<&str>, user: &str) -> Result<(), SqlError> {
         let Some(Socket::Tls(stream)) = &self.socket else {
             return Err(fatal("TLS connection required"));
         };
@@ -165,28 +206,24 @@ impl Newcomer {
         let Some(name) = name else {
             return Err(fatal("TLS client certificate required"));
         };
-        if !hba.maps(map, &name, user) {
-            let detail = format!("The certificate is for \"{name}\", the login for \"{user}\".");
-            return Err(fatal("TLS certificate name mismatch").detail(detail));
+        match hba.maps(map, &name, user) {
+            true => Ok(()),
+            false => {
+                let detail = format!("The certificate is for \"{name}\", the login for \"{user}\".");
+                Err(fatal("TLS certificate name mismatch").detail(detail))
+            }
         }
-        known(credentials)
     }
 
     /// The other process's user must be the client's or be mapped to it.
-    fn by_peer(
-        &self,
-        hba: &Hba,
-        map: Option<&str>,
-        user: &str,
-        credentials: Option<Arc<Credentials>>,
-    ) -> Result<Shown, SqlError> {
+    fn check_peer(&self, hba: &Hba, map: Option<&str>, user: &str) -> Result<(), SqlError> {
         let Some(Socket::Unix(stream)) = &self.socket else {
             return Err(fatal("unix socket login rejected"));
         };
         let uid = stream.peer_cred().ok().map(|peer| nix::unistd::Uid::from_raw(peer.uid()));
         let name = uid.and_then(|uid| nix::unistd::User::from_uid(uid).ok().flatten()).map(|user| user.name);
         match name {
-            Some(name) if hba.maps(map, &name, user) => known(credentials),
+            Some(name) if hba.maps(map, &name, user) => Ok(()),
             name => {
                 let name = name.map_or("a user without a name".to_owned(), |name| format!("user \"{name}\""));
                 let detail =
@@ -194,13 +231,5 @@ impl Newcomer {
                 Err(fatal("unix socket login rejected").detail(detail))
             }
         }
-    }
-}
-
-/// Whoever has proven a name must also be one of our users.
-fn known(credentials: Option<Arc<Credentials>>) -> Result<Shown, SqlError> {
-    match credentials {
-        Some(_) => Ok((credentials, Proof::default())),
-        None => Err(fatal("no such user")),
     }
 }

@@ -23,7 +23,7 @@ use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::net::tls::Acceptor;
 use crate::pool::quota::{Permit, Quota};
-use crate::pool::{Acquired, Pool};
+use crate::pool::{Acquired, Lease, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::route::{self, ROLE_OPTION};
 use crate::server::login::Welcome;
@@ -393,11 +393,7 @@ impl Newcomer {
         secret: Arc<ServerSecret>,
     ) -> Result<(Rc<Group>, Arc<Welcome>), Refusal> {
         let shared = &self.plane.shared;
-        if config.cluster(database).is_none() && config.hosts(database).is_empty() {
-            return Err(fatal("bouncer config error")
-                .detail("The database has no host, and unix_socket_dir is empty.")
-                .into());
-        }
+        has_servers(config, database)?;
         let paused = shared.lifecycle.paused.load(Ordering::Acquire);
         let pool = shared.databases.pool(config, database, user, secret, paused);
         let group = self.plane.group(user, &database.name, &pool);
@@ -407,7 +403,6 @@ impl Newcomer {
         if let Some(error) = pool.cached_refusal(Instant::now()) {
             return Err(error.into());
         }
-        self.waits_for_server = true;
         self.first_server(&pool).await?;
         let welcome = pool.welcome().ok_or(Refusal::Quiet("server conn crashed?"))?;
         Ok((group, welcome))
@@ -415,6 +410,13 @@ impl Newcomer {
 
     /// The client is to be told what its server says of itself, so there must be one.
     async fn first_server(&mut self, pool: &Arc<Pool>) -> Result<(), Refusal> {
+        self.server_of(pool).await?.release(Instant::now());
+        Ok(())
+    }
+
+    /// A server of the pool, for something of our own. Waits its turn like a client's query.
+    pub(super) async fn server_of(&mut self, pool: &Arc<Pool>) -> Result<Lease, Refusal> {
+        self.waits_for_server = true;
         let lease = match pool.acquire(self.plane.worker, Instant::now(), false) {
             Acquired::Lease(lease) => lease,
             Acquired::Wait(mut place) => {
@@ -432,8 +434,8 @@ impl Newcomer {
                 }
             }
         };
-        lease.release(Instant::now());
-        Ok(())
+        self.waits_for_server = false;
+        Ok(lease)
     }
 
     /// The tracked parameters: the server's, with the client's own in place. The second value says
@@ -506,6 +508,17 @@ impl Newcomer {
                 // A client that does not read its error is not waited for.
                 let _ = tokio::time::timeout(Duration::from_secs(1), told).await;
             }
+        }
+    }
+}
+
+/// Whether it is known where the servers of a database are.
+pub(super) fn has_servers(config: &Config, database: &Database) -> Result<(), SqlError> {
+    match config.cluster(database).is_none() && config.hosts(database).is_empty() {
+        false => Ok(()),
+        true => {
+            Err(fatal("bouncer config error")
+                .detail("The database has no host, and unix_socket_dir is empty."))
         }
     }
 }

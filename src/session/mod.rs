@@ -4,6 +4,7 @@
 //! An idle session owns no buffer and no server. Everything happens inside one poll, with the
 //! thread's own buffers: read, look at the headers, write to the other side.
 
+mod auth_query;
 pub mod authenticate;
 pub mod cancel;
 pub mod clusters;

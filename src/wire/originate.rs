@@ -1,8 +1,9 @@
 //! The messages that we write ourselves, toward a client or a server. They are encoded by `pgwire`;
 //! what we only pass on never comes here.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
+use pgwire::messages::extendedquery::{Bind, Execute, Parse, Sync};
 use pgwire::messages::response::{
     CommandComplete, ErrorResponse, NoticeResponse, ReadyForQuery, TransactionStatus,
 };
@@ -130,6 +131,15 @@ pub fn data_row(values: &[Option<String>], out: &mut BytesMut) {
 /// Simple Query, toward a server.
 pub fn query(sql: &str, out: &mut BytesMut) {
     encode(&Query::new(without_nul(sql)), out);
+}
+
+/// A query with one parameter, toward a server: Parse, Bind, Execute and Sync, all in text format.
+pub fn query_with(sql: &str, parameter: &str, out: &mut BytesMut) {
+    let parameter = Bytes::from(without_nul(parameter));
+    encode(&Parse::new(None, without_nul(sql), Vec::new()), out);
+    encode(&Bind::new(None, None, Vec::new(), vec![Some(parameter)], Vec::new()), out);
+    encode(&Execute::new(None, 0), out);
+    encode(&Sync::new(), out);
 }
 
 /// NegotiateProtocolVersion: the newest minor version of protocol 3 that we speak, and the

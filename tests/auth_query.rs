@@ -1,0 +1,127 @@
+//! Users that `auth_file` does not have: PostgreSQL is asked for their secrets, and the key that a
+//! client proves in its own login opens the server for it. No password is anywhere.
+
+#![allow(clippy::unwrap_used, reason = "the line of an unwrap says enough about a failed test")]
+
+mod support;
+
+use std::sync::Arc;
+use support::pooler::Config;
+use support::{Login, Pooler, Postgres, Raw};
+
+/// As CloudNativePG makes it.
+const USER_SEARCH: &str = "CREATE FUNCTION user_search(uname text) RETURNS TABLE (usename name, passwd text) \
+     LANGUAGE sql SECURITY DEFINER AS 'SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename=$1'";
+
+/// Only the user who asks is in `auth_file`.
+async fn asking(method: &str) -> (Arc<Postgres>, Pooler) {
+    let postgres = Arc::new(Postgres::start(&[]).await);
+    postgres.sql("postgres", USER_SEARCH).await;
+    let pooler = with(Pooler::config().postgres(Arc::clone(&postgres)), method).start().await;
+    (postgres, pooler)
+}
+
+fn with(config: Config, method: &str) -> Config {
+    config
+        .users("\"app\" \"app-secret\"\n\"admin\" \"admin-secret\"\n")
+        .setting("auth_type", method)
+        .setting("auth_user", "app")
+        .setting("auth_dbname", "system")
+        .setting("auth_query", "SELECT usename, passwd FROM public.user_search($1)")
+        .database_line("system = {server} dbname=postgres")
+}
+
+async fn asks(pooler: &Pooler, user: &str, password: &str) -> String {
+    match Raw::try_login(&pooler.tcp(), &Login::new(user, "app").password(password)).await {
+        Ok(mut client) => client.query("SELECT current_user").await.value(),
+        Err(refusal) => refusal,
+    }
+}
+
+async fn console(pooler: &Pooler) -> Raw {
+    let login = Login::new("admin", "pgbouncer").password("admin-secret");
+    Raw::login(&pooler.tcp(), &login).await
+}
+
+#[tokio::test]
+async fn a_user_whom_only_postgresql_knows_logs_in_with_its_password() {
+    for method in ["md5", "scram-sha-256"] {
+        let (_, pooler) = asking(method).await;
+        assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "scram_user", "{method}");
+        let denied = "E(28P01) FATAL SASL authentication failed";
+        assert_eq!(asks(&pooler, "scram_user", "wrong").await, denied, "{method}");
+        let stranger = asks(&pooler, "nobody", "scram-secret").await;
+        assert!(stranger.starts_with("E(28P01) FATAL "), "{method}: {stranger}");
+    }
+}
+
+#[tokio::test]
+async fn an_md5_hash_from_postgresql_checks_a_client_too() {
+    let (_, pooler) = asking("md5").await;
+    assert_eq!(asks(&pooler, "md5_user", "md5-secret").await, "md5_user");
+    assert_eq!(asks(&pooler, "md5_user", "wrong").await, "E(28P01) FATAL password authentication failed");
+}
+
+#[tokio::test]
+async fn the_proven_key_opens_servers_again_after_all_were_closed() {
+    let (_, pooler) = asking("scram-sha-256").await;
+    let login = Login::new("scram_user", "app").password("scram-secret");
+    let mut client = Raw::login(&pooler.tcp(), &login).await;
+    let mut pids = Vec::new();
+    for _ in 0..3 {
+        let pid = client.query("SELECT pg_backend_pid()").await.value();
+        assert!(!pids.contains(&pid), "RECONNECT made a new server");
+        pids.push(pid);
+        console(&pooler).await.query("RECONNECT").await.succeeds("RECONNECT");
+    }
+}
+
+#[tokio::test]
+async fn a_new_password_counts_from_the_next_login_on() {
+    let (postgres, pooler) = asking("scram-sha-256").await;
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "scram_user");
+    postgres
+        .sql(
+            "postgres",
+            "SET password_encryption = 'scram-sha-256'; ALTER ROLE scram_user PASSWORD 'another'",
+        )
+        .await;
+    console(&pooler).await.query("RECONNECT").await.succeeds("RECONNECT");
+    let denied = "E(28P01) FATAL SASL authentication failed";
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, denied);
+    assert_eq!(asks(&pooler, "scram_user", "another").await, "scram_user");
+}
+
+#[tokio::test]
+async fn a_query_that_fails_lets_nobody_in_and_is_in_the_log() {
+    let broken = "E(08P01) FATAL bouncer config error";
+    let config = || with(Pooler::config(), "md5");
+    let pooler = config().setting("auth_query", "SELECT * FROM nowhere WHERE user = $1").start().await;
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, broken);
+    pooler.logs("auth_query failed in database system as app: relation \"nowhere\" does not exist").await;
+    assert_eq!(asks(&pooler, "app", "app-secret").await, "app", "who is in auth_file needs no query");
+
+    let pooler = config().setting("auth_dbname", "elsewhere").start().await;
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, broken);
+}
+
+#[tokio::test]
+async fn a_database_may_have_a_query_of_its_own() {
+    let postgres = Arc::new(Postgres::start(&[]).await);
+    let config = Pooler::config().postgres(Arc::clone(&postgres)).users("\"app\" \"app-secret\"\n");
+    let pooler = config
+        .setting("auth_type", "scram-sha-256")
+        .database_option(
+            "auth_user=app auth_query='SELECT usename, passwd FROM mine.secrets WHERE usename = $1'",
+        )
+        .database_line("other = {server} dbname={database}")
+        .start()
+        .await;
+    pooler
+        .sql("CREATE SCHEMA mine; CREATE TABLE mine.secrets AS SELECT usename, passwd FROM pg_shadow")
+        .await;
+    pooler.sql("GRANT USAGE ON SCHEMA mine TO app; GRANT SELECT ON mine.secrets TO app").await;
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "scram_user");
+    let login = Login::new("scram_user", "other").password("scram-secret");
+    assert_eq!(pooler.refuses(&login).await, "E(28P01) FATAL SASL authentication failed");
+}
