@@ -153,7 +153,7 @@ impl Process {
         let pidfile = config.settings.pidfile.clone();
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (hba, warnings) = read_rules(&config.settings);
+        let (hba, warnings) = read_rules(&config.settings)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let (shared, ends, commands) = share(config, tls, hba);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
@@ -271,9 +271,10 @@ impl Process {
             tracing::error!("cannot open logfile: {error}");
         }
         self.log.set_verbosity(verbosity(&config, &self.options));
-        let applied = control::apply(&self.shared, config).await;
+        let files = control::read_files(&self.shared, &config.settings);
+        control::apply(&self.shared, config).await;
         self.followers.configure(&self.shared);
-        applied.is_ok()
+        files
     }
 
     /// No more clients. Peers still bring the cancel requests of those that are here, to the port where they

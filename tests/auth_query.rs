@@ -106,6 +106,31 @@ async fn a_query_that_fails_lets_nobody_in_and_is_in_the_log() {
 }
 
 #[tokio::test]
+async fn the_one_who_asks_is_not_the_user_that_a_database_forces() {
+    let postgres = Arc::new(Postgres::start(&[]).await);
+    postgres.sql("postgres", USER_SEARCH).await;
+    let config = with(Pooler::config().postgres(Arc::clone(&postgres)), "scram-sha-256");
+    let pooler = config
+        .database_line("forced = {server} dbname=postgres user=md5_user password=md5-secret")
+        .setting("auth_dbname", "forced")
+        .start()
+        .await;
+    for _ in 0..2 {
+        assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "scram_user");
+        let login = Login::new("scram_user", "forced").password("scram-secret");
+        let mut client = Raw::login(&pooler.tcp(), &login).await;
+        assert_eq!(client.query("SELECT current_user").await.value(), "md5_user");
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_does_not_return_a_user_and_a_secret_is_an_error() {
+    let pooler = with(Pooler::config(), "md5").setting("auth_query", "SELECT $1::text").start().await;
+    assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "E(08P01) FATAL bouncer config error");
+    pooler.logs("auth_query failed: it must return two columns").await;
+}
+
+#[tokio::test]
 async fn a_database_may_have_a_query_of_its_own() {
     let postgres = Arc::new(Postgres::start(&[]).await);
     let config = Pooler::config().postgres(Arc::clone(&postgres)).users("\"app\" \"app-secret\"\n");

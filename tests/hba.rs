@@ -156,10 +156,49 @@ async fn a_reload_reads_the_rules_again_and_names_lines_that_make_no_sense() {
     pooler.logs("auth_hba_file line 1: \"hast\" must be local, host, hostssl or hostnossl").await;
     assert_eq!(asks(&pooler.tcp(), "app", "app", "").await, "E(08P01) FATAL login rejected");
     fs::remove_file(ruled.folder.path().join("rules")).unwrap();
-    pooler.signal("HUP");
+    let told = pooler.console().await.query("RELOAD").await.to_string();
+    assert!(told.contains("F0000"), "{told}");
     pooler.logs("could not open hba config file").await;
-    support::eventually("nobody is let in", async || {
-        asks(&pooler.tcp(), "app", "app", "").await == "E(08P01) FATAL no authentication method is found"
-    })
-    .await;
+    assert_eq!(
+        asks(&pooler.tcp(), "app", "app", "").await,
+        "E(08P01) FATAL login rejected",
+        "the rules stay"
+    );
+    ruled.write("rules", "host all all all trust\n");
+    pooler.console().await.query("SET log_stats=1").await.succeeds("SET");
+    assert_eq!(
+        asks(&pooler.tcp(), "app", "app", "").await,
+        "E(08P01) FATAL login rejected",
+        "SET reads no files"
+    );
+    pooler.console().await.query("RELOAD").await.succeeds("RELOAD");
+    assert_eq!(asks(&pooler.tcp(), "app", "app", "").await, "in");
+}
+
+#[tokio::test]
+async fn a_rule_for_a_database_is_for_all_its_roles() {
+    let ruled = Ruled::new("host app all all reject\nhost all all all trust\n", "");
+    let pooler = ruled
+        .config()
+        .sections("\n[clusters]\nc = source=static hosts=127.0.0.1\n")
+        .database_option("cluster=c")
+        .start()
+        .await;
+    for name in ["app", "app@rw", "app@ro"] {
+        let refusal = pooler.refuses(&Login::new("app", name)).await;
+        assert_eq!(refusal, "E(08P01) FATAL login rejected", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_of_a_thousand_roles_is_refused_and_costs_nothing_else() {
+    let ruled = Ruled::new("host all all all trust\n", "");
+    let pooler = ruled.config().start().await;
+    let name = format!("x{}", "@ro".repeat(3000));
+    for option in ["", "-c pgweir.role=ro"] {
+        let login = Login::new("app", &name).option("options", option);
+        let refusal = pooler.refuses(&login).await;
+        assert!(refusal.starts_with("E(08P01) FATAL no such database"), "{refusal}");
+    }
+    assert_eq!(asks(&pooler.tcp(), "app", "app", "").await, "in");
 }

@@ -179,6 +179,8 @@ async fn certificates_that_openssl_accepts_are_accepted() {
     let authority = Authority::new();
     let own_ca =
         authority.self_signed("self", "127.0.0.1", &["-addext", "basicConstraints=critical,CA:TRUE"]);
+    let no_ca = Authority::that_is_none();
+    let no_cas_own = Identity { certificate: no_ca.certificate(), key: no_ca.certificate() };
     let self_named = authority.self_signed("named", "db", &["-addext", "subjectAltName=IP:127.0.0.1"]);
     for (what, shown, ca, mode, wanted) in [
         ("version 1", authority.issue_version_1("127.0.0.1"), None, "verify-full", "on"),
@@ -211,6 +213,13 @@ async fn certificates_that_openssl_accepts_are_accepted() {
             "NotValidForName",
         ),
         ("its own CA", own_ca.clone(), Some(&own_ca), "verify-full", "on"),
+        (
+            "signed by one that is no CA",
+            no_ca.issue("db", "IP:127.0.0.1"),
+            Some(&no_cas_own),
+            "verify-ca",
+            "UnknownIssuer",
+        ),
         ("a CA that is not ours", own_ca.clone(), None, "verify-ca", "CaUsedAsEndEntity"),
         ("self-signed, and known", self_named.clone(), Some(&self_named), "verify-full", "on"),
         ("self-signed, and unknown", self_named.clone(), None, "verify-ca", "invalid peer certificate"),

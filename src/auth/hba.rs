@@ -1,8 +1,8 @@
 //! Who may log in how: the rules of `auth_hba_file`, in PostgreSQL's format as PgBouncer reads it, and
 //! the maps of `auth_ident_file`. [`Hba::find`] gives the first rule that a connection matches.
 //!
-//! A line that makes no sense is left out with a warning, as PgBouncer does. Mind that a `reject` that is
-//! left out rejects nobody.
+//! A line that does not even say for whom it is is left out with a warning, as PgBouncer does. One whose
+//! method or option we do not know lets nobody in.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -46,6 +46,8 @@ pub enum HbaMethod {
     Cert,
     /// That the process at the other end of the Unix socket is the user's.
     Peer,
+    /// Something that we cannot ask for: nobody gets in by this rule, nor by a later one.
+    Unsupported,
 }
 
 /// How a connection came, and what it wants.
@@ -94,8 +96,8 @@ struct Mapping {
     user: Option<String>,
 }
 
-/// A word of a line, and whether it was quoted: a quoted keyword is a name.
-#[derive(Debug)]
+/// A name, and whether it was quoted: a quoted keyword is a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Word {
     text: String,
     quoted: bool,
@@ -109,7 +111,7 @@ impl Hba {
     pub fn parse(rules: &str, maps: &str, read_list: ReadList<'_>) -> (Hba, Vec<String>) {
         let (mut hba, mut warnings) = (Hba::default(), Vec::new());
         for (number, line) in (1..).zip(rules.lines()) {
-            match rule(line, number, read_list) {
+            match rule(line, number, read_list, &mut warnings) {
                 Ok(rule) => hba.rules.extend(rule),
                 Err(wrong) => {
                     warnings.push(format!("auth_hba_file line {number}: {wrong}: the line is left out"))
@@ -178,7 +180,18 @@ impl Rule {
 }
 
 impl Network {
+    /// A mapped address of IPv4 is one of IPv4, as those of clients are.
     fn parse(text: &str, mask: Option<&str>) -> Option<Network> {
+        let network = Network::parse_as_written(text, mask)?;
+        match (network.address.to_canonical(), network.bits.checked_sub(96)) {
+            (IpAddr::V4(address), Some(bits)) if network.address.is_ipv6() => {
+                Some(Network { address: address.into(), bits })
+            }
+            _ => Some(network),
+        }
+    }
+
+    fn parse_as_written(text: &str, mask: Option<&str>) -> Option<Network> {
         if let Some((address, bits)) = text.split_once('/') {
             let address: IpAddr = address.parse().ok()?;
             let bits: u8 = bits.parse().ok()?;
@@ -214,54 +227,64 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
-fn rule(line: &str, number: usize, read_list: ReadList<'_>) -> Result<Option<Rule>, String> {
-    let mut words = words(line)?.into_iter();
-    let Some(kind) = words.next() else { return Ok(None) };
-    let transport = match kind.text.as_str() {
+fn rule(
+    line: &str,
+    number: usize,
+    read_list: ReadList<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Rule>, String> {
+    let mut fields = fields(line)?.into_iter();
+    let Some(kind) = fields.next() else { return Ok(None) };
+    let transport = match single(&kind)? {
         "local" => Transport::Local,
         "host" => Transport::Host,
         "hostssl" => Transport::HostSsl,
         "hostnossl" => Transport::HostNoSsl,
         other => return Err(format!("\"{other}\" must be local, host, hostssl or hostnossl")),
     };
-    let mut next = |what: &str| words.next().ok_or_else(|| format!("there is no {what}"));
-    let databases = names(&next("database")?, Names::Databases, read_list)?;
-    let users = names(&next("user")?, Names::Users, read_list)?;
+    let mut next = |what: &str| fields.next().ok_or_else(|| format!("there is no {what}"));
+    let databases = names(next("database")?, Names::Databases, read_list)?;
+    let users = names(next("user")?, Names::Users, read_list)?;
     let (addresses, method) = match transport {
         Transport::Local => (None, next("method")?),
         Transport::Host | Transport::HostSsl | Transport::HostNoSsl => {
-            let address = next("address")?;
-            let after = next("method")?;
-            match address.text.as_str() {
-                "all" if !address.quoted => (None, after),
+            let (address, after) = (next("address")?, next("method")?);
+            match single(&address)? {
+                "all" if !address[0].quoted => (None, after),
                 text => {
-                    let has_mask = !text.contains('/') && after.text.parse::<IpAddr>().is_ok();
-                    let network = Network::parse(text, has_mask.then_some(&after.text));
+                    let mask = single(&after)?;
+                    let has_mask = !text.contains('/') && mask.parse::<IpAddr>().is_ok();
+                    let network = Network::parse(text, has_mask.then_some(mask));
                     let network = network.ok_or_else(|| format!("\"{text}\" is no address"))?;
                     (Some(network), if has_mask { next("method")? } else { after })
                 }
             }
         }
     };
-    let method = match (method.text.as_str(), transport) {
+    let method = single(&method)?;
+    let mut unsupported = |wrong: String| {
+        warnings.push(format!("auth_hba_file line {number}: {wrong}: nobody gets in by this line"));
+        HbaMethod::Unsupported
+    };
+    let mut method = match (method, transport) {
         ("trust", _) => HbaMethod::Trust,
         ("reject", _) => HbaMethod::Reject,
         ("password", _) => HbaMethod::Password,
         ("md5", _) => HbaMethod::Md5,
         ("scram-sha-256", _) => HbaMethod::ScramSha256,
         ("cert", Transport::HostSsl) => HbaMethod::Cert,
-        ("cert", _) => return Err("cert is for hostssl only".into()),
+        ("cert", _) => unsupported("cert is for hostssl only".into()),
         ("peer", Transport::Local) => HbaMethod::Peer,
-        ("peer", _) => return Err("peer is for local only".into()),
-        (other, _) => return Err(format!("the method \"{other}\" is not supported")),
+        ("peer", _) => unsupported("peer is for local only".into()),
+        (other, _) => unsupported(format!("the method \"{other}\" is not supported")),
     };
     let mut map = None;
-    for option in words {
-        match option.text.split_once('=') {
-            Some(("map", name)) if matches!(method, HbaMethod::Cert | HbaMethod::Peer) => {
-                map = Some(name.to_owned())
-            }
-            _ => return Err(format!("the option \"{}\" is not supported", option.text)),
+    for option in fields {
+        let option = single(&option)?;
+        match (option.split_once('='), method) {
+            (Some(("map", name)), HbaMethod::Cert | HbaMethod::Peer) => map = Some(name.to_owned()),
+            (_, HbaMethod::Unsupported) => {}
+            _ => method = unsupported(format!("the option \"{option}\" is not supported")),
         }
     }
     Ok(Some(Rule { transport, databases, users, addresses, method, map, line: number }))
@@ -273,60 +296,98 @@ enum Names {
     Users,
 }
 
-fn names(word: &Word, of: Names, read_list: ReadList<'_>) -> Result<Vec<Name>, String> {
-    if word.quoted {
-        return Ok(vec![Name::Is(word.text.clone())]);
-    }
+fn names(field: Vec<Word>, of: Names, read_list: ReadList<'_>) -> Result<Vec<Name>, String> {
     let mut names = Vec::new();
-    for name in word.text.split(',').filter(|name| !name.is_empty()) {
-        match (name, of) {
-            ("all", _) => names.push(Name::All),
-            ("sameuser", Names::Databases) => names.push(Name::SameUser),
-            ("replication", Names::Databases) => names.push(Name::Replication),
-            (name, _) if name.starts_with('@') => {
-                let text = read_list(&name[1..])?;
-                let listed = text.lines().map(words).collect::<Result<Vec<_>, _>>()?;
-                names.extend(listed.into_iter().flatten().map(|word| Name::Is(word.text)));
+    for word in field {
+        match word.text.strip_prefix('@').filter(|_| !word.quoted) {
+            None => names.push(name(word, of)),
+            Some(file) => {
+                for line in read_list(file)?.lines() {
+                    names.extend(fields(line)?.into_iter().flatten().map(|word| name(word, of)));
+                }
             }
-            (name, _) => names.push(Name::Is(name.to_owned())),
         }
     }
     Ok(names)
 }
 
-fn mapping(line: &str) -> Result<Option<(String, Mapping)>, String> {
-    let words = words(line)?;
-    match <[Word; 3]>::try_from(words) {
-        Ok([name, system, user]) => {
-            let user = (user.quoted || user.text != "all").then_some(user.text);
-            Ok(Some((name.text, Mapping { system: system.text, user })))
-        }
-        Err(words) if words.is_empty() => Ok(None),
-        Err(words) => Err(format!("it has {} words: map, system user and user are wanted", words.len())),
+fn name(word: Word, of: Names) -> Name {
+    match (word.text.as_str(), of) {
+        _ if word.quoted => Name::Is(word.text),
+        ("all", _) => Name::All,
+        ("sameuser", Names::Databases) => Name::SameUser,
+        ("replication", Names::Databases) => Name::Replication,
+        _ => Name::Is(word.text),
     }
 }
 
-/// The words of a line, up to a comment.
-fn words(line: &str) -> Result<Vec<Word>, String> {
-    let mut words = Vec::new();
-    let mut rest = line.trim_start();
-    while let Some(first) = rest.chars().next() {
-        match first {
-            '#' => break,
-            '"' => {
-                let end = rest[1..].find('"').ok_or("a quote is not closed")?;
-                words.push(Word { text: rest[1..=end].to_owned(), quoted: true });
-                rest = &rest[end + 2..];
-            }
-            _ => {
-                let end = rest.find([' ', '\t', '#', '\r']).unwrap_or(rest.len());
-                words.push(Word { text: rest[..end].to_owned(), quoted: false });
-                rest = &rest[end..];
-            }
-        }
-        rest = rest.trim_start();
+/// The one word of a field that is no list.
+fn single(field: &[Word]) -> Result<&str, String> {
+    match field {
+        [word] => Ok(&word.text),
+        _ => Err("there is a list where one word is wanted".into()),
     }
-    Ok(words)
+}
+
+fn mapping(line: &str) -> Result<Option<(String, Mapping)>, String> {
+    let fields = fields(line)?;
+    match fields.as_slice() {
+        [] => Ok(None),
+        [map, system, user] => {
+            let is_all = user.iter().all(|word| !word.quoted && word.text == "all");
+            let user = (!is_all).then(|| single(user).map(str::to_owned)).transpose()?;
+            Ok(Some((single(map)?.to_owned(), Mapping { system: single(system)?.to_owned(), user })))
+        }
+        other => Err(format!("it has {} words: map, system user and user are wanted", other.len())),
+    }
+}
+
+/// The fields of a line, up to a comment. Words with a comma between them are one field, whatever space
+/// there is (PostgreSQL manual, "The pg_hba.conf File").
+fn fields(line: &str) -> Result<Vec<Vec<Word>>, String> {
+    let mut fields: Vec<Vec<Word>> = Vec::new();
+    let mut goes_on = false;
+    let mut rest = line.trim_start();
+    while !rest.is_empty() && !rest.starts_with('#') {
+        let (word, after) = word(rest)?;
+        let listed = after.starts_with(',');
+        match fields.last_mut().filter(|_| goes_on) {
+            Some(field) => field.extend(word),
+            None => fields.push(word.into_iter().collect()),
+        }
+        goes_on = listed;
+        rest = after.strip_prefix(',').unwrap_or(after).trim_start();
+        // Space before a comma is space between two fields to PostgreSQL; there is no field without a name.
+        if !goes_on && rest.starts_with(',') {
+            return Err("a comma has no name before it".into());
+        }
+    }
+    match fields.iter().any(Vec::is_empty) {
+        true => Err("a comma has no name before it".into()),
+        false => Ok(fields),
+    }
+}
+
+/// Splits off the first word; `None` when there is nothing before the comma. A doubled quote within quotes
+/// stands for one.
+fn word(text: &str) -> Result<(Option<Word>, &str), String> {
+    let (mut word, mut in_quotes) = (String::new(), false);
+    let mut characters = text.char_indices().peekable();
+    let end = loop {
+        match characters.next() {
+            None if in_quotes => return Err("a quote is not closed".into()),
+            None => break text.len(),
+            Some((_, '"')) if in_quotes && characters.next_if(|(_, next)| *next == '"').is_some() => {
+                word.push('"')
+            }
+            Some((_, '"')) => in_quotes = !in_quotes,
+            Some((at, c)) if !in_quotes && (c.is_whitespace() || c == ',' || c == '#') => break at,
+            Some((_, c)) => word.push(c),
+        }
+    };
+    let quoted = text.starts_with('"');
+    let found = (quoted || end > 0).then_some(Word { text: word, quoted });
+    Ok((found, &text[end..]))
 }
 
 #[cfg(test)]
@@ -385,6 +446,7 @@ mod tests {
         check("fd00::/8", "fdff::1", true);
         check("fd00:: ffff::", "fd01::1", false);
         check("all", "::1", true);
+        check("::ffff:10.0.0.0/104", "10.9.9.9", true);
     }
 
     #[test]
@@ -410,15 +472,44 @@ mod tests {
             ("host all all 1.2.3 trust", "\"1.2.3\" is no address"),
             ("host all all 1.2.3.4/33 trust", "\"1.2.3.4/33\" is no address"),
             ("host all all 1.2.3.4 255.0.255.0 trust", "\"1.2.3.4\" is no address"),
-            ("host all all all gss", "the method \"gss\" is not supported"),
-            ("host all all all cert", "cert is for hostssl only"),
-            ("host all all all peer", "peer is for local only"),
-            ("local all all trust map=x", "the option \"map=x\" is not supported"),
             ("local \"all all trust", "a quote is not closed"),
+            ("local all ,alice trust", "a comma has no name before it"),
+            ("local all alice , bob trust", "a comma has no name before it"),
+            ("local,host all all trust", "there is a list where one word is wanted"),
         ] {
             let (hba, warnings) = Hba::parse(line, "", &no_list);
             assert_eq!(warnings, [format!("auth_hba_file line 1: {wrong}: the line is left out")]);
             assert_eq!(hba, Hba::default());
+        }
+    }
+
+    #[test]
+    fn a_rule_that_asks_for_what_we_cannot_check_lets_nobody_in() {
+        for (line, wrong) in [
+            ("host all all all ldap ldapserver=ldap.example", "the method \"ldap\" is not supported"),
+            ("host all all all cert", "cert is for hostssl only"),
+            ("host all all all peer", "peer is for local only"),
+            ("host all all all trust map=x", "the option \"map=x\" is not supported"),
+        ] {
+            let (hba, warnings) = Hba::parse(&format!("{line}\nhost all all all trust\n"), "", &no_list);
+            assert_eq!(warnings, [format!("auth_hba_file line 1: {wrong}: nobody gets in by this line")]);
+            let asking =
+                Asking { address: "1.2.3.4".parse().ok(), encrypted: false, database: "a", user: "b" };
+            assert_eq!(hba.find(&asking).unwrap().method, HbaMethod::Unsupported, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_list_may_have_spaces_and_quotes() {
+        for users in ["alice,bob", "alice, bob", "\"alice\",bob", "alice,\"bob\"", "@staff,bob", "alice,,bob"]
+        {
+            let list = |_: &str| Ok("# staff\nalice, carol\n".to_owned());
+            let (hba, warnings) = Hba::parse(&format!("local db1, db2 {users} reject"), "", &list);
+            assert_eq!(warnings, Vec::<String>::new(), "{users}");
+            for user in ["alice", "bob"] {
+                let asking = Asking { address: None, encrypted: false, database: "db2", user };
+                assert!(hba.find(&asking).is_some(), "{users}: {user}");
+            }
         }
     }
 

@@ -9,7 +9,8 @@ use tokio::task::JoinSet;
 
 use crate::auth::{Password, ServerSecret};
 use crate::config::{Host, RESERVED_DATABASE};
-use crate::net::endpoint::Endpoint;
+use crate::net::endpoint::{Dialing, Endpoint};
+use crate::net::tls::Connector;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server::Session;
 use crate::server::login::Recipe;
@@ -155,7 +156,8 @@ impl Consoles {
     async fn tell(&self, pooler: SocketAddr, command: &str, limit: Duration) -> Result<(), String> {
         let endpoint = Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() };
         let own = Recipe::own(endpoint, &self.user, RESERVED_DATABASE, Arc::clone(&self.secret));
-        let recipe = Recipe { timeout: Some(LOGIN_MAX), ..own };
+        let dialing = Dialing { tls: Connector::opportunistic(), ..Dialing::default() };
+        let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing, ..own };
         let (mut console, _) = recipe.open(&self.session, 0, 0).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(limit, console.run(command, &self.session)).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),

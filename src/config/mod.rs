@@ -142,17 +142,33 @@ impl Config {
     ///
     /// `x@ro` is the database `x`, for clients that want another role of its cluster.
     pub fn database(&self, name: &str) -> Option<Cow<'_, Database>> {
+        let Some((base, role)) = self.base_and_role(name) else { return self.entry(name) };
+        let database = self.entry(base)?;
+        let dbname = Some(database.server_dbname().to_owned());
+        Some(Cow::Owned(Database {
+            name: name.to_owned(),
+            role: Some(role),
+            dbname,
+            ..database.into_owned()
+        }))
+    }
+
+    /// The name without the role in it: what rules and DISABLE are for, whatever role a client wants.
+    pub fn base_name<'a>(&self, name: &'a str) -> &'a str {
+        self.base_and_role(name).map_or(name, |(base, _)| base)
+    }
+
+    /// `x` and the role, of `x@ro`, if `x` belongs to a cluster and nothing is named `x@ro`.
+    fn base_and_role<'a>(&self, name: &'a str) -> Option<(&'a str, Role)> {
+        let (base, suffix) = name.rsplit_once('@').filter(|_| !self.databases.contains_key(name))?;
+        let role = Role::from_name(suffix)?;
+        self.entry(base)?.cluster.is_some().then_some((base, role))
+    }
+
+    /// The entry of this very name, else one made from `*`.
+    fn entry(&self, name: &str) -> Option<Cow<'_, Database>> {
         if let Some(database) = self.databases.get(name) {
             return Some(Cow::Borrowed(database));
-        }
-        if let Some((base, suffix)) = name.rsplit_once('@')
-            && let Some(role) = Role::from_name(suffix)
-            && let Some(database) = self.database(base).filter(|database| database.cluster.is_some())
-        {
-            let dbname = Some(database.server_dbname().to_owned());
-            let database =
-                Database { name: name.to_owned(), role: Some(role), dbname, ..database.into_owned() };
-            return Some(Cow::Owned(database));
         }
         let any = self.any_database.as_ref().filter(|_| name != RESERVED_DATABASE)?;
         Some(Cow::Owned(any.for_name(name)))

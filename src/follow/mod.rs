@@ -177,6 +177,21 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
     Following { cluster, shared: Arc::clone(shared), task }
 }
 
+/// How our own connection to a server logs in; `None` without a user for it.
+fn monitors_recipe(shared: &Shared, cluster: &Cluster, place: &Place) -> Option<Recipe> {
+    let config = shared.config.load();
+    let settings = &config.settings;
+    let user = settings.monitor_user.as_ref().or(settings.auth_user.as_ref())?;
+    let secret = shared.credentials(user)?.server_secret(&Proof::default());
+    let endpoint = Endpoint { host: place.host.clone(), port: place.port };
+    Some(Recipe {
+        dialing: shared.databases.dialing(&config, Some(cluster)),
+        parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],
+        timeout: Some(MONITOR_LOGIN),
+        ..Recipe::own(endpoint, user, &settings.monitor_dbname, secret)
+    })
+}
+
 impl Follower {
     async fn run(
         mut self,
@@ -284,20 +299,13 @@ impl Follower {
     }
 
     fn monitor(&self, place: &Place) -> Option<Monitor> {
-        let config = self.shared.config.load();
-        let settings = &config.settings;
-        let user = settings.monitor_user.as_ref().or(settings.auth_user.as_ref())?;
-        let secret = self.shared.credentials(user)?.server_secret(&Proof::default());
-        let endpoint = Endpoint { host: place.host.clone(), port: place.port };
-        let recipe = Recipe {
-            dialing: self.shared.databases.dialing(&config, Some(&self.cluster)),
-            parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],
-            timeout: Some(MONITOR_LOGIN),
-            ..Recipe::own(endpoint, user, &settings.monitor_dbname, secret)
-        };
+        let recipe = monitors_recipe(&self.shared, &self.cluster, place)?;
+        let (shared, cluster, at) = (Arc::clone(&self.shared), self.cluster.clone(), place.clone());
+        let renewed = move || monitors_recipe(&shared, &cluster, &at);
         let bell = Arc::<Bell>::default();
         let session = Arc::clone(&self.shared.server);
-        let asking = monitor::watch(place.clone(), recipe, session, Arc::clone(&bell), self.answers.clone());
+        let answers = self.answers.clone();
+        let asking = monitor::watch(place.clone(), recipe, renewed, session, Arc::clone(&bell), answers);
         Some(Monitor { bell, task: tokio::spawn(asking).abort_handle() })
     }
 

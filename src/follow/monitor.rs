@@ -96,10 +96,12 @@ impl Bell {
     }
 }
 
-/// Asks until it is aborted.
+/// Asks until it is aborted. How to log in is asked for each time, since a RELOAD may have changed it;
+/// without an answer it stays as it was.
 pub async fn watch(
     place: Place,
-    recipe: Recipe,
+    mut recipe: Recipe,
+    renewed: impl Fn() -> Option<Recipe>,
     session: Arc<Session>,
     bell: Arc<Bell>,
     answers: mpsc::Sender<Answer>,
@@ -107,6 +109,7 @@ pub async fn watch(
     let mut connection = None;
     loop {
         let asked = Instant::now();
+        recipe = renewed().unwrap_or(recipe);
         let anew = bell.anew.swap(false, Ordering::AcqRel);
         let too_old = |open: &ServerConnection| anew || open.age(asked) > AGE_MAX;
         let old = connection.take_if(|open| too_old(open));

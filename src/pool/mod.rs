@@ -200,13 +200,13 @@ struct Failure {
     refusal: Option<SqlError>,
 }
 
-/// Why a server is closed that came back to a pool which is paused, or has become too small.
 /// After so much idleness the kernel is asked whether a server is still there: the reactor may not have
 /// heard yet of one that has just died. A busy pool's servers are never idle for so long.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 
 const DIED_IDLE: &str = "server conn crashed?";
 
+/// Why a server is closed that came back to a pool which is paused, or has become too small.
 const NOT_WANTED: &str = "server connection is no longer wanted";
 
 /// A request to a worker: open a server for this pool.

@@ -41,6 +41,8 @@ impl Newcomer {
                 None => return Ok(None),
             },
         };
+        // As the one who asks, and not as the user that the entry forces: its pool is the clients'.
+        let place = Database { user: None, password: None, ..place.into_owned() };
         has_servers(config, &place)?;
         let shared = Arc::clone(&self.plane.shared);
         let known = shared.credentials(&asker);
@@ -48,17 +50,48 @@ impl Newcomer {
             known.map_or(Arc::new(ServerSecret::None), |known| known.server_secret(&Proof::default()));
         let paused = shared.lifecycle.paused.load(Ordering::Acquire);
         let pool = shared.databases.pool(config, &place, &asker, secret, paused);
-        let mut lease = self.server_of(&pool).await?;
+        let failed = || fatal("bouncer config error").detail("auth_query failed; the log says why.");
+        if let Some(error) = pool.cached_refusal(Instant::now()) {
+            tracing::error!("auth_query failed in database {} as {asker}: {}", place.name, error.message);
+            return Err(failed().into());
+        }
+        let mut lease = match self.server_of(&pool).await {
+            Ok(lease) => lease,
+            Err(refusal) => {
+                // The name may be a stranger's invention.
+                if !config.databases.contains_key(&place.name) {
+                    shared.databases.forget_unused(&place.name);
+                }
+                return Err(match refusal {
+                    Refusal::Error(error) => {
+                        tracing::error!(
+                            "auth_query failed in database {} as {asker}: {}",
+                            place.name,
+                            error.message
+                        );
+                        failed().into()
+                    }
+                    other => other,
+                });
+            }
+        };
         match lease.row_for(&query, user, &shared.server).await {
             Ok(row) => {
                 lease.release(Instant::now());
-                Ok(row.and_then(secret_of))
+                match row.map(secret_of) {
+                    None => Ok(None),
+                    Some(Some(credentials)) => Ok(Some(credentials)),
+                    Some(None) => {
+                        tracing::error!("auth_query failed: it must return two columns, user and secret");
+                        Err(failed().into())
+                    }
+                }
             }
             Err(error) => {
                 // In whatever state it is now.
                 lease.close("auth_query failed");
                 tracing::error!("auth_query failed in database {} as {asker}: {error}", place.name);
-                Err(fatal("bouncer config error").detail("auth_query failed; the log says why.").into())
+                Err(failed().into())
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Whether a client is who it says: the method that `auth_type` or a rule asks for, carried out.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,30 +23,29 @@ const PASSWORD_MESSAGE_MAX: usize = 66_000;
 /// What a login has shown: the user's secret, if there is one, and what the client proved of it.
 pub(super) type Shown = (Option<Arc<Credentials>>, Proof);
 
-/// Reads `auth_hba_file` and `auth_ident_file`. The second value has a warning for each line, or file,
-/// that is no good: nobody is let in by it.
-pub fn read_rules(settings: &Settings) -> (Hba, Vec<String>) {
+/// Reads `auth_hba_file` and `auth_ident_file`. The second value has a warning for each line that is no
+/// good: nobody is let in by it.
+///
+/// Fails when a file cannot be read.
+pub fn read_rules(settings: &Settings) -> io::Result<(Hba, Vec<String>)> {
     if settings.auth_type != AuthType::Hba {
-        return (Hba::default(), Vec::new());
+        return Ok((Hba::default(), Vec::new()));
     }
-    let mut unread = Vec::new();
-    let mut read = |path: Option<&Path>| {
-        let Some(path) = path else { return String::new() };
-        fs::read_to_string(path).unwrap_or_else(|error| {
-            unread.push(format!("could not open hba config file {}: {error}", path.display()));
-            String::new()
+    let read = |path: Option<&Path>| {
+        let Some(path) = path else { return Ok(String::new()) };
+        fs::read_to_string(path).map_err(|error| {
+            let text = format!("could not open hba config file {}: {error}", path.display());
+            io::Error::new(error.kind(), text)
         })
     };
-    let rules = read(settings.auth_hba_file.as_deref());
-    let maps = read(settings.auth_ident_file.as_deref());
+    let rules = read(settings.auth_hba_file.as_deref())?;
+    let maps = read(settings.auth_ident_file.as_deref())?;
     let folder = settings.auth_hba_file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
     let read_list = |name: &str| {
         let path = folder.join(name);
         fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
     };
-    let (hba, warnings) = Hba::parse(&rules, &maps, &read_list);
-    unread.extend(warnings);
-    (hba, unread)
+    Ok(Hba::parse(&rules, &maps, &read_list))
 }
 
 /// What a client must show.
@@ -102,6 +102,11 @@ impl Newcomer {
                     HbaMethod::Password => Method::Plain,
                     HbaMethod::Md5 => Method::Md5,
                     HbaMethod::ScramSha256 => Method::ScramSha256,
+                    HbaMethod::Unsupported => {
+                        let message =
+                            format!("the method of auth_hba_file line {} is not supported", rule.line);
+                        return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
+                    }
                     HbaMethod::Cert => return Ok(Way::Certificate(hba, map)),
                     HbaMethod::Peer => return Ok(Way::Peer(hba, map)),
                 }

@@ -14,8 +14,9 @@ use super::plane::{Message, Plane, Shared, Task};
 use super::views;
 use super::{Farewell, Session};
 use crate::admin::{ConsoleError, Pooler, SetOutcome, Shutdown, Snapshot, View};
+use crate::config::Settings;
 use crate::error::{SqlError, sqlstate};
-use crate::net::tls::{Tls, TlsError};
+use crate::net::tls::Tls;
 
 /// How often a waiting command looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -132,10 +133,11 @@ impl Pooler for Control {
             tracing::warn!("SET failed: {error}");
             ConsoleError::SetFailed
         })?;
-        match apply(self.shared(), config).await {
-            Ok(()) => Ok(SetOutcome::Done),
-            Err(_) => Ok(SetOutcome::TlsNotApplied),
-        }
+        // Other settings leave the files alone: someone may be writing them.
+        let of_files = key.contains("_tls") || key.starts_with("auth_");
+        let read = !of_files || read_files(self.shared(), &config.settings);
+        apply(self.shared(), config).await;
+        Ok(if read { SetOutcome::Done } else { SetOutcome::TlsNotApplied })
     }
 
     async fn reload(&self) -> Result<(), ConsoleError> {
@@ -276,8 +278,7 @@ impl Pooler for Control {
         let empty = || meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()));
         let drained = tokio::time::timeout(REROUTE_MAX, self.until(empty)).await.is_ok();
         if drained {
-            // It is about nothing but the cluster: files that TLS cannot use were so before.
-            let _ = apply(shared, config).await;
+            apply(shared, config).await;
         }
         for entry in &meant {
             entry.set_paused(false);
@@ -303,31 +304,43 @@ fn open_waiting(worker: usize, entry: &DatabaseEntry) {
     }
 }
 
-/// Puts new settings in force: for logins, pools and the sessions that are there.
-///
-/// Fails when TLS cannot be had with them: then all but TLS is in force, and TLS stays as it was.
-pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) -> Result<(), TlsError> {
-    let tls = Tls::load(&config.settings, &shared.databases.tls());
-    let applied = match tls {
+/// Reads certificates, keys and rules anew. Returns whether all of them are good; what is not stays as it
+/// was.
+pub fn read_files(shared: &Shared, settings: &Settings) -> bool {
+    let tls = match Tls::load(settings, &shared.databases.tls()) {
         Ok((tls, warnings)) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             shared.databases.set_tls(tls);
-            Ok(())
+            true
         }
         Err(error) => {
             tracing::error!("TLS configuration could not be reloaded, keeping old configuration: {error}");
-            Err(error)
+            false
         }
     };
-    let (hba, warnings) = read_rules(&config.settings);
-    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    shared.hba.store(Arc::new(hba));
+    let rules = match read_rules(settings) {
+        Ok((hba, warnings)) => {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            shared.hba.store(Arc::new(hba));
+            true
+        }
+        Err(error) => {
+            tracing::error!("{error}: the rules stay as they were");
+            false
+        }
+    };
+    tls && rules
+}
+
+/// Puts new settings in force: for logins, pools and the sessions that are there. Certificates and rules
+/// are those of the last [`read_files`].
+pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
     shared.configure(config);
     let config = shared.config.load_full();
     let gone: Vec<_> =
         shared.databases.configure(&config).iter().map(|entry| Arc::clone(&entry.name)).collect();
     if gone.is_empty() {
-        return applied;
+        return;
     }
     for name in &gone {
         tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
@@ -336,5 +349,4 @@ pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) -> Resul
         .detail("The settings no longer have the database.");
     let chosen = move |session: &Session| gone.iter().any(|name| **name == *session.database());
     end_sessions(shared, chosen, error).await;
-    applied
 }

@@ -147,6 +147,20 @@ impl Databases {
         self.known().iter().flat_map(|database| database.pools()).collect()
     }
 
+    /// Lets go of a database that nobody uses, and that no settings name.
+    pub fn forget_unused(&self, name: &str) {
+        let mut databases = self.databases.write();
+        let unused = |entry: &Arc<DatabaseEntry>| {
+            let idle = |pool: &Arc<Pool>| pool.is_empty() && !pool.has_waiters();
+            entry.clients.used() == 0 && entry.servers.used() == 0 && entry.pools().iter().all(idle)
+        };
+        if databases.get(name).is_some_and(unused)
+            && let Some(entry) = databases.remove(name)
+        {
+            entry.pools().iter().for_each(|pool| pool.retire());
+        }
+    }
+
     /// The pool of a user at the server, if there is one already.
     fn existing(&self, database: &str, user: &str) -> Option<Arc<Pool>> {
         self.databases.read().get(database)?.pools.lock().get(user).map(Arc::clone)

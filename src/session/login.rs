@@ -17,7 +17,7 @@ use super::plane::{Group, Plane};
 use super::{NewSession, Session};
 use crate::admin::CONSOLE_DATABASE;
 use crate::auth::{Credentials, Proof, ServerSecret};
-use crate::config::{Config, Database, Role};
+use crate::config::{AuthType, Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
@@ -195,12 +195,17 @@ impl Newcomer {
         }
         let wanted = client_parameters(&startup, &config, &self.plane)?;
         let place = self.admit(&config)?;
-        let (credentials, proof) = self.authenticate(&config, &name, &user).await?;
+        let base = config.base_name(&name);
+        let (credentials, proof) = self.authenticate(&config, base, &user).await?;
         let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
         let admission = self.admit_user(&config, &database, &user, place)?;
+        if config.settings.auth_type == AuthType::Any && database.user.is_none() {
+            return Err(fatal("bouncer config error").detail("auth_type=any requires forced user").into());
+        }
         self.check_enabled(&name)?;
+        self.check_enabled(base)?;
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
         let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
         let (parameters, proven) = self.own_parameters(&welcome, &wanted);

@@ -28,8 +28,17 @@ impl Authority {
     }
 
     pub fn named(name: &str) -> Authority {
+        Authority::with_constraints(name, "critical,CA:TRUE")
+    }
+
+    /// One that signs although its certificate says that it may not.
+    pub fn that_is_none() -> Authority {
+        Authority::with_constraints("no ca", "critical,CA:FALSE")
+    }
+
+    fn with_constraints(name: &str, constraints: &str) -> Authority {
         let authority = Authority { directory: private_directory("weir-ca-"), name: name.to_owned() };
-        authority.self_signed("ca", name, &["-addext", "basicConstraints=critical,CA:TRUE"]);
+        authority.self_signed("ca", name, &["-addext", &format!("basicConstraints={constraints}")]);
         authority
     }
 

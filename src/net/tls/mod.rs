@@ -9,6 +9,7 @@ pub mod trust;
 
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -360,12 +361,26 @@ impl Connector {
         }))
     }
 
+    /// TLS where the other side has it, with whatever certificate: as `server_tls_sslmode=prefer` without files.
+    pub fn opportunistic() -> Option<Arc<Self>> {
+        Tls::load(&Settings::default(), &Tls::default()).ok()?.0.connector
+    }
+
     /// Makes the handshake with a server, whose certificate is to be for `name`.
     ///
     /// Fails with rustls's word for what went wrong.
     pub async fn connect(&self, tcp: TcpStream, name: &str) -> io::Result<TlsStream> {
-        let name = ServerName::try_from(name.to_owned())
-            .map_err(|_| io::Error::other(format!("\"{name}\" is no name that a certificate could have")))?;
+        let name = match ServerName::try_from(name.to_owned()) {
+            Ok(name) => name,
+            // Nobody looks at it.
+            Err(_) if self.mode != SslMode::VerifyFull => {
+                ServerName::from(IpAddr::from(Ipv4Addr::UNSPECIFIED))
+            }
+            Err(_) => {
+                let text = format!("\"{name}\" is no name that a certificate could have");
+                return Err(io::Error::other(text));
+            }
+        };
         let connection = ClientConnection::new(Arc::clone(&self.config), name).map_err(io::Error::other)?;
         let mut stream = TlsStream::new(tcp, connection, &[]);
         stream.handshake().await?;

@@ -60,7 +60,12 @@ pub fn ciphers(
     let (mut wanted, mut refused) = (Vec::new(), Vec::new());
     for word in words(tls12) {
         match (word.strip_prefix(['!', '-']), tls12_suite(word)) {
-            (Some(name), _) => refused.extend(tls12_suite(name)),
+            (Some(name), _) => match tls12_suite(name) {
+                Some(suite) => refused.push(suite),
+                // A class that we have and cannot take away; classes that we lack are away already.
+                None if is_group(name) => unknown.push(word.to_owned()),
+                None => {}
+            },
             (None, Some(suite)) => wanted.push(suite),
             (None, None) if is_group(word) => wanted.extend(TLS12.map(|(_, suite)| suite)),
             // `+X` and `@STRENGTH` only sort.

@@ -5,7 +5,7 @@ use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::Connection;
+use rustls::{Connection, ProtocolVersion};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -15,6 +15,12 @@ const READ_BUFFER: usize = 64 * 1024;
 
 /// Ciphertext that may wait for the kernel to take it. What is beyond it stays with the caller.
 const WRITE_MAX: usize = 64 * 1024;
+
+/// Plaintext of one record at the most (RFC 8446, 5.1).
+const RECORD_MAX: usize = 16 * 1024;
+
+/// Records that one AES-GCM key may encrypt (RFC 8446, 5.5), and some room.
+const RECORDS_MAX: u64 = (1 << 24) - 256;
 
 thread_local! {
     /// What a read brings, used inside one poll: an idle connection owns no buffer for it.
@@ -28,6 +34,8 @@ pub struct TlsStream {
     connection: Connection,
     /// Ciphertext that was read and that rustls has no room for before its plaintext is fetched.
     unread: Vec<u8>,
+    /// Records encrypted, at least.
+    records: u64,
 }
 
 /// A connection that no runtime knows: what crosses from one thread to another.
@@ -36,13 +44,14 @@ pub struct DetachedTlsStream {
     tcp: std::net::TcpStream,
     connection: Connection,
     unread: Vec<u8>,
+    records: u64,
 }
 
 impl DetachedTlsStream {
     /// Registers the socket with the current thread's runtime.
     pub fn attach(self) -> io::Result<TlsStream> {
-        let DetachedTlsStream { tcp, connection, unread } = self;
-        Ok(TlsStream { tcp: TcpStream::from_std(tcp)?, connection, unread })
+        let DetachedTlsStream { tcp, connection, unread, records } = self;
+        Ok(TlsStream { tcp: TcpStream::from_std(tcp)?, connection, unread, records })
     }
 }
 
@@ -51,7 +60,7 @@ impl TlsStream {
     pub fn new(tcp: TcpStream, connection: impl Into<Connection>, begun: &[u8]) -> Self {
         let mut connection = connection.into();
         connection.set_buffer_limit(Some(WRITE_MAX));
-        TlsStream { tcp, connection, unread: begun.to_vec() }
+        TlsStream { tcp, connection, unread: begun.to_vec(), records: 0 }
     }
 
     /// Ends when the handshake is complete and nothing of it waits to be sent.
@@ -89,8 +98,8 @@ impl TlsStream {
 
     /// Takes the socket away from the runtime that it is registered with.
     pub fn detach(self) -> io::Result<DetachedTlsStream> {
-        let TlsStream { tcp, connection, unread } = self;
-        Ok(DetachedTlsStream { tcp: tcp.into_std()?, connection, unread })
+        let TlsStream { tcp, connection, unread, records } = self;
+        Ok(DetachedTlsStream { tcp: tcp.into_std()?, connection, unread, records })
     }
 
     /// Reads what is there. `Ok(0)` is the end of the stream, announced or not: the messages within say
@@ -112,10 +121,9 @@ impl TlsStream {
                 return Poll::Ready(Ok(filled));
             }
             // What the other side asked of TLS itself, a new key say, is answered on the way.
-            if self.connection.wants_write()
-                && let Poll::Ready(Err(error)) = self.poll_flush(context)
-            {
-                return Poll::Ready(Err(error));
+            if self.connection.wants_write() {
+                // Who writes is told of an error. What the other side said before it went may still be read.
+                let _ = self.poll_flush(context);
             }
             if ready!(self.poll_ciphertext(context))? == 0 {
                 return Poll::Ready(Ok(filled));
@@ -172,7 +180,19 @@ impl TlsStream {
             if written == bytes.len() || self.connection.wants_write() {
                 return Ok(written);
             }
+            self.count_records(bytes.len() - written)?;
             written += self.connection.writer().write(&bytes[written..])?;
+        }
+    }
+
+    /// A TLS 1.2 connection cannot change its key, and rustls drops in silence what comes after the last
+    /// record that one key may encrypt.
+    fn count_records(&mut self, bytes: usize) -> io::Result<()> {
+        self.records += u64::try_from(bytes.div_ceil(RECORD_MAX)).unwrap_or(u64::MAX);
+        let renews = self.connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        match self.records < RECORDS_MAX || renews {
+            true => Ok(()),
+            false => Err(io::Error::other("the TLS 1.2 connection has encrypted all that its key may")),
         }
     }
 

@@ -46,7 +46,11 @@ impl Usage {
 
     /// Whether the certificate's extended key usage, if it has one, allows it.
     fn fits(self, certificate: &X509Certificate<'_>) -> bool {
-        let Ok(Some(allowed)) = certificate.extended_key_usage() else { return true };
+        let allowed = match certificate.extended_key_usage() {
+            Ok(None) => return true,
+            Ok(Some(allowed)) => allowed,
+            Err(_) => return false,
+        };
         let named = match self {
             Usage::Server => allowed.value.server_auth,
             Usage::Client => allowed.value.client_auth,
@@ -98,10 +102,14 @@ impl Trust {
     ) -> Result<(), Error> {
         let strict = EndEntityCert::try_from(leaf).and_then(|leaf| {
             let (algorithms, roots) = (self.algorithms.all, &self.roots.roots);
-            leaf.verify_for_usage(algorithms, roots, between, now, usage.for_webpki(), None, None).map(|_| ())
+            let path =
+                leaf.verify_for_usage(algorithms, roots, between, now, usage.for_webpki(), None, None)?;
+            let anchor = self.roots.roots.iter().position(|root| root == path.anchor());
+            Ok(anchor.map(|at| &self.authorities[at]))
         });
         match strict {
-            Ok(()) => Ok(()),
+            Ok(Some(authority)) if self.may_issue(authority, leaf, now) => Ok(()),
+            Ok(_) => Err(CertificateError::UnknownIssuer.into()),
             Err(error) if is_openssl_milder(&error) && self.is_known_as_openssl_knows(leaf, now, usage) => {
                 Ok(())
             }
@@ -114,8 +122,7 @@ impl Trust {
     fn is_known_as_openssl_knows(&self, leaf: &CertificateDer<'_>, now: UnixTime, usage: Usage) -> bool {
         let Some(leaf) = parse(leaf) else { return false };
         let is_issuer = |issuer: &X509Certificate<'_>| {
-            // Version 1 has no word for CA: one that the operator named is believed to be one.
-            (issuer.is_ca() || issuer.version().0 == 0)
+            is_authority(issuer)
                 && is_in_date(issuer, now)
                 && issuer.subject().as_raw() == leaf.issuer().as_raw()
                 && self.has_signed(issuer, &leaf)
@@ -124,6 +131,13 @@ impl Trust {
         is_in_date(&leaf, now)
             && usage.fits(&leaf)
             && authorities.any(|authority| authority.as_raw() == leaf.as_raw() || is_issuer(&authority))
+    }
+
+    /// Whether an authority that webpki went by may be one: it looks at neither date nor kind of those, and
+    /// OpenSSL does.
+    fn may_issue(&self, authority: &CertificateDer<'_>, leaf: &CertificateDer<'_>, now: UnixTime) -> bool {
+        parse(authority)
+            .is_some_and(|known| is_in_date(&known, now) && (is_authority(&known) || authority == leaf))
     }
 
     fn has_signed(&self, issuer: &X509Certificate<'_>, issued: &X509Certificate<'_>) -> bool {
@@ -189,23 +203,32 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
     X509Certificate::from_der(der).ok().map(|(_, certificate)| certificate)
 }
 
+/// Version 1 has no word for CA: one that the operator named is believed to be one.
+fn is_authority(certificate: &X509Certificate<'_>) -> bool {
+    let signs = || certificate.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign());
+    let unnamed = || certificate.basic_constraints().is_ok_and(|found| found.is_none());
+    certificate.is_ca() || certificate.version().0 == 0 || unnamed() && signs()
+}
+
 fn is_in_date(certificate: &X509Certificate<'_>, now: UnixTime) -> bool {
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     let validity = certificate.validity();
     validity.not_before.timestamp() <= now && now <= validity.not_after.timestamp()
 }
 
-/// The CN of a certificate's subject, which `auth_type = cert` takes for the user's name.
+/// The CN of a certificate's subject, which `auth_type = cert` takes for the user's name. `None` when there
+/// are several.
 pub fn common_name(der: &CertificateDer<'_>) -> Option<String> {
     let certificate = parse(der)?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?.to_owned();
-    Some(name)
+    let mut names = certificate.subject().iter_common_name();
+    let (first, second) = (names.next()?, names.next());
+    second.is_none().then(|| first.as_str().ok().map(str::to_owned))?
 }
 
 /// As OpenSSL and libpq compare: the CN counts only where no alternative name of the kind stands.
 fn is_for(der: &CertificateDer<'_>, wanted: &ServerName<'_>) -> bool {
     let Some(certificate) = parse(der) else { return false };
-    let names = certificate.subject_alternative_name().ok().flatten();
+    let Ok(names) = certificate.subject_alternative_name() else { return false };
     let names = names.map_or(&[][..], |extension| &extension.value.general_names[..]);
     let common_name = common_name(der).unwrap_or_default();
     match wanted {
