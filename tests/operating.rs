@@ -267,6 +267,12 @@ async fn sigusr1_pauses_and_sigusr2_goes_on() {
     let mut client = pooler.client().await;
     pooler.signal("USR1");
     pooler.logs("got SIGUSR1, pausing all activity").await;
+    // The log says it first, and then it is done.
+    eventually("it is paused", async || {
+        let state = pooler.admin("SHOW STATE").await;
+        state.iter().any(|row| row["key"] == "paused" && row["value"] == "yes")
+    })
+    .await;
     client.send(query("SELECT 1")).await;
     pooler.clients_wait(1).await;
     eventually("no server is left", async || {
