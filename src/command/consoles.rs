@@ -68,6 +68,7 @@ pub(super) struct Consoles {
     poolers: Vec<SocketAddr>,
     user: String,
     secret: Arc<ServerSecret>,
+    dialing: Dialing,
     session: Arc<Session>,
 }
 
@@ -96,6 +97,7 @@ impl Consoles {
             poolers,
             user: admin_user.clone(),
             secret: Arc::new(secret),
+            dialing: Dialing { tls: Connector::opportunistic(), ..Dialing::default() },
             session: Arc::new(session),
         })
     }
@@ -156,8 +158,7 @@ impl Consoles {
     async fn tell(&self, pooler: SocketAddr, command: &str, limit: Duration) -> Result<(), String> {
         let endpoint = Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() };
         let own = Recipe::own(endpoint, &self.user, RESERVED_DATABASE, Arc::clone(&self.secret));
-        let dialing = Dialing { tls: Connector::opportunistic(), ..Dialing::default() };
-        let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing, ..own };
+        let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing: self.dialing.clone(), ..own };
         let (mut console, _) = recipe.open(&self.session, 0, 0).await.map_err(|error| error.to_string())?;
         match tokio::time::timeout(limit, console.run(command, &self.session)).await {
             Ok(outcome) => outcome.map_err(|error| error.to_string()),

@@ -57,16 +57,11 @@ impl Socket {
     /// Reads what is there. `Ok(0)` is the end of the stream.
     #[inline]
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        if let Socket::Tls(stream) = self {
-            return stream.poll_read(context, buffer);
-        }
-        let mut buffer = ReadBuf::new(buffer);
         match self {
-            Socket::Tls(_) => unreachable!("it has returned above"),
-            Socket::Tcp(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
-            Socket::Unix(stream) => ready!(Pin::new(stream).poll_read(context, &mut buffer))?,
+            Socket::Tcp(stream) => read(stream, context, buffer),
+            Socket::Tls(stream) => stream.poll_read(context, buffer),
+            Socket::Unix(stream) => read(stream, context, buffer),
         }
-        Poll::Ready(Ok(buffer.filled().len()))
     }
 
     /// Writes what the kernel takes now, 0 when its buffer is full. Asks no reactor. With TLS, bytes that
@@ -179,6 +174,17 @@ impl Socket {
             Socket::Unix(_) => None,
         }
     }
+}
+
+#[inline]
+fn read(
+    stream: &mut (impl AsyncRead + Unpin),
+    context: &mut Context<'_>,
+    buffer: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut buffer = ReadBuf::new(buffer);
+    ready!(Pin::new(stream).poll_read(context, &mut buffer))?;
+    Poll::Ready(Ok(buffer.filled().len()))
 }
 
 impl AsFd for Socket {

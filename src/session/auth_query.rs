@@ -3,6 +3,7 @@
 //! The query runs on a server of `auth_dbname`'s pool (else of the client's own database), as
 //! `auth_user`. It is asked at each login, so that a new password counts at once.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,17 +12,19 @@ use super::login::{Newcomer, Refusal, fatal, has_servers};
 use crate::admin::CONSOLE_DATABASE;
 use crate::auth::{Credentials, Proof, Secret, ServerSecret};
 use crate::config::{Config, Database};
+use crate::error::SqlError;
+use crate::pool::Lease;
 
-impl Newcomer {
-    /// The user's secret as the server has it; `None` when it knows no such user, or nobody may ask.
-    ///
-    /// Fails when the query does, or no server can be had for it.
-    pub(super) async fn ask_for_credentials(
-        &mut self,
-        config: &Config,
-        database: &str,
-        user: &str,
-    ) -> Result<Option<Arc<Credentials>>, Refusal> {
+/// Who asks what, and where.
+struct Inquiry {
+    asker: String,
+    query: String,
+    place: Database,
+}
+
+impl Inquiry {
+    /// What the settings say of a client's database; `None` when nobody may ask about this user.
+    fn new(config: &Config, database: &str, user: &str) -> Result<Option<Inquiry>, SqlError> {
         let entry = (database != CONSOLE_DATABASE).then(|| config.database(database)).flatten();
         let of_entry =
             |choose: fn(&Database) -> &Option<String>| entry.as_ref().and_then(|entry| choose(entry).clone());
@@ -44,61 +47,77 @@ impl Newcomer {
         // As the one who asks, and not as the user that the entry forces: its pool is the clients'.
         let place = Database { user: None, password: None, ..place.into_owned() };
         has_servers(config, &place)?;
-        let shared = Arc::clone(&self.plane.shared);
-        let known = shared.credentials(&asker);
-        let secret =
-            known.map_or(Arc::new(ServerSecret::None), |known| known.server_secret(&Proof::default()));
-        let paused = shared.lifecycle.paused.load(Ordering::Acquire);
-        let pool = shared.databases.pool(config, &place, &asker, secret, paused);
-        let failed = || fatal("bouncer config error").detail("auth_query failed; the log says why.");
-        if let Some(error) = pool.cached_refusal(Instant::now()) {
-            tracing::error!("auth_query failed in database {} as {asker}: {}", place.name, error.message);
-            return Err(failed().into());
-        }
-        let mut lease = match self.server_of(&pool).await {
-            Ok(lease) => lease,
-            Err(refusal) => {
-                // The name may be a stranger's invention.
-                if !config.databases.contains_key(&place.name) {
-                    shared.databases.forget_unused(&place.name);
-                }
-                return Err(match refusal {
-                    Refusal::Error(error) => {
-                        tracing::error!(
-                            "auth_query failed in database {} as {asker}: {}",
-                            place.name,
-                            error.message
-                        );
-                        failed().into()
-                    }
-                    other => other,
-                });
-            }
-        };
-        match lease.row_for(&query, user, &shared.server).await {
+        Ok(Some(Inquiry { asker, query, place }))
+    }
+
+    /// What a client is told; the reason is the log's.
+    fn failed(&self, reason: impl fmt::Display) -> SqlError {
+        tracing::error!("auth_query failed in database {} as {}: {reason}", self.place.name, self.asker);
+        failed()
+    }
+}
+
+fn failed() -> SqlError {
+    fatal("bouncer config error").detail("auth_query failed; the log says why.")
+}
+
+impl Newcomer {
+    /// The user's secret as the server has it; `None` when it knows no such user, or nobody may ask.
+    ///
+    /// Fails when the query does, or no server can be had for it.
+    pub(super) async fn ask_for_credentials(
+        &mut self,
+        config: &Config,
+        database: &str,
+        user: &str,
+    ) -> Result<Option<Arc<Credentials>>, Refusal> {
+        let Some(inquiry) = Inquiry::new(config, database, user)? else { return Ok(None) };
+        let mut lease = self.server_for(config, &inquiry).await?;
+        match lease.row_for(&inquiry.query, user, &self.plane.shared.server).await {
             Ok(row) => {
                 lease.release(Instant::now());
-                match row.map(secret_of) {
-                    None => Ok(None),
-                    Some(Some(credentials)) => Ok(Some(credentials)),
-                    Some(None) => {
-                        tracing::error!("auth_query failed: it must return two columns, user and secret");
-                        Err(failed().into())
-                    }
-                }
+                Ok(row.map(secret_of).transpose()?)
             }
             Err(error) => {
                 // In whatever state it is now.
                 lease.close("auth_query failed");
-                tracing::error!("auth_query failed in database {} as {asker}: {error}", place.name);
-                Err(failed().into())
+                Err(inquiry.failed(error).into())
             }
         }
+    }
+
+    /// A server on which the one who asks is logged in.
+    async fn server_for(&mut self, config: &Config, inquiry: &Inquiry) -> Result<Lease, Refusal> {
+        let Inquiry { asker, place, .. } = inquiry;
+        let shared = Arc::clone(&self.plane.shared);
+        let known = shared.credentials(asker);
+        let secret =
+            known.map_or(Arc::new(ServerSecret::None), |known| known.server_secret(&Proof::default()));
+        let paused = shared.lifecycle.paused.load(Ordering::Acquire);
+        let pool = shared.databases.pool(config, place, asker, secret, paused);
+        if let Some(error) = pool.cached_refusal(Instant::now()) {
+            return Err(inquiry.failed(error.message).into());
+        }
+        let refusal = match self.server_of(&pool).await {
+            Ok(lease) => return Ok(lease),
+            Err(refusal) => refusal,
+        };
+        // The name may be a stranger's invention.
+        if !config.databases.contains_key(&place.name) {
+            shared.databases.forget_unused(&place.name);
+        }
+        Err(match refusal {
+            Refusal::Error(error) => inquiry.failed(error.message).into(),
+            other => other,
+        })
     }
 }
 
 /// The query's second column. NULL is a user without a password, who can log in only where none is asked.
-fn secret_of(row: Vec<Option<String>>) -> Option<Arc<Credentials>> {
-    let secret = row.into_iter().nth(1)?;
-    Some(Arc::new(Credentials::new(Secret::parse(secret.unwrap_or_default()))))
+fn secret_of(row: Vec<Option<String>>) -> Result<Arc<Credentials>, SqlError> {
+    let Some(secret) = row.into_iter().nth(1) else {
+        tracing::error!("auth_query failed: it must return two columns, user and secret");
+        return Err(failed());
+    };
+    Ok(Arc::new(Credentials::new(Secret::parse(secret.unwrap_or_default()))))
 }

@@ -13,6 +13,7 @@ pub mod control;
 pub mod databases;
 mod idle;
 pub mod login;
+mod options;
 pub mod peers;
 pub mod plane;
 mod relay;

@@ -21,7 +21,7 @@ const FENCED: &str = "cnpg.io/fencedInstances";
 const HIBERNATION: &str = "cnpg.io/hibernation";
 const ROLE_LABEL: &str = "cnpg.io/instanceRole";
 /// `targetPrimary` while the operator looks for the best standby.
-const PENDING: &str = "pending";
+pub const PENDING: &str = "pending";
 const HEALTHY: &str = "Cluster in healthy state";
 
 /// Phases in which the primary stays the primary and yet ends what it runs: nothing but the phase announces it.

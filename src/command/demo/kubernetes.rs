@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::DemoError;
 use crate::command::postgres::{Cluster, PostgresError, free_port};
 use crate::command::process::{Running, Sandbox};
+use crate::topology::cnpg::PENDING;
 use crate::topology::kube::objects::Objects;
 
 /// Where `scripts/setup kube` leaves the two programs, from the project's folder.
@@ -101,7 +102,7 @@ impl Operator {
 
     /// Another server is to become the primary, or is looked for; and why.
     pub(super) async fn moves(&self, target: Option<&str>, phase: &str) -> Result<(), DemoError> {
-        let target = target.unwrap_or("pending");
+        let target = target.unwrap_or(PENDING);
         self.status(json!({ "targetPrimary": target, "phase": phase })).await
     }
 

@@ -38,7 +38,7 @@ pub enum TlsError {
     #[error("{setting}: cannot read {}: {error}", .path.display())]
     Read {
         /// The setting that names it.
-        setting: &'static str,
+        setting: String,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -48,7 +48,7 @@ pub enum TlsError {
     #[error("{setting}: {} has no {wanted} in PEM format", .path.display())]
     Content {
         /// The setting that names it.
-        setting: &'static str,
+        setting: String,
         /// The file.
         path: PathBuf,
         /// What should be in it.
@@ -61,7 +61,7 @@ pub enum TlsError {
     #[error("{setting}: {error}")]
     Rustls {
         /// The setting that it is about.
-        setting: &'static str,
+        setting: String,
         /// What rustls says.
         error: rustls::Error,
     },
@@ -95,9 +95,9 @@ pub struct Connector {
     fingerprint: [u8; 32],
 }
 
-/// One side's settings under their own names.
+/// One side's settings, whose names begin with `prefix`.
 struct Side<'a> {
-    names: [&'static str; 6],
+    prefix: &'static str,
     mode: SslMode,
     ca: Option<&'a Path>,
     certificate: Option<&'a Path>,
@@ -124,14 +124,7 @@ impl Tls {
     pub fn load(settings: &Settings, old: &Tls) -> Result<(Tls, Vec<String>), TlsError> {
         let mut warnings = Vec::new();
         let clients = Side {
-            names: [
-                "client_tls_sslmode",
-                "client_tls_ca_file",
-                "client_tls_cert_file",
-                "client_tls_key_file",
-                "client_tls_ciphers",
-                "client_tls_protocols",
-            ],
+            prefix: "client",
             mode: settings.client_tls_sslmode,
             ca: settings.client_tls_ca_file.as_deref(),
             certificate: settings.client_tls_cert_file.as_deref(),
@@ -142,14 +135,7 @@ impl Tls {
             curve: &settings.client_tls_ecdhcurve,
         };
         let servers = Side {
-            names: [
-                "server_tls_sslmode",
-                "server_tls_ca_file",
-                "server_tls_cert_file",
-                "server_tls_key_file",
-                "server_tls_ciphers",
-                "server_tls_protocols",
-            ],
+            prefix: "server",
             mode: settings.server_tls_sslmode,
             ca: settings.server_tls_ca_file.as_deref(),
             certificate: settings.server_tls_cert_file.as_deref(),
@@ -159,29 +145,32 @@ impl Tls {
             protocols: &settings.server_tls_protocols,
             curve: "auto",
         };
-        let mut acceptor = Acceptor::load(&clients, &mut warnings)?.map(Arc::new);
-        if let (Some(new), Some(known)) = (&acceptor, &old.acceptor)
-            && new.fingerprint == known.fingerprint
-        {
-            acceptor = Some(Arc::clone(known));
-        }
-        let mut connector = Connector::load(&servers, &mut warnings)?.map(Arc::new);
-        if let (Some(new), Some(known)) = (&connector, &old.connector)
-            && new.fingerprint == known.fingerprint
-        {
-            connector = Some(Arc::clone(known));
-        }
-        Ok((Tls { acceptor, connector }, warnings))
+        let acceptor = Acceptor::load(&clients, &mut warnings)?;
+        let connector = Connector::load(&servers, &mut warnings)?;
+        let tls = Tls {
+            acceptor: known_or_new(&old.acceptor, acceptor, |one| &one.fingerprint),
+            connector: known_or_new(&old.connector, connector, |one| &one.fingerprint),
+        };
+        Ok((tls, warnings))
     }
 }
 
+/// The object that is there already, if the new one is the same.
+fn known_or_new<T>(
+    known: &Option<Arc<T>>,
+    new: Option<T>,
+    fingerprint: impl Fn(&T) -> &[u8; 32],
+) -> Option<Arc<T>> {
+    let new = new?;
+    let same = known.clone().filter(|known| fingerprint(known) == fingerprint(&new));
+    Some(same.unwrap_or_else(|| Arc::new(new)))
+}
+
 impl Side<'_> {
-    const MODE: usize = 0;
-    const CA: usize = 1;
-    const CERTIFICATE: usize = 2;
-    const KEY: usize = 3;
-    const CIPHERS: usize = 4;
-    const PROTOCOLS: usize = 5;
+    /// The full name of one of them.
+    fn name(&self, setting: &str) -> String {
+        format!("{}_tls_{setting}", self.prefix)
+    }
 
     /// The files that are named, read.
     fn files(&self) -> Result<Files, TlsError> {
@@ -189,9 +178,9 @@ impl Side<'_> {
         let wishes = (self.mode, self.ciphers, self.tls13_ciphers, self.protocols, self.curve);
         files.digest.update(format!("{wishes:?}"));
         if let Some(path) = self.ca {
-            files.authorities = Some(certificates(self.names[Side::CA], path, &mut files.digest)?);
+            files.authorities = Some(certificates(&self.name("ca_file"), path, &mut files.digest)?);
         }
-        let (certificate, key) = (self.names[Side::CERTIFICATE], self.names[Side::KEY]);
+        let (certificate, key) = (self.name("cert_file"), self.name("key_file"));
         files.identity = match (self.certificate, self.key) {
             (None, None) => None,
             (Some(_), None) => {
@@ -201,8 +190,8 @@ impl Side<'_> {
                 return Err(TlsError::Missing(format!("{key} is set: {certificate} must be too")));
             }
             (Some(chain), Some(path)) => {
-                let chain = certificates(certificate, chain, &mut files.digest)?;
-                let pem = read(key, path, &mut files.digest)?;
+                let chain = certificates(&certificate, chain, &mut files.digest)?;
+                let pem = read(&key, path, &mut files.digest)?;
                 let secret = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| TlsError::Content {
                     setting: key,
                     path: path.to_owned(),
@@ -218,7 +207,7 @@ impl Side<'_> {
     fn provider(&self, warnings: &mut Vec<String>) -> Result<CryptoProvider, TlsError> {
         let mut provider = ring::default_provider();
         let (suites, unknown) = names::ciphers(self.ciphers, self.tls13_ciphers, &provider);
-        let setting = self.names[Side::CIPHERS];
+        let setting = self.name("ciphers");
         for name in unknown {
             warnings.push(format!("{setting}: cipher {name} is not supported, and left out"));
         }
@@ -237,7 +226,7 @@ impl Side<'_> {
         warnings: &mut Vec<String>,
     ) -> Result<Vec<&'static rustls::SupportedProtocolVersion>, TlsError> {
         let (versions, too_old) = names::versions(self.protocols);
-        let setting = self.names[Side::PROTOCOLS];
+        let setting = self.name("protocols");
         match (versions.is_empty(), too_old) {
             (true, _) => Err(TlsError::Missing(format!(
                 "{setting} has only versions that are not supported: allow tlsv1.2 or tlsv1.3"
@@ -250,14 +239,14 @@ impl Side<'_> {
         }
     }
 
-    fn failed(&self, name: usize) -> impl Fn(rustls::Error) -> TlsError {
-        let setting = self.names[name];
+    fn failed(&self, setting: &str) -> impl FnOnce(rustls::Error) -> TlsError + use<> {
+        let setting = self.name(setting);
         move |error| TlsError::Rustls { setting, error }
     }
 
     /// The CAs, without which nothing can be checked.
     fn authorities(&self, files: &mut Files) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let (mode, ca) = (self.names[Side::MODE], self.names[Side::CA]);
+        let (mode, ca) = (self.name("sslmode"), self.name("ca_file"));
         let missing = || TlsError::Missing(format!("{mode} is {}: {ca} must be set", self.mode.as_str()));
         files.authorities.take().ok_or_else(missing)
     }
@@ -270,7 +259,7 @@ impl Acceptor {
         }
         let mut files = side.files()?;
         let missing = || {
-            let [mode, _, certificate, key, ..] = side.names;
+            let [mode, certificate, key] = ["sslmode", "cert_file", "key_file"].map(|name| side.name(name));
             TlsError::Missing(format!(
                 "{mode} is {}: {certificate} and {key} must be set",
                 side.mode.as_str()
@@ -280,7 +269,7 @@ impl Acceptor {
         let provider = Arc::new(side.provider(warnings)?);
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&side.versions(warnings)?)
-            .map_err(side.failed(Side::CIPHERS))?;
+            .map_err(side.failed("ciphers"))?;
         let (check, authorities) = match side.mode {
             SslMode::VerifyCa | SslMode::VerifyFull => (Check::Chain, side.authorities(&mut files)?),
             // A certificate is asked for, and looked at only where a rule says `cert`.
@@ -288,9 +277,9 @@ impl Acceptor {
                 (Check::Nothing, files.authorities.take().unwrap_or_default())
             }
         };
-        let trust = Trust::new(check, authorities, &provider).map_err(side.failed(Side::CA))?;
+        let trust = Trust::new(check, authorities, &provider).map_err(side.failed("ca_file"))?;
         let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
-        let mut config = builder.with_single_cert(chain, key).map_err(side.failed(Side::KEY))?;
+        let mut config = builder.with_single_cert(chain, key).map_err(side.failed("key_file"))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // As PostgreSQL: a connection lives long, and none is resumed.
         config.send_tls13_tickets = 0;
@@ -334,7 +323,7 @@ impl Connector {
         let provider = Arc::new(side.provider(warnings)?);
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&side.versions(warnings)?)
-            .map_err(side.failed(Side::CIPHERS))?;
+            .map_err(side.failed("ciphers"))?;
         let check = match side.mode {
             SslMode::Disable | SslMode::Allow | SslMode::Prefer | SslMode::Require => Check::Nothing,
             SslMode::VerifyCa => Check::Chain,
@@ -344,11 +333,11 @@ impl Connector {
             Check::Nothing => Vec::new(),
             Check::Chain | Check::ChainAndName => side.authorities(&mut files)?,
         };
-        let trust = Trust::new(check, authorities, &provider).map_err(side.failed(Side::CA))?;
+        let trust = Trust::new(check, authorities, &provider).map_err(side.failed("ca_file"))?;
         let builder = builder.dangerous().with_custom_certificate_verifier(trust);
         let mut config = match files.identity.take() {
             Some((chain, key)) => {
-                builder.with_client_auth_cert(chain, key).map_err(side.failed(Side::KEY))?
+                builder.with_client_auth_cert(chain, key).map_err(side.failed("key_file"))?
             }
             None => builder.with_no_client_auth(),
         };
@@ -411,20 +400,22 @@ pub fn describe(connection: &Connection) -> String {
     format!("{version}/{}/ECDH={}", cipher.unwrap_or_default(), group.unwrap_or_default())
 }
 
-fn read(setting: &'static str, path: &Path, digest: &mut Sha256) -> Result<Vec<u8>, TlsError> {
-    let bytes = fs::read(path).map_err(|error| TlsError::Read { setting, path: path.to_owned(), error })?;
+fn read(setting: &str, path: &Path, digest: &mut Sha256) -> Result<Vec<u8>, TlsError> {
+    let failed = |error| TlsError::Read { setting: setting.to_owned(), path: path.to_owned(), error };
+    let bytes = fs::read(path).map_err(failed)?;
     digest.update(bytes.len().to_be_bytes());
     digest.update(&bytes);
     Ok(bytes)
 }
 
 fn certificates(
-    setting: &'static str,
+    setting: &str,
     path: &Path,
     digest: &mut Sha256,
 ) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = read(setting, path, digest)?;
-    let content = || TlsError::Content { setting, path: path.to_owned(), wanted: "certificate" };
+    let content =
+        || TlsError::Content { setting: setting.to_owned(), path: path.to_owned(), wanted: "certificate" };
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     found.ok().filter(|found| !found.is_empty()).ok_or_else(content)
 }

@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use super::Kubernetes;
+use crate::topology::cnpg::PENDING;
 
 /// The API's own words for what did not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +51,6 @@ impl Leadership {
         self.requested.as_deref().filter(is_other).filter(|_| is_primary)
     }
 }
-
-/// CloudNativePG's `targetPrimary` in a failover, until a standby is chosen.
-const PENDING: &str = "pending";
 
 /// One CloudNativePG cluster or Patroni scope, in the hands of an operator.
 #[derive(Clone)]

@@ -1,0 +1,123 @@
+//! What a client asks for in its StartupMessage: parameters that follow it from server to server, and
+//! libpq's `options`.
+
+use super::login::fatal;
+use super::plane::Plane;
+use crate::config::Config;
+use crate::error::{SqlError, sqlstate};
+use crate::route::ROLE_OPTION;
+use crate::wire::startup::Startup;
+
+/// The startup parameters that follow the client; an error for those that would be lost.
+pub(super) fn client_parameters(
+    startup: &Startup,
+    config: &Config,
+    plane: &Plane,
+) -> Result<Vec<(usize, String)>, SqlError> {
+    let tracked = &plane.shared.server.tracked;
+    let ignored = |name: &str| config.settings.ignore_startup_parameters.iter().any(|known| known == name);
+    let mut wanted = Vec::new();
+    for (name, value) in &startup.parameters {
+        if matches!(name.as_str(), "user" | "database") || ignored(name) {
+            continue;
+        }
+        if let Some(index) = tracked.index(name) {
+            wanted.push((index, value.clone()));
+        } else if name == "options" {
+            options(value, plane, &ignored, &mut wanted)?;
+        } else if name == "replication" {
+            replication(value)?;
+        } else {
+            let hint = format!(
+                "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
+            );
+            return Err(fatal(format!("unsupported startup parameter: {name}")).hint(hint));
+        }
+    }
+    Ok(wanted)
+}
+
+/// `-c name=value` and `--name=value`, as libpq's `options` has them; a backslash escapes.
+fn options(
+    text: &str,
+    plane: &Plane,
+    ignored: &dyn Fn(&str) -> bool,
+    wanted: &mut Vec<(usize, String)>,
+) -> Result<(), SqlError> {
+    let unsupported = || {
+        fatal("unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed")
+    };
+    let mut words = split_options(text).into_iter();
+    while let Some(word) = words.next() {
+        let setting = match (word.strip_prefix("--"), word.strip_prefix("-c")) {
+            (Some(setting), _) => setting.to_owned(),
+            (None, Some("")) => words.next().ok_or_else(unsupported)?,
+            (None, Some(setting)) => setting.to_owned(),
+            (None, None) => return Err(unsupported()),
+        };
+        let (name, value) = setting.split_once('=').ok_or_else(unsupported)?;
+        let name = name.replace('-', "_");
+        if name == ROLE_OPTION {
+            continue;
+        }
+        match plane.shared.server.tracked.index(&name) {
+            Some(index) => wanted.push((index, value.to_owned())),
+            None if ignored(&name) => {}
+            None => {
+                return Err(fatal(format!("unsupported startup parameter in options: {name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The role among the options, the last one if there are several.
+pub(super) fn role_option(text: &str) -> Option<String> {
+    let value = |word: &String| {
+        let setting = word.strip_prefix("--").or(word.strip_prefix("-c")).unwrap_or(word);
+        let (name, value) = setting.split_once('=')?;
+        (name == ROLE_OPTION).then(|| value.to_owned())
+    };
+    split_options(text).iter().rev().find_map(value)
+}
+
+fn split_options(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => word.extend(characters.next()),
+            space if space.is_ascii_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            other => word.push(other),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+fn replication(value: &str) -> Result<(), SqlError> {
+    match value {
+        "no" | "off" | "false" | "0" => Ok(()),
+        _ => {
+            Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not supported"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_words_with_backslash_escapes() {
+        assert_eq!(split_options(r" -c a=b\ c  --d=e\\"), ["-c", "a=b c", r"--d=e\"]);
+        assert!(split_options("  ").is_empty());
+    }
+}
