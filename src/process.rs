@@ -1,12 +1,14 @@
 //! The process: start, signals, reload, drain, exit. [`run`] is all of it.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -102,6 +104,15 @@ fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedRec
     (shared, Ends { mailboxes, openings }, commands)
 }
 
+async fn listen_for_scrapes(address: SocketAddr) -> io::Result<TcpListener> {
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("cannot listen on metrics_listen_addr {address}: {error}"))
+    };
+    let listener = TcpListener::bind(address).await.map_err(named)?;
+    tracing::info!("metrics on {address}");
+    Ok(listener)
+}
+
 struct Process {
     shared: Arc<Shared>,
     accepting: Accepting,
@@ -148,25 +159,22 @@ impl Signals {
 impl Process {
     async fn start(config: Config, options: Options, log: Log) -> Result<(), StartError> {
         let mut signals = Signals::new()?;
-        let listeners = Listeners::open(&config.settings).await?;
-        let metrics = config.settings.metrics_listen_addr;
-        let pidfile = config.settings.pidfile.clone();
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let (hba, warnings) = read_rules(&config.settings)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let metrics = match config.settings.metrics_listen_addr {
+            Some(address) => Some(listen_for_scrapes(address).await?),
+            None => None,
+        };
+        // Last of what can fail: who can connect is served.
+        let listeners = Listeners::open(&config.settings).await?;
+        let pidfile = config.settings.pidfile.clone();
         let (shared, ends, commands) = share(config, tls, hba);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }
-        if let Some(address) = metrics {
-            let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot listen on metrics_listen_addr {address}: {error}"),
-                )
-            })?;
-            tracing::info!("metrics on {address}");
+        if let Some(listener) = metrics {
             let page = router(Pages(Arc::clone(&shared)));
             tokio::spawn(async move { axum::serve(listener, page).await });
         }

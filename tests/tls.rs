@@ -304,7 +304,7 @@ async fn everything_is_relayed_under_tls_as_it_is_without() {
 
 #[tokio::test]
 async fn the_console_and_the_log_say_who_uses_tls() {
-    let (_, _, pooler) = encrypted(|config| config).await;
+    let (_authority, _shown, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=pgbouncer sslmode=require", pooler.port);
     let console = |command: &str| {
         let mut psql = Command::new("psql");
@@ -329,7 +329,7 @@ async fn the_console_and_the_log_say_who_uses_tls() {
 
 #[tokio::test]
 async fn a_cancel_request_reaches_a_server_over_tls() {
-    let (_, _, pooler) = encrypted(|config| config).await;
+    let (_authority, _shown, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
     let mut psql = Command::new("psql");
     psql.args(["-XAt", "-c", "SELECT pg_sleep(60)", &target]).stderr(Stdio::piped());
