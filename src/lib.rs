@@ -18,7 +18,7 @@
 //! | 2 | [`server`] | one logged-in connection to PostgreSQL |
 //! | 3 | [`admin`] | the console: command to table; the metrics page |
 //! | 3 | [`session`] | who asks: one client, from accept to goodbye |
-//! | 3 | [`worker`], [`listener`] | the data plane's threads; accept and hand over |
+//! | 3 | [`worker`], [`listener`], [`limits`] | the data plane's threads; accept and hand over; open files |
 //! | 3 | [`follow`] | one task for each cluster: who is the primary now, and who is fresh enough |
 //! | 4 | [`process`] | start, signals, reload, drain, exit |
 //! | 4 | [`command`] | what an operator runs by hand: the demo |
@@ -29,6 +29,7 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod follow;
+pub mod limits;
 pub mod listener;
 pub mod log;
 pub mod metrics;

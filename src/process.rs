@@ -16,7 +16,9 @@ use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
 use crate::auth::hba::Hba;
 use crate::config::{Config, ConfigError, LogFormat};
+use crate::error::{SqlError, sqlstate};
 use crate::follow::{self, Followers};
+use crate::limits;
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
 use crate::net::tls::{Tls, TlsError};
@@ -163,6 +165,7 @@ impl Process {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let (hba, warnings) = read_rules(&config.settings)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        limits::allow_connections(&config);
         let metrics = match config.settings.metrics_listen_addr {
             Some(address) => Some(listen_for_scrapes(address).await?),
             None => None,
@@ -241,6 +244,10 @@ impl Process {
                 _ = look.tick() => {
                     if self.leave_at.take_if(|at| *at <= Instant::now()).is_some() {
                         self.end_with_clients();
+                    }
+                    if self.ending == Some(Ending::Servers) && self.turn_away() {
+                        // They are being told.
+                        continue;
                     }
                     if self.is_over() {
                         return tracing::info!("shutdown complete");
@@ -322,6 +329,15 @@ impl Process {
         self.close();
         self.set_paused(true);
         self.ending = Some(Ending::Servers);
+    }
+
+    /// Whoever waits for a server will not get one any more. Returns whether there was anyone.
+    fn turn_away(&self) -> bool {
+        let refusal = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server shutting down")
+            .detail("The pooler waits only for transactions that have begun.")
+            .hint("Connect again: another pooler may be there already.");
+        let pools = self.shared.databases.pools();
+        pools.iter().fold(false, |any, pool| pool.turn_away(&refusal) || any)
     }
 
     fn is_over(&self) -> bool {

@@ -73,7 +73,7 @@ fn tick(plane: &Plane) {
     if plane.worker == 0 {
         // Before the tick begins attempts to open servers, which hide that there is no room for them.
         plane.shared.databases.share_limits(now);
-        databases::keep_ready(&plane.shared, plane.worker, now);
+        databases::keep_ready(&plane.shared);
     }
     plane.tick(now);
 }

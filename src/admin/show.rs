@@ -281,22 +281,23 @@ const LISTS: Columns = &[("list", Text), ("items", Int4)];
 
 fn lists(view: &ListsView) -> Table {
     let rows = [
-        ("databases", view.databases),
-        ("users", view.users),
+        ("databases", Some(view.databases)),
+        ("users", Some(view.users)),
         ("peers", view.peers),
-        ("pools", view.pools),
+        ("pools", Some(view.pools)),
         ("peer_pools", view.peer_pools),
-        ("free_clients", view.free_clients),
-        ("used_clients", view.used_clients),
-        ("login_clients", view.login_clients),
-        ("free_servers", view.free_servers),
-        ("used_servers", view.used_servers),
-        ("dns_names", view.dns_names),
-        ("dns_zones", view.dns_zones),
-        ("dns_queries", view.dns_queries),
-        ("dns_pending", view.dns_pending),
+        ("free_clients", Some(view.free_clients)),
+        ("used_clients", Some(view.used_clients)),
+        ("login_clients", Some(view.login_clients)),
+        ("free_servers", Some(view.free_servers)),
+        ("used_servers", Some(view.used_servers)),
+        ("dns_names", Some(view.dns_names)),
+        ("dns_zones", Some(view.dns_zones)),
+        ("dns_queries", Some(view.dns_queries)),
+        ("dns_pending", Some(view.dns_pending)),
     ];
-    Table::new(LISTS, rows.map(|(name, items)| vec![text(name), int4(items)]))
+    let row = |(name, items): (&'static str, Option<u64>)| Some(vec![text(name), int4(items?)]);
+    Table::new(LISTS, rows.into_iter().filter_map(row))
 }
 
 const MEM: Columns = &[("name", Text), ("size", Int4), ("used", Int4), ("free", Int4), ("memtotal", Int4)];

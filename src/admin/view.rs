@@ -392,9 +392,11 @@ impl Stats {
 pub struct ListsView {
     pub databases: u64,
     pub users: u64,
-    pub peers: u64,
+    /// `None` leaves its row out, and so do the peers' pools: CloudNativePG's Pooler logs a line at each
+    /// scrape for a row that it does not know.
+    pub peers: Option<u64>,
     pub pools: u64,
-    pub peer_pools: u64,
+    pub peer_pools: Option<u64>,
     pub free_clients: u64,
     pub used_clients: u64,
     pub login_clients: u64,

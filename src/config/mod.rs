@@ -62,6 +62,9 @@ pub struct Config {
     /// What tells us from our peers: the environment's `PGWEIR_POD_UID`, else `POD_UID`, else `HOSTNAME`;
     /// empty without them.
     pub pod_uid: String,
+    /// Whether CloudNativePG's instance manager has started us for a Pooler, which it says in the
+    /// environment (`POOLER_NAME`).
+    pub serves_pooler: bool,
     /// `auth_file`: the secret of each user as its file has it: plain, `md5...` or
     /// `SCRAM-SHA-256$...`.
     pub auth_users: BTreeMap<String, String>,
@@ -296,6 +299,7 @@ fn read(
     let mut config = loader.finish(path, environment)?;
     let known = ["PGWEIR_POD_UID", "POD_UID", "HOSTNAME"].into_iter().filter_map(environment);
     config.pod_uid = known.into_iter().find(|uid| !uid.is_empty()).unwrap_or_default();
+    config.serves_pooler = environment("POOLER_NAME").is_some_and(|name| !name.is_empty());
     config.find_clusters();
     config.check().map_err(|problem| problem.in_file(path))?;
     config.settings.conffile.get_or_insert_with(|| path.to_owned());
@@ -313,6 +317,7 @@ impl fmt::Debug for Config {
             .field("users", &self.users)
             .field("peers", &self.peers)
             .field("pod_uid", &self.pod_uid)
+            .field("serves_pooler", &self.serves_pooler)
             .field("auth_users", &self.auth_users.keys())
             .field("warnings", &self.warnings)
             .finish()

@@ -136,6 +136,13 @@ impl Pool {
         found
     }
 
+    /// Everyone who waits gets this error instead of a server. Returns whether anyone did.
+    pub fn turn_away(&self, error: &SqlError) -> bool {
+        let waiters = self.state.lock().take_waiters();
+        waiters.iter().for_each(|slot| slot.fail(error.clone()));
+        !waiters.is_empty()
+    }
+
     /// PAUSE and RESUME. A paused pool lends nothing; its idle servers close.
     pub fn set_paused(self: &Arc<Self>, paused: bool) {
         let mut state = self.state.lock();

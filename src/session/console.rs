@@ -58,6 +58,7 @@ pub fn is_own_user(socket: &Socket) -> bool {
 pub struct Consoles {
     waiting: std::cell::RefCell<std::collections::HashMap<[u8; 8], Rc<Notify>>>,
     clients: std::cell::RefCell<std::collections::BTreeMap<u64, Entry>>,
+    queries: std::cell::Cell<u64>,
 }
 
 impl Consoles {
@@ -69,6 +70,11 @@ impl Consoles {
             notify.notify_one();
         }
         found.is_some()
+    }
+
+    /// Queries since the start.
+    pub fn queries(&self) -> u64 {
+        self.queries.get()
     }
 
     /// Number and what is known of each.
@@ -126,7 +132,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
     originate::authentication_ok(&mut out);
     admin::greeting(process_id, secret, &mut out);
     let mut console = Console::new(Control::new(&plane), rights, jiff::tz::TimeZone::system());
-    let reason = talk(&mut console, &mut client.socket, &notify, out).await;
+    let reason = talk(&mut console, &mut client.socket, &plane.consoles, &notify, out).await;
     console.disconnected().await;
 
     plane.consoles.waiting.borrow_mut().remove(&key.0);
@@ -145,6 +151,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
 async fn talk(
     console: &mut Console<Control>,
     socket: &mut Socket,
+    consoles: &Consoles,
     notify: &Rc<Notify>,
     mut out: BytesMut,
 ) -> String {
@@ -166,6 +173,9 @@ async fn talk(
         let mut body = vec![0; header.length - HEADER_LENGTH];
         if socket.read_exact(&mut body).await.is_err() {
             return "client unexpected eof".to_owned();
+        }
+        if header.tag == b'Q' {
+            consoles.queries.set(consoles.queries.get() + 1);
         }
         let mut answer = BytesMut::new();
         let outcome = tokio::select! {

@@ -327,7 +327,7 @@ impl Databases {
 }
 
 /// `min_pool_size` of the databases that force a user: their servers are there before any client is.
-pub fn keep_ready(shared: &Shared, worker: usize, now: Instant) {
+pub fn keep_ready(shared: &Shared) {
     let config = shared.config.load_full();
     for database in config.databases.values() {
         let Some(user) = database.user.as_deref() else { continue };
@@ -335,11 +335,10 @@ pub fn keep_ready(shared: &Shared, worker: usize, now: Instant) {
         if !wanted || config.hosts(database).is_empty() {
             continue;
         }
-        let pool = shared.databases.existing(&database.name, user).unwrap_or_else(|| {
+        if shared.databases.existing(&database.name, user).is_none() {
             let paused = shared.lifecycle.paused.load(Ordering::Acquire);
-            shared.databases.pool(&config, database, user, forced_secret(shared, database, user), paused)
-        });
-        pool.tick(worker, now);
+            shared.databases.pool(&config, database, user, forced_secret(shared, database, user), paused);
+        }
     }
 }
 

@@ -376,10 +376,13 @@ impl Plane {
         let config = self.shared.config.load_full();
         // A database that is gone, and its last client too.
         self.groups.borrow_mut().retain(|_, group| !group.pool.is_retired() || Rc::strong_count(group) > 1);
-        for group in self.groups() {
-            group.refresh(&config);
-            if seen.insert(Arc::as_ptr(&group.pool)) {
-                group.pool.tick(self.worker, now);
+        let groups = self.groups();
+        groups.iter().for_each(|group| group.refresh(&config));
+        // Pools without a session too: a login may wait for them, and their servers grow old.
+        let pools = groups.iter().map(|group| Arc::clone(&group.pool)).chain(self.shared.databases.pools());
+        for pool in pools {
+            if seen.insert(Arc::as_ptr(&pool)) {
+                pool.tick(self.worker, now);
             }
         }
         let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();

@@ -32,6 +32,7 @@ struct Part {
     clients: Vec<ClientView>,
     servers: Vec<ServerView>,
     consoles: u32,
+    console_queries: u64,
     logins: u32,
     groups: Vec<GroupPart>,
     metrics: WorkerMetrics,
@@ -86,6 +87,7 @@ fn draw(plane: &Plane, connections: bool) -> Part {
     }
     let consoles = plane.consoles.clients();
     part.consoles = u32::try_from(consoles.len()).unwrap_or(u32::MAX);
+    part.console_queries = plane.consoles.queries();
     if connections {
         part.clients.extend(consoles.into_iter().map(console_view));
     }
@@ -418,9 +420,13 @@ fn users(shared: &Shared, config: &Config) -> Vec<UserView> {
     names.into_iter().map(view).collect()
 }
 
-/// Totals by database, as they are and as they were at the beginning of the averages' period.
+/// Totals by database, as they are and as they were at the beginning of the averages' period. As in
+/// PgBouncer every database that has pools is there, the console too.
 fn stats(shared: &Shared, parts: &[Part], now: Instant) -> (Vec<StatsView>, Duration) {
-    let totals = totals(parts);
+    let mut totals = totals(parts);
+    for pool in shared.databases.pools() {
+        totals.entry(Arc::clone(&pool.target.database)).or_default();
+    }
     let period = shared.stats_period.lock();
     let view = |(name, totals): (Arc<str>, Stats)| StatsView {
         older: period.older.get(&name).copied().unwrap_or_default(),
@@ -437,6 +443,9 @@ fn totals(parts: &[Part]) -> BTreeMap<Arc<str>, Stats> {
         let sum = totals.entry(Arc::clone(&group.database)).or_default();
         *sum = sum.plus(&group.totals);
     }
+    let queries = parts.iter().map(|part| part.console_queries).sum();
+    let console = Stats { query_count: queries, xact_count: queries, ..Stats::default() };
+    totals.insert(CONSOLE_DATABASE.into(), console);
     totals
 }
 
@@ -480,13 +489,13 @@ fn lists(shared: &Shared, config: &Config, parts: &[Part], snapshot: &Snapshot) 
     ListsView {
         databases: snapshot.databases.len() as u64,
         users: snapshot.users.len() as u64,
-        peers: config.peers.len() as u64,
+        peers: (!config.serves_pooler).then_some(config.peers.len() as u64),
         pools: pools.len() as u64,
         used_clients: used_clients.into(),
         login_clients: logins.into(),
         free_servers: free_servers.into(),
         used_servers: used_servers.into(),
-        peer_pools: snapshot.peer_pools.len() as u64,
+        peer_pools: (!config.serves_pooler).then_some(snapshot.peer_pools.len() as u64),
         dns_names: shared.databases.pools().iter().map(|pool| pool.settings().endpoints.len() as u64).sum(),
         ..ListsView::default()
     }

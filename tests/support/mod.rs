@@ -14,6 +14,7 @@ pub mod message;
 pub mod network;
 pub mod operator;
 pub mod pgbouncer;
+pub mod pod;
 pub mod pooler;
 pub mod postgres;
 pub mod process;

@@ -101,14 +101,18 @@ impl Raw {
             }
             Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
         };
+        Ok(Raw::over(stream, handle))
+    }
+
+    fn over(stream: Box<dyn Socket>, handle: Option<socket2::Socket>) -> Raw {
         let (reader, writer) = tokio::io::split(stream);
-        Ok(Raw {
+        Raw {
             reader: Reader { stream: reader, buffer: BytesMut::new() },
             writer: Writer { stream: writer },
             parameters: HashMap::new(),
             key: Vec::new(),
             handle,
-        })
+        }
     }
 
     /// Connects and logs in.
@@ -126,19 +130,29 @@ impl Raw {
 
     /// Connects and logs in; a refusal is what the server said.
     pub async fn try_login(address: &Address, login: &Login) -> Result<Raw, String> {
-        let mut client = Raw::connect(address).await.map_err(|error| error.to_string())?;
-        client.send(login.startup()).await;
-        client.authenticate(login).await?;
+        Raw::connect(address).await.map_err(|error| error.to_string())?.log_in(login).await
+    }
+
+    /// Logs in on a Unix socket that somebody else has connected.
+    pub async fn login_over(stream: std::os::unix::net::UnixStream, login: &Login) -> Result<Raw, String> {
+        stream.set_nonblocking(true).map_err(|error| error.to_string())?;
+        let stream = UnixStream::from_std(stream).map_err(|error| error.to_string())?;
+        Raw::over(Box::new(stream), None).log_in(login).await
+    }
+
+    async fn log_in(mut self, login: &Login) -> Result<Raw, String> {
+        self.send(login.startup()).await;
+        self.authenticate(login).await?;
         loop {
-            let message = client.login_message().await?;
+            let message = self.login_message().await?;
             match message.tag {
-                b'Z' => return Ok(client),
-                b'K' => client.key = message.body,
+                b'Z' => return Ok(self),
+                b'K' => self.key = message.body,
                 b'S' => {
                     let mut words = message.strings().into_iter();
                     let name = words.next().unwrap_or_default();
                     let value = words.next().unwrap_or_default();
-                    client.parameters.insert(name, value);
+                    self.parameters.insert(name, value);
                 }
                 _ => {}
             }

@@ -133,6 +133,7 @@ fn snapshot() -> Snapshot {
     let stats =
         |database: &str, totals| StatsView { database: database.into(), totals, older: Stats::default() };
     Snapshot {
+        lists: ListsView { peers: Some(0), peer_pools: Some(0), ..ListsView::default() },
         clients: vec![waiting, connection(ClientState::Idle, 5), login],
         servers: vec![server],
         pools: vec![
