@@ -149,8 +149,22 @@ async fn listen_unix(path: &Path, settings: &Settings) -> io::Result<UnixListene
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
+    if let Some(group) = &settings.unix_socket_group {
+        std::os::unix::fs::chown(path, None, Some(group_id(group)?))?;
+    }
     fs::set_permissions(path, fs::Permissions::from_mode(settings.unix_socket_mode))?;
     UnixListener::from_std(socket.into())
+}
+
+/// Of a group's name, or the number itself.
+fn group_id(group: &str) -> io::Result<u32> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    let found = nix::unistd::Group::from_name(group)?;
+    let found =
+        found.ok_or_else(|| io::Error::other(format!("unix_socket_group: there is no group {group}")))?;
+    Ok(found.gid.as_raw())
 }
 
 async fn accept_tcp(listener: TcpListener, shared: Arc<Shared>) {

@@ -337,7 +337,7 @@ impl Process {
             .detail("The pooler waits only for transactions that have begun.")
             .hint("Connect again: another pooler may be there already.");
         let pools = self.shared.databases.pools();
-        pools.iter().fold(false, |any, pool| pool.turn_away(&refusal) || any)
+        pools.iter().filter(|pool| pool.turn_away(&refusal)).count() > 0
     }
 
     fn is_over(&self) -> bool {

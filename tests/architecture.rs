@@ -61,7 +61,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("md-5", &["auth"]),
     ("metrics", &["metrics", "admin"]),
     ("metrics-exporter-prometheus", &["metrics"]),
-    ("nix", &["session"]),
+    ("nix", &["session", "listener"]),
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
     ("rustix", &["command", "limits"]),

@@ -125,7 +125,7 @@ pub trait Pooler {
     async fn pause(&self, database: Option<&str>) -> Result<(), ConsoleError>;
     /// Undoes PAUSE, SUSPEND and KILL.
     async fn resume(&self, database: Option<&str>) -> Result<(), ConsoleError>;
-    /// Stops all traffic and returns when every buffer is flushed, at most after `suspend_timeout`.
+    /// Pauses, and returns when nothing is under way, at most after `suspend_timeout`.
     async fn suspend(&self) -> Result<(), ConsoleError>;
     /// Drops clients and servers of the database and leaves it paused.
     async fn kill(&self, database: Option<&str>) -> Result<(), ConsoleError>;

@@ -38,6 +38,12 @@ macro_rules! entry {
                 $entry { $name, $( $field: first!($($default,)? <$type>::default()), )+ }
             }
 
+            /// What its line may say.
+            #[cfg(test)]
+            pub(super) fn key_names() -> Vec<&'static str> {
+                Self::KEYS.iter().map(|key| key.name).collect()
+            }
+
             const KEYS: &[Key<$entry>] = &[ $( Key {
                 name: first!($($key,)? stringify!($field)),
                 meaning: first!($($doc),+),

@@ -72,11 +72,15 @@ impl Value for u32 {
 /// A flag is a whole number; everything but 0 is yes, as in PgBouncer.
 impl Value for bool {
     fn allowed() -> Cow<'static, str> {
-        "0 or 1".into()
+        "0 or 1, on or off".into()
     }
 
     fn parse(text: &str) -> Option<Self> {
-        integer(text).map(|number| number != 0)
+        match text.trim().to_ascii_lowercase().as_str() {
+            "on" | "yes" | "true" => Some(true),
+            "off" | "no" | "false" => Some(false),
+            number => integer(number).map(|number| number != 0),
+        }
     }
 
     fn print(&self) -> String {

@@ -49,6 +49,12 @@ impl Lease {
         pooled.loan = Loan::new(now);
     }
 
+    /// Whether the server is to be closed as soon as nobody uses it: RECONNECT, or new settings.
+    pub fn is_outdated(&self) -> bool {
+        let pooled = self.pooled();
+        pooled.server.epoch != pooled.membership.pool.epoch.load(Ordering::Acquire)
+    }
+
     /// What is known of the loan.
     pub fn loan(&self) -> &Loan {
         &self.pooled().loan

@@ -171,6 +171,7 @@ impl Pooler for Control {
         match database {
             None => {
                 let all = lifecycle.paused.swap(false, Ordering::AcqRel);
+                lifecycle.suspended.store(false, Ordering::Release);
                 if !all && !any {
                     return Err(ConsoleError::NotPaused);
                 }
@@ -189,8 +190,16 @@ impl Pooler for Control {
         if self.shared().databases.known().iter().any(|entry| entry.paused.load(Ordering::Acquire)) {
             return Err(ConsoleError::PausedDatabases);
         }
-        // A session holds no bytes that its poll could write, so "flushed" is "no server is lent".
-        self.pause(None).await
+        self.shared().lifecycle.suspended.store(true, Ordering::Release);
+        // A session holds no bytes that its poll could write, so what is waited for are the transactions.
+        let limit = self.shared().config.load().settings.suspend_timeout;
+        match tokio::time::timeout(limit, self.pause(None)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                tracing::warn!("suspend_timeout={}: transactions are still open", limit.as_secs_f64());
+                Ok(())
+            }
+        }
     }
 
     async fn kill(&self, database: Option<&str>) -> Result<(), ConsoleError> {

@@ -196,7 +196,7 @@ impl Session {
                         return Err(error.into());
                     }
                     self.stash(input);
-                    self.phase = Phase::Waiting(Box::new(Wait { place, since: now }));
+                    self.phase = Phase::Waiting(Box::new(Wait { place, since: now, is_told: false }));
                     return Ok(());
                 }
             }
@@ -244,6 +244,12 @@ impl Session {
         }
         let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
         let waited_since = wait.since;
+        if wait.is_told
+            && let Poll::Ready(Err(farewell)) = self.poll_flush(context)
+        {
+            return Poll::Ready(Err(farewell));
+        }
+        let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
         if let Poll::Ready(outcome) = wait.place.poll(context) {
             self.phase = Phase::Idle;
             let lease = match outcome {

@@ -171,6 +171,9 @@ impl Newcomer {
 
     async fn log_in(&mut self) -> Result<Entry, Refusal> {
         let startup = self.read_startup().await?;
+        for (name, value) in &startup.parameters {
+            tracing::debug!("C-{:#x}: got var: {name}={value}", self.id);
+        }
         let mut out = BytesMut::new();
         if startup.minor > 0 || !startup.protocol_options.is_empty() {
             originate::negotiate_protocol_version(&startup.protocol_options, &mut out);

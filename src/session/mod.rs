@@ -115,6 +115,8 @@ enum Phase {
 struct Wait {
     place: Waiting,
     since: Instant,
+    /// Of `query_wait_notify`.
+    is_told: bool,
 }
 
 /// One client, after its login.
@@ -238,6 +240,9 @@ impl Session {
         }
         let (process_id, secret) = self.cancel_key.process_id_and_secret();
         originate::backend_key_data(process_id, secret, &mut out);
+        if let Some(message) = &self.plane.shared.config.load().settings.login_notify_message {
+            originate::error(&SqlError::notice(message.clone()), &mut out);
+        }
         originate::ready_for_query_idle(&mut out);
         // A client that is gone is found at its first read.
         let _ = self.send(&out);

@@ -81,8 +81,10 @@ pub struct Lifecycle {
     pub closing: AtomicBool,
     /// Each client is told to go at its next transaction boundary.
     pub draining: AtomicBool,
-    /// PAUSE without a database.
+    /// PAUSE without a database, or SUSPEND.
     pub paused: AtomicBool,
+    /// It was SUSPEND that has paused.
+    pub suspended: AtomicBool,
 }
 
 impl Lifecycle {

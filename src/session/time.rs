@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+
 use super::{Farewell, Phase, Session, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Pool;
+use crate::wire::originate;
 
 impl Session {
     /// Ends the session if one of its limits has passed.
@@ -16,11 +19,37 @@ impl Session {
         };
         if let Some(error) = over {
             self.end(Farewell::from(error));
+        } else if self.is_due_a_notice(now) {
+            self.tell_that_it_waits();
         } else if self.is_between_transactions()
             && let Some(farewell) = self.drained()
         {
             self.end(farewell);
         }
+    }
+
+    fn is_due_a_notice(&self, now: Instant) -> bool {
+        let Phase::Waiting(wait) = &self.phase else { return false };
+        let after = self.plane.shared.config.load().settings.query_wait_notify;
+        !wait.is_told && !after.is_zero() && since(wait.since, now) > after
+    }
+
+    fn tell_that_it_waits(&mut self) {
+        let Phase::Waiting(wait) = &mut self.phase else { return };
+        wait.is_told = true;
+        let counts = self.group.pool.counts(Instant::now());
+        let message = "No server connection available in postgres backend, client being queued";
+        let notice = SqlError::notice(message).detail(match self.group.pool.held() {
+            Some(why) => format!("No server can be used now: {why}."),
+            None => format!("{} clients wait for a server connection.", counts.waiting),
+        });
+        let mut out = BytesMut::new();
+        originate::error(&notice, &mut out);
+        if let Err(farewell) = self.send(&out) {
+            return self.end(farewell);
+        }
+        // Its task brings out what the socket did not take at once.
+        self.wake();
     }
 
     /// Without a server, or in session mode with one that does nothing.
@@ -63,6 +92,9 @@ impl Session {
         }
         if pipeline.is_over() {
             // Session mode, between transactions.
+            if lease.is_outdated() && self.plane.shared.config.load().settings.server_fast_close {
+                return Some(fast_close());
+            }
             return self.check_idle(self.last_request.max(loan.quiet_since), now);
         }
         if let Some(limit) = policy.idle_transaction_timeout
@@ -76,6 +108,12 @@ impl Session {
         (since(loan.began, now) > limit)
             .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
     }
+}
+
+fn fast_close() -> SqlError {
+    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "database configuration changed")
+        .detail("The server connection of this session is to be closed, and server_fast_close does not wait for the session's end.")
+        .hint("Connect again.")
 }
 
 fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> SqlError {

@@ -305,9 +305,11 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
 }
 
 fn state(shared: &Shared) -> StateView {
-    match shared.lifecycle.paused.load(std::sync::atomic::Ordering::Acquire) {
-        true => StateView::Paused,
-        false => StateView::Active,
+    let is = |flag: &std::sync::atomic::AtomicBool| flag.load(std::sync::atomic::Ordering::Acquire);
+    match (is(&shared.lifecycle.paused), is(&shared.lifecycle.suspended)) {
+        (true, true) => StateView::Suspended,
+        (true, false) => StateView::Paused,
+        (false, _) => StateView::Active,
     }
 }
 

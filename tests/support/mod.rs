@@ -7,6 +7,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod certificates;
+pub mod descriptors;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;
