@@ -97,9 +97,11 @@ fn columns(reply: &Reply) -> String {
 async fn every_show_has_pgbouncers_columns_in_order_and_type() {
     let pooler = Pooler::config().start().await;
     let _client = pooler.client().await;
-    let mut console = pooler.console().await;
-    for (name, expected) in TABLES {
-        for verb in ["SHOW", "show", "SELECT"] {
+    let over_unix = Raw::login(&pooler.unix(), &Login::new("admin", "pgbouncer")).await;
+    let mut consoles = [pooler.console().await, over_unix];
+    let asks = TABLES.iter().flat_map(|table| ["SHOW", "show", "SELECT"].map(|verb| (verb, table)));
+    for (verb, (name, expected)) in asks {
+        for console in &mut consoles {
             let reply = console.query(&format!("{verb} {name}")).await;
             reply.is("T D* C(SHOW) Z(I)");
             // An older release lacks some columns.
@@ -108,6 +110,7 @@ async fn every_show_has_pgbouncers_columns_in_order_and_type() {
             }
         }
     }
+    let [mut console, _] = consoles;
     let help = console.query("SHOW HELP").await;
     help.is("N C(SHOW) Z(I)");
     assert_eq!(help.messages[0].field(b'M'), "Console usage");

@@ -405,6 +405,43 @@ fn psql_console(pooler: &Pooler, command: &str) -> String {
 }
 
 #[tokio::test]
+async fn ciphers_and_versions_are_those_that_are_set_on_both_sides() {
+    let both = |name: &str, value: &str| {
+        [(format!("client_tls{name}"), value.to_owned()), (format!("server_tls{name}"), value.to_owned())]
+    };
+    let client = |name: &str, value: &str| [(name.to_owned(), value.to_owned())];
+    // What SHOW CLIENTS says of a client, and what PostgreSQL says of its connection with us.
+    for (settings, of_client, of_server) in [
+        (
+            both("13_ciphers", "TLS_AES_128_GCM_SHA256").to_vec(),
+            "TLSv1.3/TLS_AES_128_GCM_SHA256/ECDH=X25519",
+            ["TLSv1.3", "TLS_AES_128_GCM_SHA256"],
+        ),
+        (
+            [both("_protocols", "tlsv1.2"), both("_ciphers", "ECDHE-ECDSA-AES128-GCM-SHA256")].concat(),
+            "TLSv1.2/ECDHE-ECDSA-AES128-GCM-SHA256/ECDH=X25519",
+            ["TLSv1.2", "ECDHE-ECDSA-AES128-GCM-SHA256"],
+        ),
+        (
+            client("client_tls_ecdhcurve", "prime256v1").to_vec(),
+            "TLSv1.3/TLS_AES_256_GCM_SHA384/ECDH=prime256v1",
+            ["TLSv1.3", "TLS_AES_256_GCM_SHA384"],
+        ),
+    ] {
+        let with = |config: Config| {
+            settings.iter().fold(config, |config, (name, value)| config.setting(name, value))
+        };
+        let (_authority, _shown, pooler) = encrypted(with).await;
+        let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
+        let mut psql = Command::new("psql");
+        let sql = "SELECT version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        psql.args(["-XAt", "-c", sql, &target]).env("HOME", "/nonexistent");
+        assert_eq!(support::process::run(psql).trim(), of_server.join("|"), "{settings:?}");
+        pooler.logs(&format!("login attempt: db=app user=app tls={of_client} ")).await;
+    }
+}
+
+#[tokio::test]
 async fn wishes_that_cannot_be_met_are_named() {
     let authority = Authority::new();
     let shown = authority.issue("pooler", "DNS:localhost");
