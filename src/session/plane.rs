@@ -225,6 +225,26 @@ pub struct LocalStats {
     pub transaction: Histogram,
 }
 
+impl LocalStats {
+    fn merge(&mut self, other: &LocalStats) {
+        self.totals = self.totals.plus(&other.all_totals());
+        self.wait.merge(&other.wait);
+        self.transaction.merge(&other.transaction);
+    }
+
+    /// The counters, those of prepared statements among them.
+    pub fn all_totals(&self) -> Stats {
+        let statements = self.statements;
+        let counted = Stats {
+            client_parse_count: statements.client_parses,
+            server_parse_count: statements.server_parses,
+            bind_count: statements.binds,
+            ..Stats::default()
+        };
+        self.totals.plus(&counted)
+    }
+}
+
 /// What one worker's clients of one database and login user have in common.
 pub struct Group {
     /// Login user.
@@ -323,6 +343,8 @@ pub struct Plane {
     /// Cancel requests on their way to a server.
     pub cancels: Cell<u32>,
     groups: RefCell<HashMap<GroupKey, Rc<Group>>>,
+    /// By database, what the clients of pools did that are gone.
+    pub left: RefCell<HashMap<Arc<str>, LocalStats>>,
 }
 
 impl Plane {
@@ -342,6 +364,7 @@ impl Plane {
             consoles: Consoles::default(),
             cancels: Cell::new(0),
             groups: RefCell::default(),
+            left: RefCell::default(),
         })
     }
 
@@ -374,10 +397,13 @@ impl Plane {
     pub fn tick(&self, now: Instant) {
         let mut seen = BTreeSet::new();
         let config = self.shared.config.load_full();
-        // A database that is gone, and its last client too.
-        self.groups.borrow_mut().retain(|_, group| !group.pool.is_retired() || Rc::strong_count(group) > 1);
+        self.let_groups_go();
         for group in self.groups() {
             group.refresh(&config);
+            // One reference is ours, one the table's; a session has one too.
+            if Rc::strong_count(&group) > 2 {
+                group.pool.note_used(now);
+            }
             if seen.insert(Arc::as_ptr(&group.pool)) {
                 group.pool.tick(self.worker, now);
             }
@@ -386,6 +412,20 @@ impl Plane {
         for session in sessions {
             session.borrow_mut().check_time(now);
         }
+    }
+
+    /// A pool that is gone, and its last client too. What was counted stays, for as long as its database does.
+    fn let_groups_go(&self) {
+        let databases = &self.shared.databases;
+        let mut left = self.left.borrow_mut();
+        left.retain(|database, _| databases.is_known(database));
+        self.groups.borrow_mut().retain(|(_, database), group| {
+            let stays = !group.pool.is_retired() || Rc::strong_count(group) > 1;
+            if !stays && databases.is_known(database) {
+                left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());
+            }
+            stays
+        });
     }
 
     /// How often [`Plane::tick`] is due.
