@@ -74,6 +74,7 @@ fn tick(plane: &Plane) {
         // Before the tick begins attempts to open servers, which hide that there is no room for them.
         plane.shared.databases.share_limits(now);
         databases::keep_ready(&plane.shared);
+        plane.shared.databases.drop_idle(&plane.shared.config.load(), now);
     }
     plane.tick(now);
 }

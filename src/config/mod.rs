@@ -156,6 +156,11 @@ impl Config {
         }))
     }
 
+    /// Whether the database of this name is one that `*` makes.
+    pub fn is_automatic(&self, name: &str) -> bool {
+        !self.databases.contains_key(self.base_name(name))
+    }
+
     /// The name without the role in it: what rules and DISABLE are for, whatever role a client wants.
     pub fn base_name<'a>(&self, name: &'a str) -> &'a str {
         self.base_and_role(name).map_or(name, |(base, _)| base)

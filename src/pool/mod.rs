@@ -281,6 +281,8 @@ pub struct Pool {
     members: Mutex<BTreeMap<u64, u32>>,
     /// The database is gone: nothing is opened any more.
     retired: AtomicBool,
+    /// When it was last seen to have clients or servers.
+    used_at: Mutex<Instant>,
     quotas: [Arc<Quota>; 2],
     /// One for each worker.
     openers: Arc<[UnboundedSender<OpenRequest>]>,
@@ -329,6 +331,7 @@ impl Pool {
         secret: Arc<ServerSecret>,
         quotas: [Arc<Quota>; 2],
         openers: Arc<[UnboundedSender<OpenRequest>]>,
+        now: Instant,
     ) -> Arc<Self> {
         Arc::new(Pool {
             target,
@@ -349,6 +352,7 @@ impl Pool {
             last_moved: Mutex::new(None),
             members: Mutex::default(),
             retired: AtomicBool::new(false),
+            used_at: Mutex::new(now),
             quotas,
             openers,
         })

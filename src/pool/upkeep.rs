@@ -289,6 +289,24 @@ impl Pool {
         self.state.lock().openings_wanted(now) > 0
     }
 
+    /// It has clients now, or is about to have some.
+    pub fn note_used(&self, now: Instant) {
+        *self.used_at.lock() = now;
+    }
+
+    /// How long it has had neither clients nor servers.
+    pub fn unused_for(&self, now: Instant) -> Duration {
+        if !self.is_empty() || self.has_waiters() {
+            self.note_used(now);
+        }
+        now.saturating_duration_since(*self.used_at.lock())
+    }
+
+    /// Whether a server of it was ever logged in to, or may be at the next attempt.
+    pub fn is_promising(&self, now: Instant) -> bool {
+        self.welcome.load().is_some() || self.is_failing(now)
+    }
+
     /// Whether no server is left.
     pub fn is_empty(&self) -> bool {
         self.state.lock().total() == 0

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::authenticate::read_rules;
 use super::clusters::ClusterCommand;
-use super::databases::DatabaseEntry;
+use super::databases::{DatabaseEntry, log_dropping};
 use super::plane::{Message, Plane, Shared, Task};
 use super::views;
 use super::{Farewell, Session};
@@ -352,7 +352,7 @@ pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
         return;
     }
     for name in &gone {
-        tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
+        log_dropping(name);
     }
     let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "database removed")
         .detail("The settings no longer have the database.");

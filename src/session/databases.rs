@@ -19,6 +19,9 @@ use crate::pool::quota::Quota;
 use crate::pool::{OpenRequest, Pool, PoolSettings, Target};
 use crate::server;
 
+/// No database and no pool is dropped sooner after its last use: a login may still be on its way there.
+const IDLE_MIN: Duration = Duration::from_millis(500);
+
 /// One database, for as long as anybody has used it.
 #[derive(Debug)]
 pub struct DatabaseEntry {
@@ -32,6 +35,10 @@ pub struct DatabaseEntry {
     pub paused: AtomicBool,
     /// After DISABLE.
     pub disabled: AtomicBool,
+    /// Whether a server of it was ever logged in to, by a pool that is gone.
+    served: AtomicBool,
+    /// When it was last seen to be used.
+    used_at: Mutex<Instant>,
     pools: Mutex<BTreeMap<Arc<str>, Arc<Pool>>>,
 }
 
@@ -39,6 +46,40 @@ impl DatabaseEntry {
     /// Its pools, one for each user.
     pub fn pools(&self) -> Vec<Arc<Pool>> {
         self.pools.lock().values().cloned().collect()
+    }
+
+    /// Whether it has neither clients nor servers.
+    fn is_unused(&self) -> bool {
+        let idle = |pool: &Arc<Pool>| pool.is_empty() && !pool.has_waiters();
+        self.clients.used() == 0 && self.servers.used() == 0 && self.pools.lock().values().all(idle)
+    }
+
+    /// How long it has had neither clients nor servers. One that PAUSE or DISABLE was said of is in use: the
+    /// administrator's word must not be lost.
+    fn unused_for(&self, now: Instant) -> Duration {
+        let is_held = self.paused.load(Ordering::Acquire) || self.disabled.load(Ordering::Acquire);
+        let mut used_at = self.used_at.lock();
+        if is_held || !self.is_unused() {
+            *used_at = now;
+        }
+        now.saturating_duration_since(*used_at)
+    }
+
+    /// Whether none of its pools has ever reached a server, and none is waiting for the next try.
+    fn is_hopeless(&self, now: Instant) -> bool {
+        !self.served.load(Ordering::Relaxed) && !self.pools.lock().values().any(|pool| pool.is_promising(now))
+    }
+
+    /// Frees the pools that have had neither clients nor servers for so long.
+    fn free_pools(&self, timeout: Duration, now: Instant) {
+        self.pools.lock().retain(|_, pool| {
+            if pool.unused_for(now) <= timeout.max(IDLE_MIN) {
+                return true;
+            }
+            self.served.fetch_or(pool.welcome().is_some(), Ordering::Relaxed);
+            pool.retire();
+            false
+        });
     }
 
     /// PAUSE, KILL and RESUME.
@@ -117,6 +158,8 @@ impl Databases {
                 clients: Arc::default(),
                 paused: AtomicBool::new(false),
                 disabled: AtomicBool::new(false),
+                served: AtomicBool::new(false),
+                used_at: Mutex::new(Instant::now()),
                 pools: Mutex::default(),
             })
         };
@@ -147,17 +190,51 @@ impl Databases {
         self.known().iter().flat_map(|database| database.pools()).collect()
     }
 
-    /// Lets go of a database that nobody uses, and that no settings name.
-    pub fn forget_unused(&self, name: &str) {
+    /// Lets go of a database that nobody uses, and that no settings name. Returns whether it did.
+    pub fn forget_unused(&self, name: &str) -> bool {
         let mut databases = self.databases.write();
-        let unused = |entry: &Arc<DatabaseEntry>| {
-            let idle = |pool: &Arc<Pool>| pool.is_empty() && !pool.has_waiters();
-            entry.clients.used() == 0 && entry.servers.used() == 0 && entry.pools().iter().all(idle)
-        };
-        if databases.get(name).is_some_and(unused)
-            && let Some(entry) = databases.remove(name)
-        {
-            entry.pools().iter().for_each(|pool| pool.retire());
+        if !databases.get(name).is_some_and(|entry| entry.is_unused()) {
+            return false;
+        }
+        let Some(entry) = databases.remove(name) else { return false };
+        entry.pools().iter().for_each(|pool| pool.retire());
+        true
+    }
+
+    /// Whether there is a database of this name.
+    pub fn is_known(&self, name: &str) -> bool {
+        self.databases.read().contains_key(name)
+    }
+
+    /// Whether DISABLE was said of it.
+    pub fn is_disabled(&self, name: &str) -> bool {
+        self.databases.read().get(name).is_some_and(|entry| entry.disabled.load(Ordering::Acquire))
+    }
+
+    /// Works on a database, entered if need be, while nobody can drop it.
+    pub fn with_database<T>(&self, name: &str, work: impl FnOnce(&Arc<DatabaseEntry>) -> T) -> T {
+        loop {
+            let entry = self.database(name);
+            let databases = self.databases.read();
+            if databases.get(name).is_some_and(|known| Arc::ptr_eq(known, &entry)) {
+                return work(&entry);
+            }
+        }
+    }
+
+    /// `autodb_idle_timeout` and `pool_idle_timeout`. A database of `*` that no server knows is kept no longer
+    /// than `server_login_retry`: anyone may think of a name.
+    pub fn drop_idle(&self, config: &Config, now: Instant) {
+        let settings = &config.settings;
+        for entry in self.known() {
+            let unused_for = entry.unused_for(now);
+            let is_over = limit(settings.autodb_idle_timeout).is_some_and(|timeout| unused_for > timeout);
+            let is_idle = unused_for > IDLE_MIN && (is_over || entry.is_hopeless(now));
+            if is_idle && config.is_automatic(&entry.name) && self.forget_unused(&entry.name) {
+                log_dropping(&entry.name);
+            } else if let Some(timeout) = limit(settings.pool_idle_timeout) {
+                entry.free_pools(timeout, now);
+            }
         }
     }
 
@@ -175,12 +252,32 @@ impl Databases {
         secret: Arc<ServerSecret>,
         paused: bool,
     ) -> Arc<Pool> {
-        let entry = self.database(&database.name);
+        let enter = |entry: &Arc<DatabaseEntry>| self.pool_of(entry, config, database, user, secret, paused);
+        let (pool, is_new) = self.with_database(&database.name, enter);
+        if is_new {
+            // After it is in the table: a change that comes now is told to it by the follower.
+            self.route(&pool, 0);
+        }
+        pool
+    }
+
+    /// See [`Databases::pool`]; the second value says whether it was made now.
+    fn pool_of(
+        &self,
+        entry: &Arc<DatabaseEntry>,
+        config: &Config,
+        database: &Database,
+        user: &str,
+        secret: Arc<ServerSecret>,
+        paused: bool,
+    ) -> (Arc<Pool>, bool) {
+        let now = Instant::now();
         let server_user: Arc<str> = database.user.as_deref().unwrap_or(user).into();
         let mut pools = entry.pools.lock();
         if let Some(pool) = pools.get(&server_user) {
             pool.set_secret(secret);
-            return Arc::clone(pool);
+            pool.note_used(now);
+            return (Arc::clone(pool), false);
         }
         let settings = self.pool_settings(config, database, &server_user);
         let user_entry = self.user(&server_user);
@@ -193,15 +290,13 @@ impl Databases {
             secret,
             [Arc::clone(&entry.servers), Arc::clone(&user_entry.servers)],
             Arc::clone(&self.openers),
+            now,
         );
         if paused || entry.paused.load(Ordering::Acquire) {
             pool.set_paused(true);
         }
         pools.insert(server_user, Arc::clone(&pool));
-        drop(pools);
-        // After it is in the table: a change that comes now is told to it by the follower.
-        self.route(&pool, 0);
-        pool
+        (pool, true)
     }
 
     /// The routes of a cluster, made when they are first asked for.
@@ -348,6 +443,11 @@ fn forced_secret(shared: &Shared, database: &Database, user: &str) -> Arc<Server
         (None, Some(credentials)) => credentials.server_secret(&Proof::default()),
         (None, None) => Arc::new(ServerSecret::None),
     }
+}
+
+/// PgBouncer's line about a database that is no more.
+pub fn log_dropping(name: &str) {
+    tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
 }
 
 /// Closes an idle server of one of the pools if another one waits for a server.

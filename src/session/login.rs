@@ -352,11 +352,13 @@ impl Newcomer {
     ) -> Result<Admission, SqlError> {
         let databases = &self.plane.shared.databases;
         let policy = config.pool_policy(database, user);
-        let of_database = permit(
-            &databases.database(&database.name).clients,
-            policy.max_db_client_connections,
-            "client connections exceeded (max_db_client_connections)",
-        )?;
+        let of_database = databases.with_database(&database.name, |entry| {
+            permit(
+                &entry.clients,
+                policy.max_db_client_connections,
+                "client connections exceeded (max_db_client_connections)",
+            )
+        })?;
         let of_user = permit(
             &databases.user(user).clients,
             policy.max_user_client_connections,
@@ -385,8 +387,7 @@ impl Newcomer {
     }
 
     fn check_enabled(&self, name: &str) -> Result<(), SqlError> {
-        let disabled = self.plane.shared.databases.database(name).disabled.load(Ordering::Acquire);
-        match disabled {
+        match self.plane.shared.databases.is_disabled(name) {
             true => Err(fatal(format!("database \"{name}\" is disabled"))),
             false => Ok(()),
         }

@@ -227,6 +227,26 @@ pub struct LocalStats {
     pub transaction: Histogram,
 }
 
+impl LocalStats {
+    fn merge(&mut self, other: &LocalStats) {
+        self.totals = self.totals.plus(&other.all_totals());
+        self.wait.merge(&other.wait);
+        self.transaction.merge(&other.transaction);
+    }
+
+    /// The counters, those of prepared statements among them.
+    pub fn all_totals(&self) -> Stats {
+        let statements = self.statements;
+        let counted = Stats {
+            client_parse_count: statements.client_parses,
+            server_parse_count: statements.server_parses,
+            bind_count: statements.binds,
+            ..Stats::default()
+        };
+        self.totals.plus(&counted)
+    }
+}
+
 /// What one worker's clients of one database and login user have in common.
 pub struct Group {
     /// Login user.
@@ -325,6 +345,8 @@ pub struct Plane {
     /// Cancel requests on their way to a server.
     pub cancels: Cell<u32>,
     groups: RefCell<HashMap<GroupKey, Rc<Group>>>,
+    /// By database, what the clients of pools did that are gone.
+    pub left: RefCell<HashMap<Arc<str>, LocalStats>>,
 }
 
 impl Plane {
@@ -344,6 +366,7 @@ impl Plane {
             consoles: Consoles::default(),
             cancels: Cell::new(0),
             groups: RefCell::default(),
+            left: RefCell::default(),
         })
     }
 
@@ -376,12 +399,17 @@ impl Plane {
     pub fn tick(&self, now: Instant) {
         let mut seen = BTreeSet::new();
         let config = self.shared.config.load_full();
-        // A database that is gone, and its last client too.
-        self.groups.borrow_mut().retain(|_, group| !group.pool.is_retired() || Rc::strong_count(group) > 1);
+        self.let_groups_go();
         let groups = self.groups();
-        groups.iter().for_each(|group| group.refresh(&config));
         // Pools without a session too: a login may wait for them, and their servers grow old.
         let pools = groups.iter().map(|group| Arc::clone(&group.pool)).chain(self.shared.databases.pools());
+        for group in &groups {
+            group.refresh(&config);
+            // One reference is ours, one the table's; a session has one too.
+            if Rc::strong_count(group) > 2 {
+                group.pool.note_used(now);
+            }
+        }
         for pool in pools {
             if seen.insert(Arc::as_ptr(&pool)) {
                 pool.tick(self.worker, now);
@@ -391,6 +419,20 @@ impl Plane {
         for session in sessions {
             session.borrow_mut().check_time(now);
         }
+    }
+
+    /// A pool that is gone, and its last client too. What was counted stays, for as long as its database does.
+    fn let_groups_go(&self) {
+        let databases = &self.shared.databases;
+        let mut left = self.left.borrow_mut();
+        left.retain(|database, _| databases.is_known(database));
+        self.groups.borrow_mut().retain(|(_, database), group| {
+            let stays = !group.pool.is_retired() || Rc::strong_count(group) > 1;
+            if !stays && databases.is_known(database) {
+                left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());
+            }
+            stays
+        });
     }
 
     /// How often [`Plane::tick`] is due.

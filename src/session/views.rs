@@ -10,7 +10,7 @@ use super::console::Entry;
 use super::control::on_all_workers;
 use super::databases::DatabaseEntry;
 use super::peers::{self, PeerAddress};
-use super::plane::{Plane, Shared};
+use super::plane::{LocalStats, Plane, Shared};
 use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
@@ -48,6 +48,20 @@ struct GroupPart {
     idle: u32,
 }
 
+impl GroupPart {
+    fn new(database: Arc<str>, server_user: Arc<str>, stats: &LocalStats) -> Self {
+        GroupPart {
+            database,
+            server_user,
+            totals: stats.all_totals(),
+            wait: stats.wait.clone(),
+            transaction: stats.transaction.clone(),
+            active: 0,
+            idle: 0,
+        }
+    }
+}
+
 fn draw(plane: &Plane, connections: bool) -> Part {
     let mut part =
         Part { logins: plane.logins.get(), metrics: plane.metrics.borrow().clone(), ..Part::default() };
@@ -67,23 +81,12 @@ fn draw(plane: &Plane, connections: bool) -> Part {
     }
     for group in plane.groups() {
         let (active, idle) = counts.get(&std::rc::Rc::as_ptr(&group)).copied().unwrap_or_default();
-        let stats = group.stats.borrow();
-        let statements = stats.statements;
-        let totals = Stats {
-            client_parse_count: statements.client_parses,
-            server_parse_count: statements.server_parses,
-            bind_count: statements.binds,
-            ..stats.totals
-        };
-        part.groups.push(GroupPart {
-            database: Arc::clone(&group.database),
-            server_user: Arc::clone(&group.pool.target.user),
-            totals,
-            wait: stats.wait.clone(),
-            transaction: stats.transaction.clone(),
-            active,
-            idle,
-        });
+        let server_user = Arc::clone(&group.pool.target.user);
+        let drawn = GroupPart::new(Arc::clone(&group.database), server_user, &group.stats.borrow());
+        part.groups.push(GroupPart { active, idle, ..drawn });
+    }
+    for (database, stats) in plane.left.borrow().iter() {
+        part.groups.push(GroupPart::new(Arc::clone(database), "".into(), stats));
     }
     let consoles = plane.consoles.clients();
     part.consoles = u32::try_from(consoles.len()).unwrap_or(u32::MAX);
