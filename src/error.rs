@@ -41,6 +41,8 @@ pub mod sqlstate {
     pub const INVALID_PASSWORD: SqlState = "28P01";
     /// `invalid_authorization_specification`
     pub const INVALID_AUTHORIZATION: SqlState = "28000";
+    /// `invalid_parameter_value`
+    pub const INVALID_PARAMETER_VALUE: SqlState = "22023";
     /// `invalid_sql_statement_name`
     pub const INVALID_STATEMENT_NAME: SqlState = "26000";
     /// `duplicate_prepared_statement`

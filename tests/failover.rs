@@ -801,3 +801,24 @@ async fn a_client_chooses_its_role_by_name_option_or_port() {
     let unknown = scene.pooler.refuses(&app().option("options", "-c pgweir.role=master")).await;
     assert!(unknown.contains("there is no role \"master\""), "{unknown}");
 }
+
+#[tokio::test]
+async fn a_replication_stream_of_a_lost_primary_is_told_57p01_and_begins_again_at_the_next() {
+    let mut scene = Scene::with(|config| {
+        config.users("\"postgres\" \"\"\n\"app\" \"\"\n").database_line("replication = cluster=c1 role=rw")
+    })
+    .await;
+    let login = Login::new("postgres", "replication").option("replication", "true");
+    let mut a = Raw::login(&scene.pooler.tcp(), &login).await;
+    let end = async |client: &mut Raw| client.query("IDENTIFY_SYSTEM").await.rows()[0][1..3].to_vec();
+    let [timeline, place] = <[String; 2]>::try_from(end(&mut a).await).expect("two columns");
+    assert_eq!(timeline, "1");
+    let start = query(&format!("START_REPLICATION PHYSICAL {place} TIMELINE 1"));
+    assert_eq!(a.ask_until(start, b'W').await.words(), ["W"]);
+    scene.replicas.freeze(0);
+    scene.take_over().await;
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told soon");
+    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command", "{told}");
+    let mut b = Raw::login(&scene.pooler.tcp(), &login).await;
+    assert_eq!(end(&mut b).await[0], "2", "it is the new primary's timeline");
+}

@@ -7,6 +7,7 @@ use super::table::{Columns, Table, Value, int4, text};
 use super::view::*;
 use crate::log::Peer;
 use crate::wire::originate::ColumnType::{Int4, Text};
+use crate::wire::startup::Replication;
 
 macro_rules! connection_columns {
     ($($more:expr),*) => {

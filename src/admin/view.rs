@@ -5,6 +5,7 @@ use super::clusters::ClusterView;
 use std::time::Duration;
 
 use crate::log::Peer;
+use crate::wire::startup::Replication;
 
 /// What a [`Snapshot`] must hold; the rest of it may stay empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,16 +117,6 @@ pub enum ServerState {
     ActiveCancel,
     /// Done, but held back until cancel requests for it have arrived.
     BeingCanceled,
-}
-
-/// Whether the connection speaks the replication protocol.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "PostgreSQL's own words")]
-pub enum Replication {
-    #[default]
-    None,
-    Logical,
-    Physical,
 }
 
 /// A client connection.

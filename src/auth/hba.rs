@@ -61,6 +61,8 @@ pub struct Asking<'a> {
     pub database: &'a str,
     /// The user.
     pub user: &'a str,
+    /// Whether it asks for physical replication, which has no database whatever it names.
+    pub physical: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +78,7 @@ enum Transport {
 enum Name {
     All,
     SameUser,
-    /// A replication connection, of whatever database.
+    /// Physical replication, of whatever database; and that matches nothing else.
     Replication,
     Is(String),
 }
@@ -166,16 +168,23 @@ impl Rule {
             (Transport::HostNoSsl, address) => address.is_some() && !asking.encrypted,
         };
         let near = |address| self.addresses.is_none_or(|network| network.has(address));
-        let is = |name: &Name, wanted: &str| match name {
+        // PostgreSQL manual, "The pg_hba.conf File": `all` does not match it either.
+        let is_database = |name: &Name| match name {
+            Name::Replication => asking.physical,
+            _ if asking.physical => false,
             Name::All => true,
             Name::SameUser => asking.database == asking.user,
-            Name::Replication => false,
-            Name::Is(name) => name == wanted,
+            Name::Is(name) => name == asking.database,
+        };
+        let is_user = |name: &Name| match name {
+            Name::All => true,
+            Name::Is(name) => name == asking.user,
+            Name::SameUser | Name::Replication => false,
         };
         transport
             && asking.address.is_none_or(near)
-            && self.databases.iter().any(|name| is(name, asking.database))
-            && self.users.iter().any(|name| is(name, asking.user))
+            && self.databases.iter().any(is_database)
+            && self.users.iter().any(is_user)
     }
 }
 
@@ -408,7 +417,7 @@ mod tests {
         let (hba, warnings) = Hba::parse(rules, "", &no_list);
         assert_eq!(warnings, Vec::<String>::new(), "{rules}");
         let address = address.map(|address| address.parse().unwrap());
-        hba.find(&Asking { address, encrypted, database, user }).map(|rule| rule.method)
+        hba.find(&Asking { address, encrypted, database, user, physical: false }).map(|rule| rule.method)
     }
 
     #[test]
@@ -430,6 +439,21 @@ mod tests {
         check(Some("11.1.2.3"), false, "app", "bob", Some(HbaMethod::Reject));
         check(Some("fd00::1"), false, "carol", "carol", Some(HbaMethod::Md5));
         check(Some("fd00::1"), false, "app", "carol", Some(HbaMethod::Reject));
+    }
+
+    #[test]
+    fn physical_replication_matches_its_keyword_alone_and_the_keyword_nothing_else() {
+        let found = |rules: &str, physical| {
+            let (hba, _) = Hba::parse(rules, "", &no_list);
+            let asking = Asking { address: None, encrypted: false, database: "app", user: "app", physical };
+            hba.find(&asking).map(|rule| rule.line)
+        };
+        let rules = "local replication all trust\nlocal all all reject\n";
+        assert_eq!((found(rules, true), found(rules, false)), (Some(1), Some(2)));
+        for others in ["all", "app", "sameuser", "\"replication\"", "all,app"] {
+            assert_eq!(found(&format!("local {others} all trust"), true), None, "{others}");
+        }
+        assert_eq!(found("local app,replication all trust", true), Some(1));
     }
 
     #[test]
@@ -457,8 +481,9 @@ mod tests {
         };
         let (hba, warnings) = Hba::parse("local \"all\" @staff trust\nlocal all @none trust\n", "", &list);
         assert_eq!(warnings, ["auth_hba_file line 2: there is no file: the line is left out"]);
-        let asks =
-            |database, user| hba.find(&Asking { address: None, encrypted: false, database, user }).is_some();
+        let asks = |database, user| {
+            hba.find(&Asking { address: None, encrypted: false, database, user, physical: false }).is_some()
+        };
         assert!(asks("all", "alice") && asks("all", "bob b"));
         assert!(!asks("app", "alice") && !asks("all", "carol"));
     }
@@ -493,8 +518,13 @@ mod tests {
         ] {
             let (hba, warnings) = Hba::parse(&format!("{line}\nhost all all all trust\n"), "", &no_list);
             assert_eq!(warnings, [format!("auth_hba_file line 1: {wrong}: nobody gets in by this line")]);
-            let asking =
-                Asking { address: "1.2.3.4".parse().ok(), encrypted: false, database: "a", user: "b" };
+            let asking = Asking {
+                address: "1.2.3.4".parse().ok(),
+                encrypted: false,
+                database: "a",
+                user: "b",
+                physical: false,
+            };
             assert_eq!(hba.find(&asking).unwrap().method, HbaMethod::Unsupported, "{line}");
         }
     }
@@ -507,7 +537,8 @@ mod tests {
             let (hba, warnings) = Hba::parse(&format!("local db1, db2 {users} reject"), "", &list);
             assert_eq!(warnings, Vec::<String>::new(), "{users}");
             for user in ["alice", "bob"] {
-                let asking = Asking { address: None, encrypted: false, database: "db2", user };
+                let asking =
+                    Asking { address: None, encrypted: false, database: "db2", user, physical: false };
                 assert!(hba.find(&asking).is_some(), "{users}: {user}");
             }
         }

@@ -5,6 +5,7 @@
 //! Dropping a lease closes the server; only [`Lease::release`] returns it.
 
 pub mod access;
+mod berth;
 mod lease;
 mod opening;
 pub mod quota;
@@ -29,6 +30,7 @@ use crate::net::endpoint::{Dialing, Endpoint};
 use crate::server::login::Welcome;
 use crate::server::{ServerConnection, Session};
 use access::{Access, Seat, Site};
+pub use berth::Berth;
 pub use lease::Lease;
 use lease::close_lent;
 use quota::{Permit, Quota};
@@ -468,13 +470,18 @@ impl Pool {
 
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
 fn close(mut pooled: Box<Pooled>, reason: &str) {
-    let server = &mut pooled.server;
+    let Pooled { server, seat, .. } = &mut *pooled;
+    part(server, &seat.0, reason);
+}
+
+/// The last word to a server; its owner then drops it.
+fn part(server: &mut ServerConnection, site: &Site, reason: &str) {
     tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");
         server.socket.say_goodbye();
-    } else if pooled.seat.0.is_closed() && !server.pipeline.is_quiet() {
+    } else if site.is_closed() && !server.pipeline.is_quiet() {
         // Its client is told what became of this. A network that comes back must not bring it to a server that
         // is not the primary any more: the kernel would go on trying for minutes.
         server.socket.drop_unsent();

@@ -8,7 +8,9 @@ use super::access::{Seat, Site};
 use super::quota::Permit;
 use super::{Failure, Loan, Membership, NOT_WANTED, Pool, Pooled, Target, close};
 use crate::error::{SqlError, sqlstate};
-use crate::server::login::{OpenError, Recipe};
+use crate::server::ServerConnection;
+use crate::server::login::{OpenError, Recipe, Welcome};
+use crate::wire::startup::Replication;
 
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
 /// follower knows better when it is worth trying, and closes the access meanwhile.
@@ -36,42 +38,35 @@ impl Pool {
 
     /// Whether the last attempt failed less than `server_login_retry` ago.
     pub(super) fn is_failing(&self, now: Instant) -> bool {
-        let settings = self.settings.load();
-        let retry = if settings.cluster.is_some() { CLUSTER_RETRY } else { settings.login_retry };
+        let retry = self.retry_after();
         let failure = self.failure.lock();
         failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
     }
 
+    /// Pause after a failed attempt to open a server.
+    pub fn retry_after(&self) -> Duration {
+        let settings = self.settings.load();
+        if settings.cluster.is_some() { CLUSTER_RETRY } else { settings.login_retry }
+    }
+
     /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
     pub async fn open(self: Arc<Self>, worker: usize) {
-        let (Some(permits), Some(seat)) = (self.permits(), self.seat()) else {
+        let is_shut = self.state.lock().is_shut();
+        let (false, Some(permits), Some(seat)) = (is_shut, self.permits(), self.seat()) else {
             self.state.lock().end_opening();
             return;
         };
-        let recipe = self.recipe(&seat.0);
-        let epoch = self.epoch.load(Ordering::Acquire);
-        let opened = tokio::select! {
-            opened = recipe.open(&self.session, worker, epoch) => opened,
-            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
-            () = seat.0.closed() => Err(OpenError::Unwanted),
+        let (seat, permits) = match self.grant_opening(seat, permits) {
+            Ok(()) => return self.open_more(worker, Instant::now()),
+            Err(room) => room,
         };
-        let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
-            Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
-                Err(OpenError::WrongRole { in_recovery: !expected })
-            }
-            _ => Ok((server, welcome)),
-        });
+        let recipe = self.recipe(&seat.0);
+        let epoch = self.epoch();
+        let opened = self.open_at(&seat.0, &recipe, worker, epoch).await;
         let now = Instant::now();
         match opened {
             Ok((server, welcome)) => {
-                tracing::info!(
-                    "S-{:#x}: {}/{}@{} new connection to server",
-                    server.id,
-                    self.target.database,
-                    self.target.user,
-                    recipe.endpoint
-                );
-                self.counters.connects.fetch_add(1, Ordering::Relaxed);
+                self.note_opened(&server, &recipe);
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
                 let membership = Membership::new(&self, epoch);
@@ -82,6 +77,27 @@ impl Pool {
             Err(error) => self.note_failure(&error, &seat.0, now),
         }
         self.open_more(worker, now);
+    }
+
+    /// One connection to a site, if that does not close before, and is what it is taken for.
+    pub(super) async fn open_at(
+        &self,
+        site: &Site,
+        recipe: &Recipe,
+        worker: usize,
+        epoch: u64,
+    ) -> Result<(ServerConnection, Welcome), OpenError> {
+        let (server, welcome) = tokio::select! {
+            opened = recipe.open(&self.session, worker, epoch) => opened?,
+            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
+            () = site.closed() => return Err(OpenError::Unwanted),
+        };
+        match (site.in_recovery, welcome.in_recovery()) {
+            (Some(expected), Some(found)) if found != expected => {
+                Err(OpenError::WrongRole { in_recovery: found })
+            }
+            _ => Ok((server, welcome)),
+        }
     }
 
     pub(super) fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
@@ -102,18 +118,18 @@ impl Pool {
         }
     }
 
-    fn permits(&self) -> Option<[Permit; 2]> {
+    pub(super) fn permits(&self) -> Option<[Permit; 2]> {
         let [database, user] = &self.quotas;
         Some([database.take()?, user.take()?])
     }
 
     /// A place at the server that has the fewest connections; `None` while the pool is held.
-    fn seat(&self) -> Option<Seat> {
+    pub(super) fn seat(&self) -> Option<Seat> {
         let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed);
         Seat::least_used(&self.access.load().sites, turn)
     }
 
-    fn recipe(&self, site: &Site) -> Recipe {
+    pub(super) fn recipe(&self, site: &Site) -> Recipe {
         let settings = self.settings.load();
         Recipe {
             endpoint: Arc::clone(&site.endpoint),
@@ -126,6 +142,7 @@ impl Pool {
             connect_query: settings.connect_query.clone(),
             statements_max: settings.statements_max,
             system_id: site.system_id(),
+            replication: Replication::None,
         }
     }
 

@@ -171,6 +171,31 @@ impl<S, W> PoolState<S, W> {
         self.place(server, worker, now)
     }
 
+    /// Whether nobody is served at once: others wait, or nothing is lent now.
+    pub fn must_wait(&self) -> bool {
+        self.is_shut() || !self.waiting.is_empty()
+    }
+
+    /// One more server is lent, which its client opens itself. There must be [room](PoolState::room).
+    pub fn lend_new(&mut self) {
+        self.leased += 1;
+    }
+
+    /// An attempt to open a server becomes a lent one, which the first in the queue that is `wanted` opens itself.
+    /// Takes that one out of the queue; `None` when there is none, or nothing is lent now. Only those are looked
+    /// at whom the attempts under way are for: nobody is overtaken for good.
+    pub fn lend_opening(&mut self, wanted: impl Fn(&W) -> bool) -> Option<W> {
+        if self.is_shut() {
+            return None;
+        }
+        let mut in_turn = self.waiting.iter().take(self.opening as usize);
+        let place = in_turn.position(|waiting| wanted(&waiting.waiter))?;
+        let found = self.waiting.remove(place)?;
+        self.end_opening();
+        self.leased += 1;
+        Some(found.waiter)
+    }
+
     /// A lent server was closed.
     pub fn forget_leased(&mut self) {
         assert!(self.leased > 0, "a server was closed that was not lent");
@@ -323,7 +348,8 @@ impl<S, W> PoolState<S, W> {
         self.spread = spread;
     }
 
-    fn is_shut(&self) -> bool {
+    /// Whether nothing is lent and nothing opened, be there room or not.
+    pub fn is_shut(&self) -> bool {
         self.paused || self.held
     }
 

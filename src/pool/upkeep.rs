@@ -11,6 +11,7 @@ use super::wait::Slot;
 use super::{Counts, NOT_WANTED, Pool, PoolSettings, Pooled, close};
 use crate::error::SqlError;
 use crate::server::ServerConnection;
+use crate::wire::startup::Replication;
 
 /// Between two servers that a pool moves to another standby, so that all have the same share.
 const MOVE_PAUSE: Duration = Duration::from_millis(100);
@@ -19,6 +20,9 @@ impl Pool {
     /// Why a server that comes back is closed instead of kept.
     pub(super) fn retirement(&self, pooled: &Pooled, now: Instant) -> Option<&'static str> {
         let server = &pooled.server;
+        if server.replication != Replication::None {
+            return Some("replication client was closed");
+        }
         if pooled.seat.0.is_closed() || server.epoch != self.epoch.load(Ordering::Acquire) {
             return Some(NOT_WANTED);
         }

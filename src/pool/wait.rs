@@ -1,13 +1,13 @@
 //! A client's place in the queue: what it looks at until it is served or leaves.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::state::Ticket;
-use super::{Lease, Pool, Pooled};
+use super::{Berth, Lease, Pool, Pooled};
 use crate::error::SqlError;
 
 /// Where a waiter is served. The pool's queue and the waiter share it, since they may be on two
@@ -15,13 +15,22 @@ use crate::error::SqlError;
 #[derive(Debug)]
 pub(super) struct Slot {
     worker: usize,
+    wants_berth: bool,
     state: Mutex<SlotState>,
+}
+
+/// What a waiter gets.
+#[derive(Debug)]
+pub(super) enum Grant {
+    Server(Box<Pooled>),
+    /// Only for one that wants no more.
+    Berth(Berth),
 }
 
 #[derive(Debug)]
 enum SlotState {
     Waiting(Option<Waker>),
-    Granted(Box<Pooled>),
+    Granted(Grant),
     Failed(SqlError),
     /// The waiter has left, or has taken what it got.
     Gone,
@@ -29,24 +38,45 @@ enum SlotState {
 
 impl Slot {
     pub(super) fn new(worker: usize) -> Arc<Self> {
-        Arc::new(Slot { worker, state: Mutex::new(SlotState::Waiting(None)) })
+        Arc::new(Slot { worker, wants_berth: false, state: Mutex::new(SlotState::Waiting(None)) })
+    }
+
+    /// For someone who opens the server itself.
+    pub(super) fn for_berth(worker: usize) -> Arc<Self> {
+        Arc::new(Slot { worker, wants_berth: true, state: Mutex::new(SlotState::Waiting(None)) })
+    }
+
+    pub(super) fn wants_berth(&self) -> bool {
+        self.wants_berth
+    }
+
+    pub(super) fn worker(&self) -> usize {
+        self.worker
     }
 
     /// Hands over a server. `Err` gives it back: the waiter has left meanwhile.
     pub(super) fn grant(&self, server: Box<Pooled>) -> Result<(), Box<Pooled>> {
-        self.settle(SlotState::Granted(server)).map_err(|state| match state {
-            SlotState::Granted(server) => server,
-            _ => unreachable!("settle() gives back what it got"),
+        self.settle(Grant::Server(server)).map_err(|grant| match grant {
+            Grant::Server(server) => server,
+            Grant::Berth(_) => unreachable!("settle() gives back what it got"),
+        })
+    }
+
+    /// Hands something over. `Err` gives it back: the waiter has left meanwhile.
+    pub(super) fn settle(&self, grant: Grant) -> Result<(), Grant> {
+        self.end(SlotState::Granted(grant)).map_err(|state| match state {
+            SlotState::Granted(grant) => grant,
+            _ => unreachable!("end() gives back what it got"),
         })
     }
 
     /// Tells the waiter that it will not be served.
     pub(super) fn fail(&self, error: SqlError) {
         // A waiter that has left does not need to know.
-        let _ = self.settle(SlotState::Failed(error));
+        let _ = self.end(SlotState::Failed(error));
     }
 
-    fn settle(&self, outcome: SlotState) -> Result<(), SlotState> {
+    fn end(&self, outcome: SlotState) -> Result<(), SlotState> {
         let mut state = self.state.lock();
         let SlotState::Waiting(waker) = &mut *state else {
             return Err(outcome);
@@ -77,6 +107,23 @@ impl Waiting {
 
     /// The server, when it is this client's turn; the error, when there will be none.
     pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Lease, SqlError>> {
+        match ready!(self.poll_grant(context)) {
+            Ok(Grant::Server(server)) => self.settle_in(server, context),
+            Ok(Grant::Berth(_)) => unreachable!("only one that wants a berth is granted one"),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// The same for one that wants a berth: a server that it is granted makes room.
+    pub(super) fn poll_berth(&mut self, context: &mut Context<'_>) -> Poll<Result<Berth, SqlError>> {
+        Poll::Ready(match ready!(self.poll_grant(context)) {
+            Ok(Grant::Server(server)) => Ok(Berth::instead_of(server, self.slot.worker)),
+            Ok(Grant::Berth(berth)) => Ok(berth),
+            Err(error) => Err(error),
+        })
+    }
+
+    fn poll_grant(&mut self, context: &mut Context<'_>) -> Poll<Result<Grant, SqlError>> {
         let mut state = self.slot.state.lock();
         match &mut *state {
             SlotState::Waiting(waker) => {
@@ -89,10 +136,7 @@ impl Waiting {
             SlotState::Gone | SlotState::Granted(_) | SlotState::Failed(_) => {}
         }
         match std::mem::replace(&mut *state, SlotState::Gone) {
-            SlotState::Granted(server) => {
-                drop(state);
-                self.settle_in(server, context)
-            }
+            SlotState::Granted(grant) => Poll::Ready(Ok(grant)),
             SlotState::Failed(error) => Poll::Ready(Err(error)),
             SlotState::Waiting(_) | SlotState::Gone => unreachable!("a waiter is served once"),
         }
@@ -117,7 +161,7 @@ impl Drop for Waiting {
             return;
         }
         let state = std::mem::replace(&mut *self.slot.state.lock(), SlotState::Gone);
-        if let SlotState::Granted(server) = state {
+        if let SlotState::Granted(Grant::Server(server)) = state {
             self.pool.put_back(server, Instant::now());
         }
     }

@@ -110,8 +110,12 @@ impl Pipeline {
                 self.begin_copy_in();
                 Ok(passed_on)
             }
-            Tag::CopyOutResponse | Tag::CopyBothResponse => {
+            Tag::CopyOutResponse => {
                 self.copy = Copy::Out;
+                Ok(passed_on)
+            }
+            Tag::CopyBothResponse => {
+                self.copy = Copy::Both;
                 Ok(passed_on)
             }
             Tag::FunctionCallResponse => Ok(passed_on),
@@ -162,7 +166,7 @@ impl Pipeline {
     }
 
     fn command_complete(&mut self, kind: Option<RequestKind>, body: Option<&[u8]>, discard: bool) -> Action {
-        if matches!(self.copy, Copy::In { .. })
+        if matches!(self.copy, Copy::In { .. } | Copy::Both)
             && let Some(end) = self.requests.iter().position(|r| r.kind == RequestKind::CopyEnd)
         {
             self.requests.remove(end);

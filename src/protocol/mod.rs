@@ -163,6 +163,8 @@ enum Copy {
         syncs: bool,
     },
     Out,
+    /// Data goes both ways, as WAL and its confirmations do.
+    Both,
 }
 
 /// The queue of requests sent on one server connection, and what it takes to match the answers.
@@ -386,6 +388,11 @@ impl Pipeline {
     #[inline]
     pub fn has_synthesized(&self) -> bool {
         self.body_left == 0 && self.requests.front().is_some_and(|r| r.answer == Answer::Synthesize)
+    }
+
+    /// Whether a COPY goes on in both directions: a stream of replication, which has no end of its own.
+    pub fn is_streaming(&self) -> bool {
+        self.copy == Copy::Both
     }
 
     /// Whether a message for the client was passed on in part.

@@ -285,6 +285,10 @@ fn a_function_call_is_answered_like_a_query() {
 #[test]
 fn k1_copy_in_by_a_simple_query() {
     check("C Query; S G", "G", Leased(1));
+    // Replication: both sides end a COPY in both directions, and the server may tell of the next timeline.
+    check("C Query; S W d d; C CopyDone; S c T D C C ZI", "W d d c T D C C ZI", Idle);
+    check("C Query; S W d c; C CopyDone Query; S C ZI C ZI", "W d c C ZI C ZI", Idle);
+    check("C Query; S W d; C CopyDone; S E ZI", "W d E ZI", Idle);
     check("C Query; S G; C CopyDone; S C", "G C", Leased(1));
     check("C Query; S G; C CopyDone; S C ZI", "G C ZI", Idle);
     check("C Query CopyDone; S G C ZI", "G C ZI", Idle);

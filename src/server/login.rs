@@ -19,7 +19,7 @@ use crate::protocol::parameters::ParameterSet;
 use crate::protocol::statements::ServerStatements;
 use crate::wire::BackendTag;
 use crate::wire::backend::{self, ErrorFields};
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, Replication};
 
 /// What a server said of itself when the first of a pool's connections logged in: the client is told
 /// the same. Names and values in the server's order.
@@ -49,10 +49,15 @@ pub struct Recipe {
     pub statements_max: usize,
     /// The system identifier that the server must have, where that is known: see [`OpenError::OtherSystem`].
     pub system_id: Option<u64>,
+    /// What the connection is for.
+    pub replication: Replication,
 }
 
 /// PUBLIC may execute it.
 const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
+
+/// The same of a connection for replication, which need not know SQL.
+const IDENTIFY_SYSTEM: &str = "IDENTIFY_SYSTEM";
 
 /// Why no connection came about.
 #[derive(Debug, Error)]
@@ -136,7 +141,21 @@ impl Recipe {
             connect_query: None,
             statements_max: 0,
             system_id: None,
+            replication: Replication::None,
         }
+    }
+
+    /// The same for replication, with a client's own startup parameters, its `options` as they stand.
+    pub fn for_replication(mut self, replication: Replication, parameters: &[(String, String)]) -> Self {
+        self.replication = replication;
+        self.connect_query = None;
+        self.statements_max = 0;
+        // What makes readers readers is the last word.
+        let is_last = |(name, _): &(String, String)| name == "default_transaction_read_only";
+        let (last, first): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.parameters).into_iter().partition(is_last);
+        self.parameters = first.into_iter().chain(parameters.iter().cloned()).chain(last).collect();
+        self
     }
 
     /// Connects and logs in. The connection belongs to `worker`, on whose thread this runs.
@@ -188,6 +207,7 @@ impl Recipe {
             used_at: Instant::now(),
             epoch,
             worker,
+            replication: self.replication,
         };
         if let Some(expected) = self.system_id {
             check_system(&mut server, session, expected).await?;
@@ -206,8 +226,10 @@ impl Recipe {
         let mut packet = vec![0; 4];
         packet.extend_from_slice(&VERSION_3_0.to_be_bytes());
         let fixed = [("user", self.user.as_str()), ("database", self.database.as_str())];
+        let replication =
+            (self.replication != Replication::None).then(|| ("replication", self.replication.as_str()));
         let others = self.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        for (name, value) in fixed.into_iter().chain(others) {
+        for (name, value) in fixed.into_iter().chain(replication).chain(others) {
             for text in [name, value] {
                 packet.extend(text.bytes().filter(|byte| *byte != 0));
                 packet.push(0);
@@ -261,7 +283,8 @@ async fn check_system(
     session: &Session,
     expected: u64,
 ) -> Result<(), OpenError> {
-    let row = match server.first_row(SYSTEM, session).await {
+    let question = if server.replication == Replication::None { SYSTEM } else { IDENTIFY_SYSTEM };
+    let row = match server.first_row(question, session).await {
         Ok(row) => row,
         Err(QueryError::Refused(reason)) => {
             tracing::debug!("S-{:#x}: cannot ask for the system identifier: {reason}", server.id);

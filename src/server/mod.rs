@@ -19,7 +19,7 @@ use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
 use crate::protocol::statements::ServerStatements;
 use crate::protocol::{OutOfStep, Pipeline, Stop};
 use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, Replication};
 use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 
 /// Largest message that is read whole outside of the relay.
@@ -70,6 +70,8 @@ pub struct ServerConnection {
     pub epoch: u64,
     /// The worker whose runtime watches the socket.
     pub worker: usize,
+    /// What it was opened for. One for replication is never lent to a second client.
+    pub replication: Replication,
 }
 
 /// Why a statement of our own did not work.

@@ -15,6 +15,7 @@ use crate::config::{AuthType, Config, Settings};
 use crate::error::{SqlError, sqlstate};
 use crate::log::Peer;
 use crate::net::Socket;
+use crate::wire::startup::Replication;
 use crate::wire::{HEADER_LENGTH, Header};
 
 /// Largest password message: PgBouncer's longest password and room for SCRAM.
@@ -147,10 +148,15 @@ impl Newcomer {
             Peer::Tcp(address) => Some(address.ip()),
             Peer::Unix { .. } => None,
         };
+        let physical = self.replication == Replication::Physical;
         let encrypted = self.socket.as_ref().is_some_and(Socket::is_encrypted);
-        hba.find(&Asking { address, encrypted, database, user }).ok_or_else(|| {
+        hba.find(&Asking { address, encrypted, database, user, physical }).ok_or_else(|| {
             let detail = format!(
-                "No rule of auth_hba_file is for user \"{user}\", database \"{database}\", {}.",
+                "No rule of auth_hba_file is for user \"{user}\", {}, {}.",
+                match physical {
+                    true => "physical replication".to_owned(),
+                    false => format!("database \"{database}\""),
+                },
                 match (address, encrypted) {
                     (None, _) => "a Unix socket".to_owned(),
                     (Some(address), true) => format!("address {address} with TLS"),

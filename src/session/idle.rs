@@ -13,6 +13,7 @@ use crate::pool::{Acquired, Lease};
 use crate::protocol::upstream::{self, Body};
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
+use crate::wire::startup::Replication;
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
 
 /// A message of this size or larger gets a server before all of it is there; a smaller one only when
@@ -179,6 +180,10 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), Farewell> {
+        if self.group.replication != Replication::None {
+            // Its own one has ended, and no other is as good.
+            return Err(Farewell::ServerGone { told: false });
+        }
         let now = Instant::now();
         self.last_request = now;
         loop {

@@ -15,7 +15,7 @@ use super::cancel;
 use super::console;
 use super::options::{client_parameters, role_option};
 use super::plane::{Group, Plane};
-use super::{NewSession, Session};
+use super::{NewSession, Session, replication};
 use crate::admin::CONSOLE_DATABASE;
 use crate::auth::{Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
@@ -29,7 +29,7 @@ use crate::protocol::parameters::ParameterSet;
 use crate::route;
 use crate::server::login::Welcome;
 use crate::wire::originate;
-use crate::wire::startup::{self, CancelKey, FirstPacket, Startup, TLS_HANDSHAKE};
+use crate::wire::startup::{self, CancelKey, FirstPacket, Replication, Startup, TLS_HANDSHAKE};
 
 const LOGGED_IN: &str = "who is logged in has a socket";
 
@@ -75,7 +75,8 @@ pub(super) struct Newcomer {
     pub(super) connected: Instant,
     user: Option<String>,
     database: Option<String>,
-    waits_for_server: bool,
+    pub(super) waits_for_server: bool,
+    pub(super) replication: Replication,
 }
 
 /// Serves one connection from its first byte to its last. Runs on the plane's thread.
@@ -90,16 +91,17 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         user: None,
         database: None,
         waits_for_server: false,
+        replication: Replication::None,
     });
     plane.logins.set(plane.logins.get() + 1);
     let began = Instant::now();
     let outcome = newcomer.log_in_in_time().await;
     plane.logins.set(plane.logins.get() - 1);
     match outcome {
-        Ok(Entry::Session(group, parameters, proven, admission)) => {
+        Ok(Entry::Session(start)) => {
             plane.metrics.borrow_mut().login.record(began.elapsed());
             // In a function of its own, so that this future keeps nothing of the login.
-            start_session(*newcomer, group, parameters, proven, admission);
+            start_session(*newcomer, *start);
         }
         Ok(Entry::Console(rights)) => {
             let Newcomer { plane, socket, peer, id, user, connected, .. } = *newcomer;
@@ -115,27 +117,22 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
     }
 }
 
-fn start_session(
-    newcomer: Newcomer,
-    group: Rc<Group>,
-    parameters: Arc<ParameterSet>,
-    proven: bool,
-    admission: Admission,
-) {
+fn start_session(newcomer: Newcomer, start: Start) {
+    let Start { group, welcome, parameters, proven, admission, own_server } = start;
     let Newcomer { plane, socket, peer, id, connected, .. } = newcomer;
     let socket = socket.expect(LOGGED_IN);
     let settings = &plane.shared.config.load().settings;
     if settings.log_connections {
         let tag = ClientTag { id, database: Some(&group.database), user: Some(&group.user), peer: &peer };
         tracing::info!(
-            "{tag} login attempt: db={} user={} tls={} replication=no",
+            "{tag} login attempt: db={} user={} tls={} replication={}",
             group.database,
             group.user,
-            console::tls_word(&socket)
+            console::tls_word(&socket),
+            group.replication.as_str()
         );
     }
-    let welcome = group.pool.welcome().unwrap_or_default();
-    let new = NewSession { socket, peer, id, group, parameters, proven, admission, connected };
+    let new = NewSession { socket, peer, id, group, parameters, proven, admission, connected, own_server };
     let task = Session::begin(&plane, new);
     let session = Rc::clone(task.session());
     session.borrow_mut().greet(&welcome);
@@ -144,8 +141,21 @@ fn start_session(
 
 /// What a login leads to.
 enum Entry {
-    Session(Rc<Group>, Arc<ParameterSet>, bool, Admission),
+    Session(Box<Start>),
     Console(crate::admin::Rights),
+}
+
+/// What a session begins with.
+struct Start {
+    group: Rc<Group>,
+    /// What its server says of itself.
+    welcome: Arc<Welcome>,
+    parameters: Arc<ParameterSet>,
+    /// Whether a server has accepted the parameters.
+    proven: bool,
+    admission: Admission,
+    /// Of a replication connection.
+    own_server: Option<Lease>,
 }
 
 impl Newcomer {
@@ -197,7 +207,9 @@ impl Newcomer {
         if self.plane.shared.lifecycle.closing.load(Ordering::Relaxed) {
             return Err(fatal("pooler is shutting down").into());
         }
-        let wanted = client_parameters(&startup, &config, &self.plane)?;
+        self.replication = replication::asked_for(&startup)?;
+        let is_ordinary = self.replication == Replication::None;
+        let wanted = client_parameters(&startup, &config, &self.plane, !is_ordinary)?;
         let place = self.admit(&config)?;
         let base = config.base_name(&name);
         let (credentials, proof) = self.authenticate(&config, base, &user).await?;
@@ -211,9 +223,31 @@ impl Newcomer {
         self.check_enabled(&name)?;
         self.check_enabled(base)?;
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
+        if !is_ordinary {
+            let asked = replication::parameters(&startup, &config);
+            let (pool, lease, welcome) = self.own_server(&config, &database, &user, secret, &asked).await?;
+            let group = self.plane.group(&user, &database.name, &pool, self.replication);
+            let parameters = Arc::clone(&lease.parameters);
+            let (welcome, own_server) = (Arc::new(welcome), Some(lease));
+            return Ok(Entry::Session(Box::new(Start {
+                group,
+                welcome,
+                parameters,
+                proven: true,
+                admission,
+                own_server,
+            })));
+        }
         let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
         let (parameters, proven) = self.own_parameters(&welcome, &wanted);
-        Ok(Entry::Session(group, parameters, proven, admission))
+        Ok(Entry::Session(Box::new(Start {
+            group,
+            welcome,
+            parameters,
+            proven,
+            admission,
+            own_server: None,
+        })))
     }
 
     /// The database's name with the role that the client asks for.
@@ -406,7 +440,7 @@ impl Newcomer {
         has_servers(config, database)?;
         let paused = shared.lifecycle.paused.load(Ordering::Acquire);
         let pool = shared.databases.pool(config, database, user, secret, paused);
-        let group = self.plane.group(user, &database.name, &pool);
+        let group = self.plane.group(user, &database.name, &pool, Replication::None);
         if let Some(welcome) = pool.welcome() {
             return Ok((group, welcome));
         }

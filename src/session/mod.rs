@@ -17,6 +17,7 @@ mod options;
 pub mod peers;
 pub mod plane;
 mod relay;
+mod replication;
 mod resend;
 mod time;
 pub mod views;
@@ -43,7 +44,7 @@ use crate::protocol::statements::ClientStatements;
 use crate::protocol::upstream::Body;
 use crate::server::login::Welcome;
 use crate::topology::Place;
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, Replication};
 use crate::wire::{Malformed, originate};
 use cancel::CancelsInFlight;
 use plane::{Group, Plane, Scratch};
@@ -180,6 +181,8 @@ pub struct NewSession {
     pub admission: login::Admission,
     /// When it connected.
     pub connected: Instant,
+    /// Its own server, of a replication connection.
+    pub own_server: Option<Lease>,
 }
 
 impl Session {
@@ -190,12 +193,16 @@ impl Session {
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
         let worker = u32::try_from(plane.worker).expect("there are few workers");
         let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot });
+        let phase = match new.own_server {
+            Some(lease) => Phase::Leased(lease),
+            None => Phase::Idle,
+        };
         let follows = new.group.settings.borrow().cluster.is_some();
         let session = Rc::new(RefCell::new(Session {
             plane: Rc::clone(plane),
             group: new.group,
             socket: new.socket,
-            phase: Phase::Idle,
+            phase,
             id: new.id,
             cancel_key,
             peer: new.peer,
@@ -322,6 +329,12 @@ impl Session {
         match &self.phase {
             // A standby commits nothing.
             Phase::Leased(lease) if lease.site().in_recovery == Some(true) => false,
+            // A stream of changes changes nothing.
+            Phase::Leased(lease)
+                if self.group.replication == Replication::Physical || lease.pipeline.is_streaming() =>
+            {
+                false
+            }
             Phase::Leased(lease) if self.follows => lease.flight.is_unknown(self.statements.as_deref()),
             _ => false,
         }
@@ -435,6 +448,9 @@ impl Session {
     /// Returns a server that is idle: after the reset query where one is due, and not before the
     /// cancel requests on their way to it have arrived.
     fn give_back(&mut self, lease: Lease, now: Instant) {
+        if self.group.replication != Replication::None {
+            return lease.close("replication client was closed");
+        }
         let resets = self.group.mode.get() == PoolMode::Session || self.group.reset_always.get();
         let reset = if resets { self.group.settings.borrow().reset_query.clone() } else { String::new() };
         match self.cancels.take().filter(|cancels| cancels.are_pending()) {

@@ -4,29 +4,31 @@
 use super::login::fatal;
 use super::plane::Plane;
 use crate::config::Config;
-use crate::error::{SqlError, sqlstate};
+use crate::error::SqlError;
 use crate::route::ROLE_OPTION;
 use crate::wire::startup::Startup;
 
-/// The startup parameters that follow the client; an error for those that would be lost.
+/// The startup parameters that follow the client; an error for those that would be lost. The `options` of a
+/// connection for replication are the server's business.
 pub(super) fn client_parameters(
     startup: &Startup,
     config: &Config,
     plane: &Plane,
+    for_replication: bool,
 ) -> Result<Vec<(usize, String)>, SqlError> {
     let tracked = &plane.shared.server.tracked;
-    let ignored = |name: &str| config.settings.ignore_startup_parameters.iter().any(|known| known == name);
+    let ignored = |name: &str| ignored(config, name);
     let mut wanted = Vec::new();
     for (name, value) in &startup.parameters {
-        if matches!(name.as_str(), "user" | "database") || ignored(name) {
+        if matches!(name.as_str(), "user" | "database" | "replication") || ignored(name) {
             continue;
         }
         if let Some(index) = tracked.index(name) {
             wanted.push((index, value.clone()));
         } else if name == "options" {
-            options(value, plane, &ignored, &mut wanted)?;
-        } else if name == "replication" {
-            replication(value)?;
+            if !for_replication {
+                options(value, plane, &ignored, &mut wanted)?;
+            }
         } else {
             let hint = format!(
                 "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
@@ -102,13 +104,9 @@ fn split_options(text: &str) -> Vec<String> {
     words
 }
 
-fn replication(value: &str) -> Result<(), SqlError> {
-    match value {
-        "no" | "off" | "false" | "0" => Ok(()),
-        _ => {
-            Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not supported"))
-        }
-    }
+/// Whether `ignore_startup_parameters` names it.
+pub(super) fn ignored(config: &Config, name: &str) -> bool {
+    config.settings.ignore_startup_parameters.iter().any(|known| known == name)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::peers::Peers;
+use super::replication::without_time_limits;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
 use crate::auth::hba::Hba;
@@ -32,7 +33,7 @@ use crate::pool::{Pool, PoolSettings};
 use crate::protocol::statements::Interner;
 use crate::protocol::upstream::StatementCounts;
 use crate::server;
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, Replication};
 
 /// Bytes that one read may bring. Large results cost few system calls, and the buffer is one for a
 /// whole thread.
@@ -265,12 +266,20 @@ pub struct Group {
     pub settings: RefCell<Arc<PoolSettings>>,
     /// The rules for this login user, and the configuration that they are from.
     policy: RefCell<(PoolPolicy, Arc<Config>)>,
+    /// Whether they are replication connections, which keep their servers whatever the pool's mode is.
+    pub replication: Replication,
     /// What they did.
     pub stats: RefCell<LocalStats>,
 }
 
 impl Group {
-    fn new(user: &str, database: &str, pool: Arc<Pool>, config: Arc<Config>) -> Rc<Self> {
+    fn new(
+        user: &str,
+        database: &str,
+        pool: Arc<Pool>,
+        replication: Replication,
+        config: &Arc<Config>,
+    ) -> Rc<Self> {
         let settings = arc_swap::Guard::into_inner(pool.settings());
         let group = Group {
             policy: RefCell::new((settings.policy.clone(), Arc::new(Config::default()))),
@@ -281,10 +290,11 @@ impl Group {
             tracking: Cell::new(false),
             reset_always: Cell::new(false),
             settings: RefCell::new(Arc::clone(&settings)),
+            replication,
             stats: RefCell::default(),
         };
         group.configure(settings);
-        group.refresh(&config);
+        group.refresh(config);
         Rc::new(group)
     }
 
@@ -296,7 +306,12 @@ impl Group {
         }
         let known = Arc::ptr_eq(config, &self.policy.borrow().1);
         if let (false, Some(database)) = (known, config.database(&self.database)) {
-            *self.policy.borrow_mut() = (config.pool_policy(&database, &self.user), Arc::clone(config));
+            let policy = config.pool_policy(&database, &self.user);
+            let policy = match self.replication {
+                Replication::None => policy,
+                Replication::Logical | Replication::Physical => without_time_limits(policy),
+            };
+            *self.policy.borrow_mut() = (policy, Arc::clone(config));
         }
     }
 
@@ -306,8 +321,9 @@ impl Group {
     }
 
     fn configure(&self, settings: Arc<PoolSettings>) {
-        self.mode.set(settings.policy.pool_mode);
-        self.tracking.set(settings.statements_max > 0);
+        let is_ordinary = self.replication == Replication::None;
+        self.mode.set(if is_ordinary { settings.policy.pool_mode } else { PoolMode::Session });
+        self.tracking.set(is_ordinary && settings.statements_max > 0);
         self.reset_always.set(settings.reset_always && !settings.reset_query.is_empty());
         *self.settings.borrow_mut() = settings;
     }
@@ -323,8 +339,8 @@ pub struct Scratch {
     pub aside: [u8; 512],
 }
 
-/// Login user and database.
-type GroupKey = (Arc<str>, Arc<str>);
+/// Login user, database, and what they connect for.
+type GroupKey = (Arc<str>, Arc<str>, Replication);
 
 /// One for each worker thread.
 pub struct Plane {
@@ -371,11 +387,11 @@ impl Plane {
     }
 
     /// What clients of this user and database share on this worker.
-    pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>) -> Rc<Group> {
+    pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>, replication: Replication) -> Rc<Group> {
         let mut groups = self.groups.borrow_mut();
-        let key = (Arc::from(user), Arc::from(database));
+        let key = (Arc::from(user), Arc::from(database), replication);
         let config = self.shared.config.load_full();
-        let new = || Group::new(user, database, Arc::clone(pool), Arc::clone(&config));
+        let new = || Group::new(user, database, Arc::clone(pool), replication, &config);
         let group = groups.entry(key).or_insert_with(new);
         if !Arc::ptr_eq(&group.pool, pool) {
             // The database was removed and came back: its pool is another one.

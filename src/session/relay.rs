@@ -489,7 +489,9 @@ impl Session {
     /// After Terminate only what PostgreSQL would have answered before it is waited for.
     fn end_if_closing(&mut self) -> Result<(), Farewell> {
         let lease = self.lease();
-        match lease.loan().closing && !lease.pipeline.awaits_ready() {
+        // A stream has no answer that ends it.
+        let awaits = lease.pipeline.awaits_ready() && !lease.pipeline.is_streaming();
+        match lease.loan().closing && !awaits {
             true => Err(Farewell::Terminate),
             false => Ok(()),
         }

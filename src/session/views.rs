@@ -15,8 +15,8 @@ use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
     BufferView, CONSOLE_DATABASE, ClientState, ClientView, ClusterView, ConnectionView, DatabaseView,
-    ListsView, MemView, PeerView, PoolView, Replication, ServerState, ServerView, SettingView, Snapshot,
-    StateView, Stats, StatsView, UserView, View,
+    ListsView, MemView, PeerView, PoolView, ServerState, ServerView, SettingView, Snapshot, StateView, Stats,
+    StatsView, UserView, View,
 };
 use crate::config::{Config, Host};
 use crate::log::Peer;
@@ -25,6 +25,7 @@ use crate::net::Socket;
 use crate::pool::Target;
 use crate::protocol::parameters::ParameterSet;
 use crate::server::ServerConnection;
+use crate::wire::startup::Replication;
 
 /// What one worker knows.
 #[derive(Default)]
@@ -159,7 +160,7 @@ impl Session {
         ConnectionView {
             user: Some(self.group.user.to_string()),
             database: Some(self.group.database.to_string()),
-            replication: Replication::None,
+            replication: self.group.replication,
             state,
             local: local_peer(&self.socket, self.peer.port()),
             remote_pid: process_id(&self.peer),
@@ -215,7 +216,7 @@ fn server_view(
     ConnectionView {
         user: Some(target.user.to_string()),
         database: Some(target.database.to_string()),
-        replication: Replication::None,
+        replication: server.replication,
         state,
         local: local_peer(&server.socket, server.endpoint.port),
         peer,

@@ -93,6 +93,47 @@ impl CancelKey {
     }
 }
 
+/// What a connection asks of its server beside SQL, by the startup parameter `replication` (PostgreSQL manual,
+/// "Streaming Replication Protocol").
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+pub enum Replication {
+    /// Nothing: an ordinary connection.
+    #[default]
+    None,
+    /// The changes of one database; SQL too.
+    Logical,
+    /// The WAL of the whole server, of no database.
+    Physical,
+}
+
+impl Replication {
+    /// Reads the parameter as PostgreSQL does: `database`, or a boolean, which any beginning that is no other
+    /// one's names. `None` for anything else.
+    pub fn parse(value: &str) -> Option<Self> {
+        if value == "database" {
+            return Some(Replication::Logical);
+        }
+        let value = value.to_ascii_lowercase();
+        let begins = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
+        if begins("true", 1) || begins("yes", 1) || begins("on", 2) || value == "1" {
+            Some(Replication::Physical)
+        } else if begins("false", 1) || begins("no", 1) || begins("off", 2) || value == "0" {
+            Some(Replication::None)
+        } else {
+            None
+        }
+    }
+
+    /// The parameter's value toward a server, and in the log line of a login.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Replication::None => "no",
+            Replication::Logical => "database",
+            Replication::Physical => "yes",
+        }
+    }
+}
+
 /// A StartupMessage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
@@ -260,6 +301,21 @@ mod tests {
             used.0[7] = 0x40 | hops;
             assert_eq!(used.passed_on(), None, "{hops} hops left");
             assert_eq!(used.with_all_hops(), key, "{hops} hops left");
+        }
+    }
+
+    #[test]
+    fn replication_is_a_boolean_or_a_database() {
+        let check = |values: &str, expected| {
+            for value in values.split(' ') {
+                assert_eq!(Replication::parse(value), expected, "{value}");
+            }
+        };
+        check("true TRUE t yes Y on On 1", Some(Replication::Physical));
+        check("false F no n off OF 0", Some(Replication::None));
+        check("database", Some(Replication::Logical));
+        for value in ["", "o", "2", "Database", "data", "truee", "physical"] {
+            assert_eq!(Replication::parse(value), None, "{value}");
         }
     }
 

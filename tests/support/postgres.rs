@@ -11,6 +11,7 @@
 //! | `plain_user` | `plain-secret` | password |
 //! | `md5_user` | `md5-secret` | md5 |
 //! | `scram_user` | `scram-secret` | scram-sha-256 |
+//! | `replicator` | `replicator-secret` | trust, for replication too |
 
 use super::process::{self, private_directory, reap, run, unprivileged};
 use super::raw::{Address, Login, Raw};
@@ -29,6 +30,7 @@ const ROLES: &str = "\
 SET password_encryption = 'scram-sha-256'
 CREATE ROLE app LOGIN PASSWORD 'app-secret'
 CREATE ROLE scram_user LOGIN PASSWORD 'scram-secret'
+CREATE ROLE replicator LOGIN REPLICATION PASSWORD 'replicator-secret'
 CREATE ROLE plain_user LOGIN PASSWORD 'plain-secret'
 SET password_encryption = 'md5'
 CREATE ROLE md5_user LOGIN PASSWORD 'md5-secret'
@@ -41,6 +43,7 @@ host all plain_user 127.0.0.1/32 password
 host all md5_user 127.0.0.1/32 md5
 host all scram_user 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
 ";
 
 const SETTINGS: [&str; 10] = [

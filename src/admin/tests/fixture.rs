@@ -86,7 +86,7 @@ fn connection<State>(state: State, id: u64) -> ConnectionView<State> {
     ConnectionView {
         user: Some("x".into()),
         database: Some("p0".into()),
-        replication: Replication::None,
+        replication: crate::wire::startup::Replication::None,
         state,
         peer: Peer::Tcp("127.0.0.1:48202".parse().unwrap()),
         local: Peer::Unix { pid: None, port: 27431 },

@@ -453,3 +453,21 @@ fn servers_that_are_spread_are_lent_by_their_load_whichever_worker_has_them() {
     assert_eq!(lent(&mut pool, 0), Some(("busy too", 0)));
     assert_eq!(lent(&mut pool, 0), None);
 }
+
+#[test]
+fn an_attempt_becomes_a_lent_server_only_for_one_whose_turn_it_is() {
+    let now = Instant::now();
+    let mut pool: PoolState<&str, u32> = PoolState::new(limits(2, 0), 1);
+    pool.enqueue(1, 0, now);
+    pool.enqueue(2, 0, now);
+    pool.begin_opening();
+    assert_eq!(pool.lend_opening(|waiter| *waiter == 2), None, "the first in the queue would be overtaken");
+    pool.begin_opening();
+    assert_eq!(pool.lend_opening(|waiter| *waiter == 2), Some(2));
+    assert_eq!((pool.leased(), pool.opening(), pool.waiting()), (1, 1, 1));
+    pool.set_paused(true);
+    assert_eq!(pool.lend_opening(|waiter| *waiter == 1), None);
+    pool.set_paused(false);
+    assert_eq!(pool.lend_opening(|waiter| *waiter == 1), Some(1));
+    assert_eq!((pool.room(now), pool.must_wait()), (0, false));
+}
