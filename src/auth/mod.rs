@@ -15,7 +15,7 @@ mod secret;
 mod server_login;
 
 pub use client_login::{ClientLogin, Method, Proof};
-pub use scram::{ScramError, ScramKey};
+pub use scram::{ChannelBinding, ScramError, ScramKey};
 pub use secret::{
     Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,
     ServerSecret,

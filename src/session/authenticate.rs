@@ -168,7 +168,8 @@ impl Newcomer {
         credentials: Option<Arc<Credentials>>,
     ) -> Result<Shown, Refusal> {
         let settings = self.plane.shared.scram_settings();
-        let mut login = ClientLogin::new(method, user, credentials.clone(), &settings, &mut rand::rng());
+        let (known, channel) = (credentials.clone(), self.channel.take());
+        let mut login = ClientLogin::new(method, user, known, channel, &settings, &mut rand::rng());
         let mut out = BytesMut::new();
         let mut progress = login.start(&mut out)?;
         loop {

@@ -3,6 +3,7 @@
 //! rustls does the cryptography. Here is what PgBouncer's settings mean to it, which certificates are
 //! believed, and how a connection is read and written from inside one poll.
 
+mod binding;
 pub mod names;
 pub mod stream;
 pub mod trust;
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
+use crate::auth::ChannelBinding;
 use crate::config::{Settings, SslMode, TlsProtocol};
 use stream::TlsStream;
 use trust::{Check, Trust};
@@ -81,6 +83,8 @@ pub struct Tls {
 pub struct Acceptor {
     /// `client_tls_sslmode`
     pub mode: SslMode,
+    /// What SCRAM binds to on connections that this one has accepted; `None` with a certificate of Ed25519.
+    pub channel: Option<ChannelBinding>,
     config: Arc<ServerConfig>,
     trust: Arc<Trust>,
     fingerprint: [u8; 32],
@@ -278,6 +282,7 @@ impl Acceptor {
             }
         };
         let trust = Trust::new(check, authorities, &provider).map_err(side.failed("ca_file"))?;
+        let channel = chain.first().and_then(binding::end_point);
         let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
         let mut config = builder.with_single_cert(chain, key).map_err(side.failed("key_file"))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -286,6 +291,7 @@ impl Acceptor {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Some(Acceptor {
             trust,
+            channel,
             mode: side.mode,
             config: Arc::new(config),
             fingerprint: files.digest.finalize().into(),
@@ -380,6 +386,11 @@ impl Connector {
     pub fn is_required(&self) -> bool {
         is_required(self.mode)
     }
+}
+
+/// What SCRAM binds to on a connection to a server: the certificate that this one has shown.
+pub fn channel_of_server(connection: &Connection) -> Option<ChannelBinding> {
+    connection.peer_certificates()?.first().and_then(binding::end_point)
 }
 
 fn is_required(mode: SslMode) -> bool {
