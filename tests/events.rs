@@ -157,7 +157,7 @@ fn relays(replicas: &Replicas) -> (Vec<Relay>, u16) {
 fn service(operator: &Operator, tasks: &mut JoinSet<()>) -> Relay {
     let server = |number| match operator.replicas.tcp(number) {
         Address::Tcp(server) => (operator.pod(number), server),
-        Address::Unix(_) => unreachable!("they listen on TCP"),
+        Address::Unix(_) | Address::Tls(..) => unreachable!("they listen on TCP"),
     };
     let servers = [server(0), server(1), server(2)];
     let kind = resource("postgresql.cnpg.io/v1", "Cluster");

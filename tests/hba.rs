@@ -7,37 +7,8 @@ mod support;
 use std::fs;
 use std::process::Command;
 use support::certificates::{Authority, text};
-use support::pooler::Config;
-use support::process::{give, private_directory};
-use support::{Address, Login, Pooler, Raw};
-
-/// A pooler with these rules and maps; the folder has the files.
-struct Ruled {
-    folder: tempfile::TempDir,
-}
-
-impl Ruled {
-    fn new(rules: &str, maps: &str) -> Ruled {
-        let ruled = Ruled { folder: private_directory("weir-hba-") };
-        ruled.write("rules", rules);
-        ruled.write("maps", maps);
-        ruled
-    }
-
-    fn write(&self, name: &str, content: &str) {
-        let path = self.folder.path().join(name);
-        fs::write(&path, content).unwrap();
-        give(&path);
-    }
-
-    fn config(&self) -> Config {
-        Pooler::config()
-            .setting("auth_type", "hba")
-            .setting("auth_hba_file", text(&self.folder.path().join("rules")))
-            .setting("auth_ident_file", text(&self.folder.path().join("maps")))
-            .database_option("user=app")
-    }
-}
+use support::rules::Ruled;
+use support::{Address, Login, Raw};
 
 async fn asks(address: &Address, user: &str, database: &str, password: &str) -> String {
     match Raw::try_login(address, &Login::new(user, database).password(password)).await {
@@ -155,7 +126,7 @@ async fn a_reload_reads_the_rules_again_and_names_lines_that_make_no_sense() {
     pooler.console().await.query("RELOAD").await.succeeds("RELOAD");
     pooler.logs("auth_hba_file line 1: \"hast\" must be local, host, hostssl or hostnossl").await;
     assert_eq!(asks(&pooler.tcp(), "app", "app", "").await, "E(08P01) FATAL login rejected");
-    fs::remove_file(ruled.folder.path().join("rules")).unwrap();
+    fs::remove_file(ruled.file("rules")).unwrap();
     let told = pooler.console().await.query("RELOAD").await.to_string();
     assert!(told.contains("F0000"), "{told}");
     pooler.logs("could not open hba config file").await;

@@ -17,21 +17,6 @@ use tokio::net::TcpStream;
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
-/// A pooler that shows clients the identity.
-fn front_door(mode: &str, shown: &Identity) -> Config {
-    Pooler::config()
-        .setting("client_tls_sslmode", mode)
-        .setting("client_tls_cert_file", text(&shown.certificate))
-        .setting("client_tls_key_file", text(&shown.key))
-}
-
-/// A PostgreSQL that shows the identity.
-async fn postgres(shown: &Identity) -> Arc<Postgres> {
-    let certificate = format!("ssl_cert_file={}", text(&shown.certificate));
-    let key = format!("ssl_key_file={}", text(&shown.key));
-    Arc::new(Postgres::start(&["ssl=on", &certificate, &key]).await)
-}
-
 /// What psql says to `SELECT 'in'` and `\conninfo`: `TLSv1.3` or `plain`, or its error.
 fn psql(pooler: &Pooler, options: &str) -> String {
     psql_as(pooler, "app", options)
@@ -66,7 +51,7 @@ async fn client_tls_sslmode_says_who_gets_tls_and_who_must_have_it() {
         ("prefer", "plain", "TLSv1.3", "TLSv1.3"),
         ("require", required, "TLSv1.3", "TLSv1.3"),
     ] {
-        let pooler = front_door(mode, &shown).start().await;
+        let pooler = Pooler::config().shows(mode, &shown).start().await;
         assert_eq!(psql(&pooler, "sslmode=disable"), plain, "{mode}");
         assert_eq!(psql(&pooler, "sslmode=prefer"), wish, "{mode}");
         assert_eq!(psql(&pooler, "sslmode=require"), demand, "{mode}");
@@ -87,7 +72,9 @@ async fn a_client_must_show_a_certificate_of_our_ca_where_that_is_asked() {
         format!("sslmode=require sslcert={} sslkey={}", text(&identity.certificate), text(&identity.key))
     };
     for mode in ["verify-ca", "verify-full"] {
-        let config = front_door(mode, &shown).setting("client_tls_ca_file", text(&authority.certificate()));
+        let config = Pooler::config()
+            .shows(mode, &shown)
+            .setting("client_tls_ca_file", text(&authority.certificate()));
         let pooler = config.start().await;
         assert_eq!(psql(&pooler, &with(&own)), "TLSv1.3", "{mode}");
         let error = psql(&pooler, "sslmode=require");
@@ -106,7 +93,7 @@ async fn a_certificate_names_the_user_with_auth_type_cert() {
     let authority = Authority::new();
     let shown = authority.issue("pooler", "DNS:localhost");
     let own = authority.issue("app", "DNS:app");
-    let config = front_door("verify-full", &shown).setting("auth_type", "cert");
+    let config = Pooler::config().shows("verify-full", &shown).setting("auth_type", "cert");
     let pooler = config.setting("client_tls_ca_file", text(&authority.certificate())).start().await;
     let with = format!("sslmode=require sslcert={} sslkey={}", text(&own.certificate), text(&own.key));
     assert_eq!(psql_as(&pooler, "app", &with), "TLSv1.3");
@@ -117,7 +104,7 @@ async fn a_certificate_names_the_user_with_auth_type_cert() {
 #[tokio::test]
 async fn bytes_that_come_before_tls_are_not_taken_for_what_comes_under_it() {
     let authority = Authority::new();
-    let pooler = front_door("prefer", &authority.issue("pooler", "DNS:localhost")).start().await;
+    let pooler = Pooler::config().shows("prefer", &authority.issue("pooler", "DNS:localhost")).start().await;
     let mut stream = TcpStream::connect(("127.0.0.1", pooler.port)).await.unwrap();
     let smuggled = [&SSL_REQUEST[..], &startup(&[("user", "app"), ("database", "app")])].concat();
     stream.write_all(&smuggled).await.unwrap();
@@ -134,7 +121,7 @@ async fn bytes_that_come_before_tls_are_not_taken_for_what_comes_under_it() {
 async fn server_tls_sslmode_says_what_a_server_must_show() {
     let (authority, other) = (Authority::new(), Authority::new());
     let right = authority.issue("db", "DNS:localhost,IP:127.0.0.1");
-    let with_tls = postgres(&right).await;
+    let with_tls = Postgres::with_tls(&right).await;
     let without = Postgres::shared().await;
     let unknown = "invalid peer certificate: UnknownIssuer";
     for (mode, ca, tls, plain) in [
@@ -224,7 +211,7 @@ async fn certificates_that_openssl_accepts_are_accepted() {
         ("self-signed, and known", self_named.clone(), Some(&self_named), "verify-full", "on"),
         ("self-signed, and unknown", self_named.clone(), None, "verify-ca", "invalid peer certificate"),
     ] {
-        let server = postgres(&shown).await;
+        let server = Postgres::with_tls(&shown).await;
         let ca = ca.map_or(authority.certificate(), |ca| ca.certificate.clone());
         let config = Pooler::config().postgres(server).setting("server_tls_sslmode", mode);
         let config = config.setting("server_tls_ca_file", text(&ca)).setting("client_login_timeout", "2");
@@ -235,7 +222,7 @@ async fn certificates_that_openssl_accepts_are_accepted() {
 #[tokio::test]
 async fn the_name_that_a_server_must_have_can_be_set() {
     let authority = Authority::new();
-    let server = postgres(&authority.issue("db", "DNS:c1-rw")).await;
+    let server = Postgres::with_tls(&authority.issue("db", "DNS:c1-rw")).await;
     let config = || {
         let config = Pooler::config().postgres(Arc::clone(&server)).setting("client_login_timeout", "2");
         let config = config.setting("server_tls_sslmode", "verify-full");
@@ -250,8 +237,9 @@ async fn the_name_that_a_server_must_have_can_be_set() {
 async fn encrypted(config: impl Fn(Config) -> Config) -> (Authority, Identity, Pooler) {
     let authority = Authority::new();
     let shown = authority.issue("pooler", "DNS:localhost,IP:127.0.0.1");
-    let server = postgres(&authority.issue("db", "IP:127.0.0.1")).await;
-    let both = front_door("require", &shown)
+    let server = Postgres::with_tls(&authority.issue("db", "IP:127.0.0.1")).await;
+    let both = Pooler::config()
+        .shows("require", &shown)
         .postgres(server)
         .setting("server_tls_sslmode", "verify-full")
         .setting("server_tls_ca_file", text(&authority.certificate()))
@@ -304,7 +292,7 @@ async fn everything_is_relayed_under_tls_as_it_is_without() {
 
 #[tokio::test]
 async fn the_console_and_the_log_say_who_uses_tls() {
-    let (_authority, _shown, pooler) = encrypted(|config| config).await;
+    let (_authority, _, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=pgbouncer sslmode=require", pooler.port);
     let console = |command: &str| {
         let mut psql = Command::new("psql");
@@ -329,7 +317,7 @@ async fn the_console_and_the_log_say_who_uses_tls() {
 
 #[tokio::test]
 async fn a_cancel_request_reaches_a_server_over_tls() {
-    let (_authority, _shown, pooler) = encrypted(|config| config).await;
+    let (_authority, _, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
     let mut psql = Command::new("psql");
     psql.args(["-XAt", "-c", "SELECT pg_sleep(60)", &target]).stderr(Stdio::piped());
@@ -445,7 +433,7 @@ async fn ciphers_and_versions_are_those_that_are_set_on_both_sides() {
 async fn wishes_that_cannot_be_met_are_named() {
     let authority = Authority::new();
     let shown = authority.issue("pooler", "DNS:localhost");
-    let config = front_door("prefer", &shown).setting("client_tls_protocols", "tlsv1.1,tlsv1.2");
+    let config = Pooler::config().shows("prefer", &shown).setting("client_tls_protocols", "tlsv1.1,tlsv1.2");
     let config = config.setting("client_tls_ciphers", "AES256-SHA:ECDHE-ECDSA-AES128-GCM-SHA256");
     let pooler = config.setting("client_tls_ecdhcurve", "prime256v1").start().await;
     assert_eq!(psql(&pooler, "sslmode=require"), "TLSv1.2");
@@ -461,12 +449,15 @@ async fn wishes_that_cannot_be_met_are_named() {
         ("client_tls_sslmode", "verify-ca", "client_tls_ca_file must be set"),
         ("client_tls_cert_file", "", "client_tls_cert_file must be too"),
     ] {
-        let (code, log) = front_door("require", &shown).setting(setting, value).refused().await;
+        let (code, log) = Pooler::config().shows("require", &shown).setting(setting, value).refused().await;
         assert_eq!(code, Some(1), "{setting}={value}");
         assert!(log.contains(wanted), "{setting}={value}: {log}");
     }
     let stranger = authority.issue("other", "DNS:other");
-    let (_, log) =
-        front_door("require", &shown).setting("client_tls_key_file", text(&stranger.key)).refused().await;
+    let (_, log) = Pooler::config()
+        .shows("require", &shown)
+        .setting("client_tls_key_file", text(&stranger.key))
+        .refused()
+        .await;
     assert!(log.contains("client_tls_key_file: "), "{log}");
 }

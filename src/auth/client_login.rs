@@ -11,7 +11,9 @@ use subtle::ConstantTimeEq;
 
 use super::Progress;
 use super::md5;
-use super::scram::{self, MECHANISM, ScramError, ScramKey, ServerExchange};
+use super::scram::{
+    self, Binding, ChannelBinding, MECHANISM, MECHANISM_PLUS, ScramError, ScramKey, ServerExchange,
+};
 use super::secret::{Credentials, Md5Digest, Password, ScramSecret, ScramSettings, Secret};
 use crate::error::{SqlError, sqlstate};
 use crate::wire::originate;
@@ -69,6 +71,7 @@ enum State {
         secret: ScramSecret,
         key: KeyUse,
         server_nonce: String,
+        channel: Option<ChannelBinding>,
     },
     ScramFinal {
         exchange: ServerExchange,
@@ -88,12 +91,13 @@ enum KeyUse {
 }
 
 impl ClientLogin {
-    /// `credentials` is `None` for an unknown user. The first SCRAM login of a user with a plain
-    /// secret costs milliseconds.
+    /// `credentials` is `None` for an unknown user; with a `channel`, SCRAM can be bound to it. The first
+    /// SCRAM login of a user with a plain secret costs milliseconds.
     pub fn new(
         method: Method,
         user: &str,
         credentials: Option<Arc<Credentials>>,
+        channel: Option<ChannelBinding>,
         settings: &ScramSettings,
         rng: &mut impl CryptoRng,
     ) -> Self {
@@ -105,6 +109,7 @@ impl ClientLogin {
                 key: key_use(secret),
                 secret: verifier(user, credentials.as_deref(), settings),
                 server_nonce: scram::new_nonce(rng),
+                channel,
             },
             (Method::Md5, None | Some(Secret::Plain(_) | Secret::Md5(_))) => {
                 State::Md5 { digest: md5_digest(user, secret, settings), salt: rng.random() }
@@ -129,9 +134,10 @@ impl ClientLogin {
                 accept(password_of(body)?.ct_eq(&expected).into())?;
                 Ok(Progress::Done(Proof::default()))
             }
-            State::ScramFirst { secret, key, server_nonce } => {
-                let (exchange, reply) = ServerExchange::begin(initial_response(body)?, secret, &server_nonce)
-                    .map_err(sasl_failed)?;
+            State::ScramFirst { secret, key, server_nonce, channel } => {
+                let (binding, first) = initial_response(body, channel)?;
+                let (exchange, reply) =
+                    ServerExchange::begin(first, secret, &server_nonce, binding).map_err(sasl_failed)?;
                 originate::authentication(Authentication::SASLContinue(Bytes::from(reply)), out);
                 self.state = State::ScramFinal { exchange, key };
                 Ok(Progress::Continue)
@@ -158,7 +164,10 @@ impl ClientLogin {
         let request = match &self.state {
             State::Plain { .. } => Authentication::CleartextPassword,
             State::Md5 { salt, .. } => Authentication::MD5Password(salt.to_vec()),
-            State::ScramFirst { .. } => Authentication::SASL(vec![MECHANISM.to_owned()]),
+            State::ScramFirst { channel: None, .. } => Authentication::SASL(vec![MECHANISM.to_owned()]),
+            State::ScramFirst { channel: Some(_), .. } => {
+                Authentication::SASL(vec![MECHANISM_PLUS.to_owned(), MECHANISM.to_owned()])
+            }
             State::Trust { known } => {
                 let known = *known;
                 self.state = State::Over;
@@ -223,8 +232,15 @@ fn plain_matches(user: &str, secret: Option<&Secret>, password: &Password) -> bo
     }
 }
 
+/// Asks for a password in plain text, for somebody else to check.
+pub fn ask_for_password(out: &mut BytesMut) {
+    originate::authentication(Authentication::CleartextPassword, out);
+}
+
 /// The body of a PasswordMessage: one string, and nothing after it.
-fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
+///
+/// FATAL 28P01 when it is empty, 08P01 when it is malformed.
+pub fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
     let password = match body.split_last() {
         Some((0, password)) if password.len() <= PASSWORD_BYTES_MAX => password,
         _ => return Err(malformed("invalid password packet size")),
@@ -240,19 +256,25 @@ fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
 }
 
 /// The body of a SASLInitialResponse: the mechanism, a length, and that many bytes of SCRAM.
-fn initial_response(body: &[u8]) -> Result<&[u8], SqlError> {
+fn initial_response(body: &[u8], channel: Option<ChannelBinding>) -> Result<(Binding, &[u8]), SqlError> {
     let invalid = || malformed("malformed SASLInitialResponse message");
     let end = body.iter().position(|&byte| byte == 0).ok_or_else(invalid)?;
-    if &body[..end] != MECHANISM.as_bytes() {
-        let message = "client selected an invalid SASL authentication mechanism";
-        return Err(malformed(message));
-    }
+    let mechanism = &body[..end];
+    let binding = match channel {
+        None if mechanism == MECHANISM.as_bytes() => Binding::Unavailable,
+        Some(_) if mechanism == MECHANISM.as_bytes() => Binding::Unused,
+        Some(channel) if mechanism == MECHANISM_PLUS.as_bytes() => Binding::Used(channel),
+        _ => {
+            let message = "client selected an invalid SASL authentication mechanism";
+            return Err(malformed(message));
+        }
+    };
     let (length, data) = body[end + 1..].split_first_chunk().ok_or_else(invalid)?;
     // A length of -1 would be a client that wants to be asked first: no driver does.
     if usize::try_from(i32::from_be_bytes(*length)) != Ok(data.len()) {
         return Err(invalid());
     }
-    Ok(data)
+    Ok((binding, data))
 }
 
 fn accept(matches: bool) -> Result<(), SqlError> {
@@ -263,11 +285,23 @@ fn accept(matches: bool) -> Result<(), SqlError> {
     Err(SqlError::fatal(sqlstate::INVALID_PASSWORD, message))
 }
 
-/// A wrong proof says no more than that; everything else is a driver's bug, and is explained.
+/// A wrong proof says no more than that; what someone in between may have done is told in PostgreSQL's words;
+/// everything else is a driver's bug, and is explained.
 fn sasl_failed(error: ScramError) -> SqlError {
     let message = "SASL authentication failed";
     match error {
         ScramError::WrongProof => SqlError::fatal(sqlstate::INVALID_PASSWORD, message),
+        ScramError::ChannelBindingHidden => {
+            let message = "SCRAM channel binding negotiation error";
+            let detail = "The client supports SCRAM channel binding but thinks the server does not.  \
+                 However, this server does support channel binding.";
+            SqlError::fatal(sqlstate::INVALID_AUTHORIZATION, message).detail(detail)
+        }
+        ScramError::OtherChannel => {
+            let message = "SCRAM channel binding check failed";
+            let detail = "The certificate that the client was shown is not the one of this connection.";
+            SqlError::fatal(sqlstate::INVALID_AUTHORIZATION, message).detail(detail)
+        }
         other => malformed(message).detail(other.to_string()),
     }
 }

@@ -1,5 +1,6 @@
-//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, in both roles and without channel
-//! binding: [`ServerExchange`] checks a client's proof, [`ClientExchange`] proves our own key.
+//! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it, in both roles, and its PLUS variant, which
+//! binds the proof to the TLS channel: [`ServerExchange`] checks a client's proof, [`ClientExchange`]
+//! proves our own key.
 //!
 //! Messages of the other side are bounded and read attribute by attribute; nothing here can panic
 //! on them. Keys are compared in constant time.
@@ -7,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::str;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -17,8 +19,12 @@ use subtle::ConstantTimeEq;
 
 use super::secret::ScramSecret;
 
-/// The only mechanism that we offer and choose.
+/// The mechanism that needs nothing but a password.
 pub(super) const MECHANISM: &str = "SCRAM-SHA-256";
+
+/// The one whose proof is good for one TLS channel only: offered and chosen before the other where there
+/// is a [`ChannelBinding`].
+pub(super) const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// Longest SCRAM message that is read. Bytes; a usual one has about 100.
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -30,8 +36,8 @@ const NONCE_BYTES_MAX: usize = 1024;
 /// PostgreSQL's default is 4,096; a million takes about half a second.
 pub(super) const ITERATIONS_MAX: u32 = 1_000_000;
 
-/// The gs2 header that we send: no channel binding, no authorization identity.
-const GS2_HEADER: &str = "n,,";
+/// The gs2 header of the PLUS variant. The one type of binding that PostgreSQL knows too.
+const GS2_HEADER_BOUND: &str = "p=tls-server-end-point,,";
 
 /// Attribute names with a meaning in the RFC, so never names of extensions that can be skipped.
 const RESERVED: &[u8] = b"anmrcsipve";
@@ -42,9 +48,21 @@ pub enum ScramError {
     /// The message does not follow the RFC's grammar, or is too long.
     #[error("malformed SCRAM message ({0})")]
     Malformed(&'static str),
-    /// The gs2 header is `p=…`.
+    /// The gs2 header is `p=…`, without the PLUS variant.
     #[error("client requires SCRAM channel binding, but it is not supported")]
     ChannelBindingRequired,
+    /// The gs2 header is `n` or `y`, with the PLUS variant.
+    #[error("client selected SCRAM-SHA-256-PLUS, but its message has no channel binding data")]
+    ChannelBindingMissing,
+    /// The gs2 header names another type than `tls-server-end-point`.
+    #[error("unsupported SCRAM channel-binding type")]
+    ChannelBindingType,
+    /// The gs2 header is `y`, though we offered the PLUS variant: someone in between has hidden it.
+    #[error("client thinks that the server does not support SCRAM channel binding, but it does")]
+    ChannelBindingHidden,
+    /// The client is bound to another channel than ours: someone is in between.
+    #[error("SCRAM channel binding check failed")]
+    OtherChannel,
     /// The `c` attribute does not repeat the gs2 header.
     #[error("unexpected SCRAM channel-binding attribute in client-final-message")]
     ChannelBindingMismatch,
@@ -91,6 +109,42 @@ impl Eq for ScramKey {}
 impl fmt::Debug for ScramKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ScramKey(..)")
+    }
+}
+
+/// What a TLS channel is known by at both its ends: the hash of the server's certificate
+/// (`tls-server-end-point`, RFC 5929). It is no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelBinding(pub Arc<[u8]>);
+
+/// What a server and its client have said of binding to their channel before the exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// Cannot be had: the PLUS variant is not offered, or the client's side does not know the channel.
+    Unavailable,
+    /// One side could, and the other does not: the PLUS variant was offered and not chosen, or we would
+    /// have chosen it.
+    Unused,
+    /// The PLUS variant was chosen, on this channel.
+    Used(ChannelBinding),
+}
+
+impl Binding {
+    /// The gs2 header that says so, in the client's role.
+    fn gs2_header(&self) -> &'static str {
+        match self {
+            Binding::Unavailable => "n,,",
+            Binding::Unused => "y,,",
+            Binding::Used(_) => GS2_HEADER_BOUND,
+        }
+    }
+
+    /// The `c` attribute: the gs2 header, and what the channel is known by where that was chosen.
+    fn attribute(&self, gs2_header: &str) -> String {
+        match self {
+            Binding::Unavailable | Binding::Unused => BASE64.encode(gs2_header),
+            Binding::Used(channel) => BASE64.encode([gs2_header.as_bytes(), &channel.0].concat()),
+        }
     }
 }
 
@@ -150,7 +204,9 @@ pub(super) fn new_nonce(rng: &mut impl CryptoRng) -> String {
 #[derive(Debug)]
 pub(super) struct ServerExchange {
     secret: ScramSecret,
-    gs2_header: &'static str,
+    binding: Binding,
+    /// What the client's `c` attribute must be.
+    channel: String,
     /// Both halves.
     nonce: String,
     /// The client's first message (bare) and our answer, as they are signed.
@@ -163,8 +219,9 @@ impl ServerExchange {
         client_first: &[u8],
         secret: ScramSecret,
         server_nonce: &str,
+        binding: Binding,
     ) -> Result<(Self, String), ScramError> {
-        let (gs2_header, bare) = split_gs2_header(message_text(client_first)?)?;
+        let (gs2_header, bare) = split_gs2_header(message_text(client_first)?, &binding)?;
         if bare.starts_with('m') {
             return Err(ScramError::MandatoryExtension);
         }
@@ -178,7 +235,9 @@ impl ServerExchange {
         let nonce = format!("{client_nonce}{server_nonce}");
         let salt = BASE64.encode(&secret.salt);
         let server_first = format!("r={nonce},s={salt},i={}", secret.iterations);
-        let exchange = ServerExchange { secret, gs2_header, signed: format!("{bare},{server_first}"), nonce };
+        let channel = binding.attribute(gs2_header);
+        let signed = format!("{bare},{server_first}");
+        let exchange = ServerExchange { secret, binding, channel, signed, nonce };
         Ok((exchange, server_first))
     }
 
@@ -187,8 +246,11 @@ impl ServerExchange {
     pub(super) fn finish(self, client_final: &[u8]) -> Result<(ScramKey, String), ScramError> {
         let text = message_text(client_final)?;
         let mut attributes = Attributes(Some(text));
-        if attributes.take(b'c')? != BASE64.encode(self.gs2_header) {
-            return Err(ScramError::ChannelBindingMismatch);
+        if attributes.take(b'c')? != self.channel {
+            return Err(match self.binding {
+                Binding::Used(_) => ScramError::OtherChannel,
+                Binding::Unavailable | Binding::Unused => ScramError::ChannelBindingMismatch,
+            });
         }
         if attributes.take(b'r')? != self.nonce {
             return Err(ScramError::NonceMismatch);
@@ -213,6 +275,7 @@ impl ServerExchange {
 #[derive(Debug)]
 pub(super) struct ClientExchange {
     nonce: String,
+    binding: Binding,
 }
 
 /// The client's role, waiting for the server's final message.
@@ -223,13 +286,21 @@ pub(super) struct ClientExpectation {
 
 impl ClientExchange {
     /// `nonce` is printable, without a comma, and new.
-    pub(super) fn new(nonce: String) -> Self {
-        ClientExchange { nonce }
+    pub(super) fn new(nonce: String, binding: Binding) -> Self {
+        ClientExchange { nonce, binding }
+    }
+
+    /// The mechanism that is named with the first message.
+    pub(super) fn mechanism(&self) -> &'static str {
+        match self.binding {
+            Binding::Unavailable | Binding::Unused => MECHANISM,
+            Binding::Used(_) => MECHANISM_PLUS,
+        }
     }
 
     /// PostgreSQL takes the user from the startup packet, so `n` is empty as in libpq.
     pub(super) fn client_first(&self) -> String {
-        format!("{GS2_HEADER}{}", self.client_first_bare())
+        format!("{}{}", self.binding.gs2_header(), self.client_first_bare())
     }
 
     fn client_first_bare(&self) -> String {
@@ -261,7 +332,8 @@ impl ClientExchange {
         attributes.end()?;
 
         let keys = keys(&salt, iterations)?;
-        let without_proof = format!("c={},r={nonce}", BASE64.encode(GS2_HEADER));
+        let channel = self.binding.attribute(self.binding.gs2_header());
+        let without_proof = format!("c={channel},r={nonce}");
         let signed = format!("{},{text},{without_proof}", self.client_first_bare());
         let client_signature = hmac(&keys.stored_key().0, &[signed.as_bytes()]);
         let proof = BASE64.encode(xor(&keys.client_key, &client_signature).0);
@@ -296,21 +368,28 @@ fn message_text(message: &[u8]) -> Result<&str, ScramError> {
     str::from_utf8(message).map_err(|_| ScramError::Malformed("not UTF-8"))
 }
 
-/// Splits `n,,` or `y,,` off a client-first-message. `y` says that the client could bind to a
-/// channel and thinks that we cannot: true, for we never offer SCRAM-SHA-256-PLUS.
-fn split_gs2_header(text: &str) -> Result<(&'static str, &str), ScramError> {
-    let (header, rest) = match text.as_bytes().first() {
-        Some(b'n') => ("n,,", &text[1..]),
-        Some(b'y') => ("y,,", &text[1..]),
-        Some(b'p') => return Err(ScramError::ChannelBindingRequired),
+/// Splits the gs2 header off a client-first-message: `n,,`, `y,,` or `p=type,,`. It must fit what was
+/// agreed on. `y` says that the client could bind to a channel and thinks that we cannot: true only where we
+/// have not offered the PLUS variant.
+fn split_gs2_header<'a>(text: &'a str, binding: &Binding) -> Result<(&'a str, &'a str), ScramError> {
+    let (flag, rest) = text.split_once(',').unwrap_or((text, ""));
+    match (flag.as_bytes(), binding) {
+        ([b'n'] | [b'y'], Binding::Used(_)) => return Err(ScramError::ChannelBindingMissing),
+        ([b'y'], Binding::Unused) => return Err(ScramError::ChannelBindingHidden),
+        ([b'n'], _) | ([b'y'], Binding::Unavailable) => {}
+        (b"p=tls-server-end-point", Binding::Used(_)) => {}
+        ([b'p', b'=', ..], Binding::Used(_)) => return Err(ScramError::ChannelBindingType),
+        ([b'p', ..], Binding::Unavailable | Binding::Unused) => {
+            return Err(ScramError::ChannelBindingRequired);
+        }
+        ([b'n' | b'y', ..], _) => return Err(ScramError::Malformed("comma expected")),
         _ => return Err(ScramError::Malformed("unexpected channel-binding flag")),
-    };
-    let comma = ScramError::Malformed("comma expected");
-    let rest = rest.strip_prefix(',').ok_or(comma)?;
+    }
     if rest.starts_with('a') {
         return Err(ScramError::AuthorizationIdentity);
     }
-    Ok((header, rest.strip_prefix(',').ok_or(comma)?))
+    let bare = rest.strip_prefix(',').ok_or(ScramError::Malformed("comma expected"))?;
+    Ok((&text[..text.len() - bare.len()], bare))
 }
 
 /// The `x=value` parts of a message that are still to be read; `None` after the last.
@@ -408,6 +487,7 @@ mod tests {
             b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
             secret,
             "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0",
+            Binding::Unavailable,
         )
         .unwrap();
         assert_eq!(

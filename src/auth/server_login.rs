@@ -9,7 +9,10 @@ use rand::CryptoRng;
 
 use super::Progress;
 use super::md5;
-use super::scram::{self, ClientExchange, ClientExpectation, MECHANISM, ScramError, ScramKeys};
+use super::scram::{
+    self, Binding, ChannelBinding, ClientExchange, ClientExpectation, MECHANISM, MECHANISM_PLUS, ScramError,
+    ScramKeys,
+};
 use super::secret::ServerSecret;
 
 /// Why a login to PostgreSQL failed on our side. (PostgreSQL's own refusal is an ErrorResponse.)
@@ -51,13 +54,15 @@ pub enum AuthError {
 pub struct ServerLogin {
     user: String,
     secret: Arc<ServerSecret>,
+    channel: Option<ChannelBinding>,
+    nonce: String,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
     /// Nothing was asked yet.
-    Start(ClientExchange),
+    Start,
     PasswordSent,
     ScramFirstSent(ClientExchange),
     ScramFinalSent(ClientExpectation),
@@ -67,13 +72,15 @@ enum State {
 }
 
 impl ServerLogin {
-    /// `user` is the one of the startup message.
-    pub fn new(user: &str, secret: Arc<ServerSecret>, rng: &mut impl CryptoRng) -> Self {
-        ServerLogin {
-            user: user.to_owned(),
-            secret,
-            state: State::Start(ClientExchange::new(scram::new_nonce(rng))),
-        }
+    /// `user` is the one of the startup message. With a `channel`, SCRAM is bound to it if the server can.
+    pub fn new(
+        user: &str,
+        secret: Arc<ServerSecret>,
+        channel: Option<ChannelBinding>,
+        rng: &mut impl CryptoRng,
+    ) -> Self {
+        let nonce = scram::new_nonce(rng);
+        ServerLogin { user: user.to_owned(), secret, channel, nonce, state: State::Start }
     }
 
     /// The body of an `R` message. `Done` is AuthenticationOk. After an error the connection is to
@@ -90,9 +97,9 @@ impl ServerLogin {
                 ok(data, &state)?;
                 return Ok(Progress::Done(()));
             }
-            (3, State::Start(_)) => self.state = self.cleartext(data, out)?,
-            (5, State::Start(_)) => self.state = self.md5(data, out)?,
-            (10, State::Start(exchange)) => self.state = self.sasl(data, exchange, out)?,
+            (3, State::Start) => self.state = self.cleartext(data, out)?,
+            (5, State::Start) => self.state = self.md5(data, out)?,
+            (10, State::Start) => self.state = self.sasl(data, out)?,
             (11, State::ScramFirstSent(exchange)) => {
                 self.state = self.sasl_continue(data, exchange, out)?;
             }
@@ -136,18 +143,28 @@ impl ServerLogin {
         Ok(State::PasswordSent)
     }
 
-    fn sasl(&self, data: &[u8], exchange: ClientExchange, out: &mut BytesMut) -> Result<State, AuthError> {
-        if !offers_scram(data)? {
-            return Err(AuthError::UnsupportedMechanisms);
-        }
+    fn sasl(&self, data: &[u8], out: &mut BytesMut) -> Result<State, AuthError> {
+        let binding = self.binding(Offer::read(data)?)?;
         match &*self.secret {
             ServerSecret::Plain(_) | ServerSecret::ScramKeys { .. } => {}
             ServerSecret::Md5(_) => return Err(AuthError::WrongPasswordType("SCRAM")),
             ServerSecret::ScramKeysMissing => return Err(AuthError::ScramKeysMissing),
             ServerSecret::None => return Err(AuthError::NoPassword("SCRAM")),
         }
-        write_initial_response(&exchange.client_first(), out);
+        let exchange = ClientExchange::new(self.nonce.clone(), binding);
+        write_initial_response(exchange.mechanism(), &exchange.client_first(), out);
         Ok(State::ScramFirstSent(exchange))
+    }
+
+    /// How we bind to the channel, as libpq does: where we can and the server does not, it is told that we
+    /// could, so that it finds out if someone in between has hidden its offer.
+    fn binding(&self, offer: Offer) -> Result<Binding, AuthError> {
+        match (&self.channel, offer) {
+            (Some(channel), Offer { bound: true, .. }) => Ok(Binding::Used(channel.clone())),
+            (Some(_), Offer { unbound: true, .. }) => Ok(Binding::Unused),
+            (None, Offer { unbound: true, .. }) => Ok(Binding::Unavailable),
+            _ => Err(AuthError::UnsupportedMechanisms),
+        }
     }
 
     fn sasl_continue(
@@ -173,21 +190,29 @@ impl ServerLogin {
 fn ok(data: &[u8], state: &State) -> Result<(), AuthError> {
     match state {
         _ if !data.is_empty() => Err(AuthError::Malformed("garbage at the end")),
-        State::Start(_) | State::PasswordSent | State::ServerProved => Ok(()),
+        State::Start | State::PasswordSent | State::ServerProved => Ok(()),
         State::ScramFirstSent(_) | State::ScramFinalSent(_) => Err(AuthError::ServerNotProved),
         State::Over => Err(AuthError::Unexpected(0)),
     }
 }
 
-/// Whether the list of mechanisms (strings, then an empty one) has SCRAM-SHA-256. Its PLUS variant
-/// binds to a TLS channel and is passed over.
-fn offers_scram(list: &[u8]) -> Result<bool, AuthError> {
-    match list.strip_suffix(b"\0") {
-        Some(names) if names.is_empty() || names.ends_with(b"\0") => {
-            let mut names = names.split(|&byte| byte == 0);
-            Ok(names.any(|name| name == MECHANISM.as_bytes()))
+/// Which of our mechanisms the server offers.
+#[derive(Clone, Copy)]
+struct Offer {
+    unbound: bool,
+    bound: bool,
+}
+
+impl Offer {
+    /// Reads the list: strings, then an empty one.
+    fn read(list: &[u8]) -> Result<Offer, AuthError> {
+        match list.strip_suffix(b"\0") {
+            Some(names) if names.is_empty() || names.ends_with(b"\0") => {
+                let has = |wanted: &str| names.split(|&byte| byte == 0).any(|name| name == wanted.as_bytes());
+                Ok(Offer { unbound: has(MECHANISM), bound: has(MECHANISM_PLUS) })
+            }
+            _ => Err(AuthError::Malformed("list of mechanisms does not end")),
         }
-        _ => Err(AuthError::Malformed("list of mechanisms does not end")),
     }
 }
 
@@ -195,10 +220,9 @@ fn write_password(password: &[u8], out: &mut BytesMut) {
     write_message(&[password, b"\0"], out);
 }
 
-fn write_initial_response(client_first: &str, out: &mut BytesMut) {
+fn write_initial_response(mechanism: &str, client_first: &str, out: &mut BytesMut) {
     let length = u32::try_from(client_first.len()).expect("a first message of ours is short");
-    let (mechanism, data) = (MECHANISM.as_bytes(), client_first.as_bytes());
-    write_message(&[mechanism, b"\0", &length.to_be_bytes(), data], out);
+    write_message(&[mechanism.as_bytes(), b"\0", &length.to_be_bytes(), client_first.as_bytes()], out);
 }
 
 /// A `p` message. By hand, because a password is bytes and pgwire wants a UTF-8 string.

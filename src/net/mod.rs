@@ -5,6 +5,7 @@
 //! the kernel's buffer is full.
 
 pub mod endpoint;
+pub mod ldap;
 pub mod tls;
 
 use std::io;
@@ -18,6 +19,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::auth::ChannelBinding;
 use tls::stream::{DetachedTlsStream, TlsStream};
 
 /// A connected socket, toward a client or a server.
@@ -111,6 +113,14 @@ impl Socket {
         match self {
             Socket::Tls(stream) => tls::describe(stream.connection()),
             Socket::Tcp(_) | Socket::Unix(_) => String::new(),
+        }
+    }
+
+    /// What SCRAM binds to on a connection to a server; `None` where there is no TLS, or no binding to it.
+    pub fn channel_of_server(&self) -> Option<ChannelBinding> {
+        match self {
+            Socket::Tls(stream) => tls::channel_of_server(stream.connection()),
+            Socket::Tcp(_) | Socket::Unix(_) => None,
         }
     }
 

@@ -242,7 +242,8 @@ impl Recipe {
     }
 
     async fn log_in(&self, socket: &mut Socket) -> Result<(Welcome, CancelKey), OpenError> {
-        let mut login = ServerLogin::new(&self.user, Arc::clone(&self.secret), &mut rand::rng());
+        let (secret, channel) = (Arc::clone(&self.secret), socket.channel_of_server());
+        let mut login = ServerLogin::new(&self.user, secret, channel, &mut rand::rng());
         let mut welcome = Welcome::default();
         let mut cancel_key = CancelKey([0; 8]);
         let mut authenticated = false;

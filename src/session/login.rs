@@ -17,7 +17,7 @@ use super::options::{client_parameters, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
 use crate::admin::CONSOLE_DATABASE;
-use crate::auth::{Credentials, Proof, ServerSecret};
+use crate::auth::{ChannelBinding, Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
@@ -73,6 +73,8 @@ pub(super) struct Newcomer {
     pub(super) peer: Peer,
     pub(super) id: u64,
     pub(super) connected: Instant,
+    /// What SCRAM can be bound to, on a connection with TLS.
+    pub(super) channel: Option<ChannelBinding>,
     user: Option<String>,
     database: Option<String>,
     pub(super) waits_for_server: bool,
@@ -88,6 +90,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         peer,
         id,
         connected: Instant::now(),
+        channel: None,
         user: None,
         database: None,
         waits_for_server: false,
@@ -321,6 +324,7 @@ impl Newcomer {
         };
         let stream = acceptor.accept(stream, begun).await.map_err(Refusal::Tls)?;
         self.socket = Some(Socket::Tls(Box::new(stream)));
+        self.channel = acceptor.channel.clone();
         Ok(())
     }
 

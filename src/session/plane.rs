@@ -20,9 +20,9 @@ use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::peers::Peers;
 use super::replication::without_time_limits;
+use super::rules::Rules;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
-use crate::auth::hba::Hba;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
@@ -132,8 +132,8 @@ pub struct Shared {
     pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
     pub mock_key: MockKey,
-    /// The rules of `auth_hba_file`.
-    pub hba: ArcSwap<Hba>,
+    /// How clients are to prove who they are.
+    pub rules: ArcSwap<Rules>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
 }
 
@@ -145,7 +145,7 @@ impl Shared {
         databases: Databases,
         workers: Vec<UnboundedSender<Message>>,
         process: UnboundedSender<ProcessCommand>,
-        hba: Hba,
+        rules: Rules,
     ) -> Arc<Self> {
         Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
@@ -163,7 +163,7 @@ impl Shared {
             last_client: AtomicU64::new(0),
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
-            hba: ArcSwap::from_pointee(hba),
+            rules: ArcSwap::from_pointee(rules),
             credentials: Mutex::new(HashMap::new()),
         })
     }
@@ -442,7 +442,7 @@ impl Plane {
         let databases = &self.shared.databases;
         let mut left = self.left.borrow_mut();
         left.retain(|database, _| databases.is_known(database));
-        self.groups.borrow_mut().retain(|(_, database), group| {
+        self.groups.borrow_mut().retain(|(_, database, _), group| {
             let stays = !group.pool.is_retired() || Rc::strong_count(group) > 1;
             if !stays && databases.is_known(database) {
                 left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());

@@ -72,9 +72,15 @@ impl Authority {
 
     /// A certificate that is its own CA, as many a quick set-up has it.
     pub fn self_signed(&self, file: &str, common_name: &str, options: &[&str]) -> Identity {
+        let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+        self.self_signed_with(file, common_name, &[&key, options].concat())
+    }
+
+    /// The same with a key of any kind, as `openssl req` takes it (`-newkey rsa:2048 -sha512`).
+    pub fn self_signed_with(&self, file: &str, common_name: &str, options: &[&str]) -> Identity {
         let identity = self.identity(file);
         let mut command = openssl();
-        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+        command.args(["req", "-x509", "-nodes"]);
         command.args(["-days", "30", "-subj", &format!("/CN={common_name}")]).args(options);
         command.arg("-keyout").arg(&identity.key).arg("-out").arg(&identity.certificate);
         run(command);

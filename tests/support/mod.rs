@@ -7,7 +7,9 @@
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod certificates;
+pub mod clients;
 pub mod descriptors;
+pub mod directory;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;
@@ -23,6 +25,7 @@ pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod replicas;
+pub mod rules;
 pub mod runs;
 pub mod scene;
 pub mod stranger;

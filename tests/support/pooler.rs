@@ -3,6 +3,7 @@
 //! It is our own binary, or the one that `PGWEIR_TEST_POOLER` names: PgBouncer takes the same ini file as
 //! its only argument, so every test can be asked what PgBouncer would do.
 
+use super::certificates::{Identity, text};
 use super::postgres::Postgres;
 use super::process::{self, private_directory, reap, unprivileged};
 use super::raw::{Address, Login, Raw};
@@ -50,6 +51,13 @@ impl Config {
 
     pub fn mode(self, mode: &str) -> Config {
         self.setting("pool_mode", mode)
+    }
+
+    /// TLS for clients, who are shown this certificate.
+    pub fn shows(self, sslmode: &str, identity: &Identity) -> Config {
+        self.setting("client_tls_sslmode", sslmode)
+            .setting("client_tls_cert_file", text(&identity.certificate))
+            .setting("client_tls_key_file", text(&identity.key))
     }
 
     /// Further settings of the database's line.
@@ -224,6 +232,11 @@ impl Pooler {
 
     pub fn tcp(&self) -> Address {
         Address::Tcp(SocketAddr::from(([127, 0, 0, 1], self.port)))
+    }
+
+    /// TCP with TLS.
+    pub fn tls(&self) -> Address {
+        Address::Tls(SocketAddr::from(([127, 0, 0, 1], self.port)), None)
     }
 
     pub fn unix(&self) -> Address {

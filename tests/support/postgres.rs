@@ -13,6 +13,7 @@
 //! | `scram_user` | `scram-secret` | scram-sha-256 |
 //! | `replicator` | `replicator-secret` | trust, for replication too |
 
+use super::certificates::{Identity, text};
 use super::process::{self, private_directory, reap, run, unprivileged};
 use super::raw::{Address, Login, Raw};
 use super::{eventually, raw};
@@ -93,6 +94,13 @@ impl Postgres {
         }
         let log = fs::read_to_string(directory.path().join("log")).unwrap_or_default();
         panic!("PostgreSQL does not start:\n{log}");
+    }
+
+    /// A server of one's own that shows this certificate.
+    pub async fn with_tls(identity: &Identity) -> Arc<Postgres> {
+        let certificate = format!("ssl_cert_file={}", text(&identity.certificate));
+        let key = format!("ssl_key_file={}", text(&identity.key));
+        Arc::new(Postgres::start(&["ssl=on", &certificate, &key]).await)
     }
 
     async fn launch(directory: &tempfile::TempDir, settings: &[&str]) -> Option<(u16, Child)> {

@@ -3,8 +3,12 @@
 //! It knows the login and where messages end, and nothing else, so that a test can send what no
 //! driver would. Every wait has a deadline; a test that passes it panics with what has arrived.
 
+use super::certificates::Identity;
 use super::message::{self, Message, Reply};
 use bytes::{Buf, BytesMut};
+use pgweir::config::{Host, Settings, SslMode};
+use pgweir::net::endpoint::{Dialing, Endpoint};
+use pgweir::net::tls::Tls;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use std::collections::HashMap;
@@ -24,6 +28,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// TCP with TLS, with whatever certificate; the client may have one to show.
+    Tls(SocketAddr, Option<Identity>),
 }
 
 /// Who logs in, and where to.
@@ -63,6 +69,19 @@ impl Login {
     }
 }
 
+/// TLS by the library's own hand, which the tests with psql hold against OpenSSL's.
+async fn encrypted(address: SocketAddr, identity: Option<&Identity>) -> io::Result<pgweir::net::Socket> {
+    let settings = Settings {
+        server_tls_sslmode: SslMode::Require,
+        server_tls_cert_file: identity.map(|identity| identity.certificate.clone()),
+        server_tls_key_file: identity.map(|identity| identity.key.clone()),
+        ..Settings::default()
+    };
+    let (tls, _) = Tls::load(&settings, &Tls::default()).map_err(io::Error::other)?;
+    let endpoint = Endpoint { host: Host::Tcp(address.ip().to_string()), port: address.port() };
+    endpoint.dial(&Dialing { tls: tls.connector, ..Dialing::default() }).await
+}
+
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
@@ -100,6 +119,9 @@ impl Raw {
                 (Box::new(stream), Some(handle))
             }
             Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
+            Address::Tls(address, identity) => {
+                (Box::new(encrypted(*address, identity.as_ref()).await?), None)
+            }
         };
         Ok(Raw::over(stream, handle))
     }
@@ -159,7 +181,15 @@ impl Raw {
         }
     }
 
-    async fn login_message(&mut self) -> Result<Message, String> {
+    /// Opens a socket and asks to log in; the answer is still to be read.
+    pub async fn begin_login(address: &Address, login: &Login) -> Raw {
+        let mut client = Raw::connect(address).await.expect("the server accepts");
+        client.send(login.startup()).await;
+        client
+    }
+
+    /// The next message; an ErrorResponse as text.
+    pub async fn login_message(&mut self) -> Result<Message, String> {
         match self.reader.message().await {
             Some(message) if message.tag == b'E' => {
                 Err(format!("{message:?} {} {}", message.field(b'S'), message.field(b'M')))

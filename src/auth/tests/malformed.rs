@@ -20,7 +20,7 @@ fn malformed_first_messages_are_protocol_violations() {
     let check = |body: &[u8], message: &str| {
         let rng = &mut StdRng::seed_from_u64(5);
         let stored = scram("pencil");
-        let mut login = ClientLogin::new(Method::ScramSha256, "app", stored, &settings(), rng);
+        let mut login = ClientLogin::new(Method::ScramSha256, "app", stored, None, &settings(), rng);
         let mut out = BytesMut::new();
         let error = login.handle_password(body, &mut out).unwrap_err();
         let text = error.detail.as_deref().unwrap_or(&error.message);
@@ -70,10 +70,37 @@ fn malformed_first_messages_are_protocol_violations() {
 }
 
 #[test]
+fn a_first_message_must_say_what_was_agreed_on_about_the_channel() {
+    let check = |mechanism: &str, header: &str, code: &str, message: &str| {
+        let rng = &mut StdRng::seed_from_u64(5);
+        let channel = Some(ChannelBinding(b"hash".as_slice().into()));
+        let mut login = ClientLogin::new(Method::ScramSha256, "app", scram("p"), channel, &settings(), rng);
+        let first = format!("{header}n=,r=a");
+        let length = u32::try_from(first.len()).unwrap().to_be_bytes();
+        let body = [mechanism.as_bytes(), b"\0", &length, first.as_bytes()].concat();
+        let error = login.handle_password(&body, &mut BytesMut::new()).map(|_| ()).unwrap_err();
+        assert_eq!(error.code, code, "{mechanism} {header}");
+        let text = format!("{} {}", error.message, error.detail.as_deref().unwrap_or_default());
+        assert!(text.contains(message), "{text:?} for {mechanism} {header}");
+    };
+    let (plain, plus) = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS");
+    check(plain, "y,,", "28000", "SCRAM channel binding negotiation error");
+    check(plain, "p=tls-server-end-point,,", "08P01", "requires SCRAM channel binding");
+    check(plus, "n,,", "08P01", "no channel binding data");
+    check(plus, "y,,", "08P01", "no channel binding data");
+    check(plus, "p=tls-unique,,", "08P01", "unsupported SCRAM channel-binding type");
+    check(plus, "p=,,", "08P01", "unsupported SCRAM channel-binding type");
+    check(plus, "p,,", "08P01", "unexpected channel-binding flag");
+    check(plus, "p=tls-server-end-point,a=bob,", "08P01", "authorization identity");
+    check(plus, "p=tls-server-end-point,", "08P01", "comma expected");
+    check("SCRAM-SHA-1-PLUS", "n,,", "08P01", "invalid SASL authentication mechanism");
+}
+
+#[test]
 fn both_gs2_headers_and_unknown_extensions_are_accepted() {
     for first in ["n,,n=,r=a", "y,,n=,r=a", "n,,n=bob,r=a,x=1,y=", "n,,n=*,r=a"] {
         let rng = &mut StdRng::seed_from_u64(5);
-        let mut login = ClientLogin::new(Method::Md5, "app", scram("p"), &settings(), rng);
+        let mut login = ClientLogin::new(Method::Md5, "app", scram("p"), None, &settings(), rng);
         let step = login.handle_password(&initial(first.as_bytes()), &mut BytesMut::new());
         assert_eq!(step, Ok(Progress::Continue), "{first}");
     }
@@ -84,7 +111,7 @@ fn malformed_final_messages_are_protocol_violations() {
     let check = |last: &str, code: &str, message: &str| {
         let rng = &mut StdRng::seed_from_u64(5);
         let stored = scram("pencil");
-        let mut login = ClientLogin::new(Method::ScramSha256, "app", stored, &settings(), rng);
+        let mut login = ClientLogin::new(Method::ScramSha256, "app", stored, None, &settings(), rng);
         let mut out = BytesMut::new();
         login.handle_password(&initial(b"n,,n=,r=a"), &mut out).unwrap();
         let (_, body) = take(&mut out);
@@ -125,7 +152,7 @@ fn malformed_passwords_are_refused() {
     let check = |body: &[u8], code: &str| {
         for method in [Method::Plain, Method::Md5] {
             let rng = &mut StdRng::seed_from_u64(5);
-            let mut login = ClientLogin::new(method, "app", plain("pencil"), &settings(), rng);
+            let mut login = ClientLogin::new(method, "app", plain("pencil"), None, &settings(), rng);
             let error = login.handle_password(body, &mut BytesMut::new()).unwrap_err();
             assert_eq!(error.code, code, "{body:?}");
         }
@@ -143,7 +170,7 @@ fn malformed_passwords_are_refused() {
 /// What a server may say, as codes and data, and how the last message of it is taken.
 fn check_server(messages: &[(u32, &[u8])], expected: Result<Progress<()>, AuthError>) {
     let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
-    let mut login = ServerLogin::new("app", secret, &mut StdRng::seed_from_u64(6));
+    let mut login = ServerLogin::new("app", secret, None, &mut StdRng::seed_from_u64(6));
     let mut out = BytesMut::new();
     let mut last = None;
     for (code, data) in messages {
@@ -172,7 +199,7 @@ fn servers_that_break_the_order_are_left() {
     check_server(&[(7, b"")], Err(AuthError::UnsupportedMethod(7)));
     let none = AuthError::UnsupportedMechanisms;
     check_server(&[(10, b"\0")], Err(none));
-    check_server(&[(10, b"SCRAM-SHA-256-PLUS\0\0")], Err(none));
+    check_server(&[(10, b"SCRAM-SHA-256-PLUS\0\0")], Err(none)); // without TLS
     let endless = AuthError::Malformed("list of mechanisms does not end");
     check_server(&[(10, b"")], Err(endless));
     check_server(&[(10, b"SCRAM-SHA-256\0")], Err(endless));
@@ -184,10 +211,33 @@ fn servers_that_break_the_order_are_left() {
 }
 
 #[test]
+fn a_server_is_told_which_binding_we_chose_and_why() {
+    let check = |channel: bool, list: &[u8], expected: &str| {
+        let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
+        let channel = channel.then(|| ChannelBinding(b"hash".as_slice().into()));
+        let mut login = ServerLogin::new("app", secret, channel, &mut StdRng::seed_from_u64(6));
+        let mut out = BytesMut::new();
+        login.handle_authentication(&[b"\0\0\0\x0a", list].concat(), &mut out).unwrap();
+        let (_, body) = take(&mut out);
+        let end = body.iter().position(|&byte| byte == 0).unwrap();
+        let (mechanism, first) = (&body[..end], &body[end + 5..]);
+        let header = first.windows(2).position(|pair| pair == b",,").unwrap();
+        let said = [mechanism, b" ", &first[..header]].concat();
+        assert_eq!(String::from_utf8(said).unwrap(), expected);
+    };
+    let (both, plain) = (b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0", b"SCRAM-SHA-256\0\0");
+    check(true, both, "SCRAM-SHA-256-PLUS p=tls-server-end-point");
+    check(true, b"SCRAM-SHA-256-PLUS\0\0", "SCRAM-SHA-256-PLUS p=tls-server-end-point");
+    check(true, plain, "SCRAM-SHA-256 y");
+    check(false, both, "SCRAM-SHA-256 n");
+    check(false, plain, "SCRAM-SHA-256 n");
+}
+
+#[test]
 fn malformed_server_messages_are_refused() {
     let check = |text: &str, expected: ScramError| {
         let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
-        let mut login = ServerLogin::new("app", secret, &mut StdRng::seed_from_u64(6));
+        let mut login = ServerLogin::new("app", secret, None, &mut StdRng::seed_from_u64(6));
         let mut out = BytesMut::new();
         let list = b"\0\0\0\x0aSCRAM-SHA-256\0\0";
         login.handle_authentication(list, &mut out).unwrap();
@@ -245,7 +295,7 @@ proptest! {
         for method in [Method::Plain, Method::Md5, Method::ScramSha256] {
             let rng = &mut StdRng::seed_from_u64(9);
             let stored = scram("a password that no random bytes hit");
-            let mut login = ClientLogin::new(method, "app", stored, &settings(), rng);
+            let mut login = ClientLogin::new(method, "app", stored, None, &settings(), rng);
             let mut out = BytesMut::new();
             if first {
                 let _ = login.handle_password(&initial(b"n,,n=,r=a"), &mut out);
@@ -266,7 +316,7 @@ proptest! {
         code in 0u32..14,
     ) {
         let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
-        let mut login = ServerLogin::new("app", secret, &mut StdRng::seed_from_u64(10));
+        let mut login = ServerLogin::new("app", secret, None, &mut StdRng::seed_from_u64(10));
         let mut out = BytesMut::new();
         login.handle_authentication(b"\0\0\0\x0aSCRAM-SHA-256\0\0", &mut out).unwrap();
         for body in &bodies {

@@ -63,9 +63,20 @@ fn refused(error: SqlError) -> Outcome {
 
 /// A client with this secret logs in as `app`, through all messages.
 fn log_in(method: Method, stored: Option<Arc<Credentials>>, secret: Arc<ServerSecret>, seed: u64) -> Outcome {
+    log_in_over([None, None], method, stored, secret, seed)
+}
+
+/// The same over a channel, as our side and the client's know it.
+fn log_in_over(
+    [ours, clients]: [Option<ChannelBinding>; 2],
+    method: Method,
+    stored: Option<Arc<Credentials>>,
+    secret: Arc<ServerSecret>,
+    seed: u64,
+) -> Outcome {
     let rng = &mut StdRng::seed_from_u64(seed);
-    let mut us = ClientLogin::new(method, "app", stored, &settings(), rng);
-    let mut client = ServerLogin::new("app", secret, rng);
+    let mut us = ClientLogin::new(method, "app", stored, ours, &settings(), rng);
+    let mut client = ServerLogin::new("app", secret, clients, rng);
     let (mut to_client, mut to_us) = (BytesMut::new(), BytesMut::new());
     let mut progress = match us.start(&mut to_client) {
         Ok(progress) => progress,
@@ -218,6 +229,32 @@ fn a_server_is_given_what_is_stored_or_what_the_client_proved() {
 }
 
 #[test]
+fn scram_is_bound_to_the_channel_where_both_sides_know_it() {
+    let check = |ours: Option<&[u8]>, clients: Option<&[u8]>, outcome: Outcome| {
+        let channels = [ours, clients].map(|hash| hash.map(|hash| ChannelBinding(hash.into())));
+        let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
+        let got = log_in_over(channels, Method::ScramSha256, scram("pencil"), secret, 1);
+        assert_eq!(got, outcome, "{ours:?} {clients:?}");
+    };
+    check(Some(b"hash"), Some(b"hash"), proved("pencil"));
+    check(Some(b"hash"), None, proved("pencil"));
+    check(None, Some(b"hash"), proved("pencil"));
+    let other = Outcome::Refused("28000", "SCRAM channel binding check failed".into());
+    check(Some(b"hash"), Some(b"another"), other);
+}
+
+#[test]
+fn a_proof_for_a_channel_proves_the_same_key() {
+    let channel = || Some(ChannelBinding(b"hash".as_slice().into()));
+    let secret = Arc::new(ServerSecret::plain(Password::new("pencil")));
+    let stored = scram("pencil");
+    let first = log_in_over([channel(), channel()], Method::Md5, stored.clone(), secret, 1);
+    let Outcome::In(proof) = first else { panic!("{first:?}") };
+    let ours = stored.as_ref().unwrap().server_secret(&proof);
+    assert_eq!(log_in_over([channel(), channel()], Method::Md5, stored, ours, 2), proved("pencil"));
+}
+
+#[test]
 fn a_server_that_only_stores_the_client_side_of_the_keys_is_not_believed() {
     let stolen = ScramSecret { server_key: ScramKey([1; 32]), ..scram_secret("pencil") };
     let outcome = with_password(Method::ScramSha256, credentials(Secret::Scram(stolen)), "pencil");
@@ -250,7 +287,7 @@ fn derived_keys_are_made_once_per_salt_and_count() {
 /// The server-first-message that a user is shown.
 fn server_first(stored: Option<Arc<Credentials>>, user: &str, seed: u64) -> String {
     let rng = &mut StdRng::seed_from_u64(seed);
-    let mut login = ClientLogin::new(Method::ScramSha256, user, stored, &settings(), rng);
+    let mut login = ClientLogin::new(Method::ScramSha256, user, stored, None, &settings(), rng);
     let mut out = BytesMut::new();
     let first = b"SCRAM-SHA-256\0\0\0\0\x0cn,,n=,r=abcd";
     login.handle_password(first, &mut out).unwrap();
@@ -272,7 +309,7 @@ fn an_unknown_user_looks_like_one_with_a_plain_password() {
 fn nothing_secret_is_printed() {
     for stored in [plain("pencil"), md5("pencil"), scram("pencil")] {
         let rng = &mut StdRng::seed_from_u64(8);
-        let login = ClientLogin::new(Method::Plain, "app", stored.clone(), &settings(), rng);
+        let login = ClientLogin::new(Method::Plain, "app", stored.clone(), None, &settings(), rng);
         let server_secret = stored.as_ref().unwrap().server_secret(&Proof::default());
         let text = format!("{stored:?} {login:?} {server_secret:?}");
         let digest = super::md5::stored_digest(b"pencil", "app");

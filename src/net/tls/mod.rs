@@ -3,6 +3,7 @@
 //! rustls does the cryptography. Here is what PgBouncer's settings mean to it, which certificates are
 //! believed, and how a connection is read and written from inside one poll.
 
+mod binding;
 pub mod names;
 pub mod stream;
 pub mod trust;
@@ -24,6 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::net::TcpStream;
 
+use crate::auth::ChannelBinding;
 use crate::config::{Settings, SslMode, TlsProtocol};
 use stream::TlsStream;
 use trust::{Check, Trust};
@@ -81,6 +83,8 @@ pub struct Tls {
 pub struct Acceptor {
     /// `client_tls_sslmode`
     pub mode: SslMode,
+    /// What SCRAM binds to on connections that this one has accepted; `None` with a certificate of Ed25519.
+    pub channel: Option<ChannelBinding>,
     config: Arc<ServerConfig>,
     trust: Arc<Trust>,
     fingerprint: [u8; 32],
@@ -278,6 +282,7 @@ impl Acceptor {
             }
         };
         let trust = Trust::new(check, authorities, &provider).map_err(side.failed("ca_file"))?;
+        let channel = chain.first().and_then(binding::end_point);
         let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
         let mut config = builder.with_single_cert(chain, key).map_err(side.failed("key_file"))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
@@ -286,6 +291,7 @@ impl Acceptor {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Some(Acceptor {
             trust,
+            channel,
             mode: side.mode,
             config: Arc::new(config),
             fingerprint: files.digest.finalize().into(),
@@ -355,6 +361,23 @@ impl Connector {
         Tls::load(&Settings::default(), &Tls::default()).ok()?.0.connector
     }
 
+    /// For directories, whose certificates must be of a CA in this file and for the name that is dialled;
+    /// without a file any will do.
+    ///
+    /// Fails when the file is no good.
+    pub fn for_directories(authorities: Option<&Path>) -> Result<Arc<Self>, TlsError> {
+        let server_tls_sslmode = if authorities.is_some() { SslMode::VerifyFull } else { SslMode::Require };
+        let server_tls_ca_file = authorities.map(Path::to_owned);
+        let settings = Settings { server_tls_sslmode, server_tls_ca_file, ..Settings::default() };
+        let connector = Tls::load(&settings, &Tls::default())?.0.connector;
+        let connector = connector.expect("TLS is switched on");
+        let mut config = ClientConfig::clone(&connector.config);
+        // They do not speak PostgreSQL.
+        config.alpn_protocols.clear();
+        let (mode, fingerprint) = (connector.mode, connector.fingerprint);
+        Ok(Arc::new(Connector { mode, config: Arc::new(config), fingerprint }))
+    }
+
     /// Makes the handshake with a server, whose certificate is to be for `name`.
     ///
     /// Fails with rustls's word for what went wrong.
@@ -380,6 +403,11 @@ impl Connector {
     pub fn is_required(&self) -> bool {
         is_required(self.mode)
     }
+}
+
+/// What SCRAM binds to on a connection to a server: the certificate that this one has shown.
+pub fn channel_of_server(connection: &Connection) -> Option<ChannelBinding> {
+    connection.peer_certificates()?.first().and_then(binding::end_point)
 }
 
 fn is_required(mode: SslMode) -> bool {
