@@ -96,7 +96,11 @@ fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedRec
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
-    let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
+    let session = Arc::new(server::Session {
+        tracked: Tracked::new(extra),
+        parameters: Interner::default(),
+        versions: server::Versions::default(),
+    });
     let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
     let shared = Shared::new(config, session, databases, senders, process, hba);
     (shared, Ends { mailboxes, openings }, commands)

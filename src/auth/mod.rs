@@ -9,12 +9,14 @@
 
 mod client_login;
 pub mod hba;
+mod key_tails;
 mod md5;
 mod scram;
 mod secret;
 mod server_login;
 
 pub use client_login::{ClientLogin, Method, Proof};
+pub use key_tails::{KeyTails, TAIL_BYTES};
 pub use scram::{ScramError, ScramKey};
 pub use secret::{
     Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,

@@ -110,7 +110,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
         tls_word(&client.socket)
     );
     let worker = u32::try_from(plane.worker).expect("there are few workers");
-    let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX });
+    let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX }, false);
     let notify = Rc::new(Notify::new());
     plane.consoles.waiting.borrow_mut().insert(key.0, Rc::clone(&notify));
     let entry = Entry {

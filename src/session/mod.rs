@@ -179,6 +179,8 @@ pub struct NewSession {
     pub admission: login::Admission,
     /// When it connected.
     pub connected: Instant,
+    /// Whether its cancel key may be longer than eight bytes.
+    pub long_key: bool,
     /// Its own server, of a replication connection.
     pub own_server: Option<Lease>,
 }
@@ -190,7 +192,7 @@ impl Session {
         let vacant = sessions.vacant_entry();
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
         let worker = u32::try_from(plane.worker).expect("there are few workers");
-        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot });
+        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot }, new.long_key);
         let phase = match new.own_server {
             Some(lease) => Phase::Leased(lease),
             None => Phase::Idle,
@@ -244,7 +246,13 @@ impl Session {
             originate::parameter_status(name, own.unwrap_or(value), &mut out);
         }
         let (process_id, secret) = self.cancel_key.process_id_and_secret();
-        originate::backend_key_data(process_id, secret, &mut out);
+        match self.cancel_key.is_long() {
+            false => originate::backend_key_data(process_id, secret, &mut out),
+            true => {
+                let tail = self.plane.shared.key_tails.tail(&self.cancel_key.0);
+                originate::long_backend_key_data(process_id, secret, &tail, &mut out);
+            }
+        }
         originate::ready_for_query_idle(&mut out);
         // A client that is gone is found at its first read.
         let _ = self.send(&out);

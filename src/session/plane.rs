@@ -23,7 +23,7 @@ use super::replication::without_time_limits;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
 use crate::auth::hba::Hba;
-use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
+use crate::auth::{Credentials, KeyTails, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
@@ -130,6 +130,8 @@ pub struct Shared {
     pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
     pub mock_key: MockKey,
+    /// Long cancel keys of protocol 3.2.
+    pub key_tails: KeyTails,
     /// The rules of `auth_hba_file`.
     pub hba: ArcSwap<Hba>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
@@ -161,6 +163,7 @@ impl Shared {
             last_client: AtomicU64::new(0),
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
+            key_tails: KeyTails::new(&mut rand::rng()),
             hba: ArcSwap::from_pointee(hba),
             credentials: Mutex::new(HashMap::new()),
         })
@@ -197,13 +200,14 @@ impl Shared {
     }
 
     /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's, and
-    /// our number among our peers is in it, if we have any.
-    pub fn new_cancel_key(&self, address: Address) -> CancelKey {
+    /// our number among our peers is in it, if we have any. A `long` one has a tail, which
+    /// [`KeyTails`] makes from it.
+    pub fn new_cancel_key(&self, address: Address, long: bool) -> CancelKey {
         let peer_id = self.config.load().peer_id();
         loop {
             let mut bytes: [u8; 8] = rand::random();
             bytes[0] &= 0x7f;
-            let key = CancelKey(bytes);
+            let key = CancelKey(bytes).with_length(long);
             let key = peer_id.map_or(key, |id| key.with_peer(id));
             if let dashmap::Entry::Vacant(vacant) = self.cancel_keys.entry(key) {
                 vacant.insert(address);
