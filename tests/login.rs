@@ -176,10 +176,15 @@ async fn a_newer_protocol_is_negotiated_down_and_unknown_options_are_named() {
 #[tokio::test]
 async fn other_major_protocols_are_refused() {
     let pooler = Pooler::config().start().await;
-    for major in [2_u32, 4] {
+    for (major, words) in [(2_u32, "old V2 protocol not supported"), (4, "unsupported frontend protocol 4.0")]
+    {
         let mut client = Raw::connect(&pooler.tcp()).await.unwrap();
         client.send(untagged(major << 16, b"user\0app\0\0")).await;
-        client.rest().await.is("E(08P01) EOF");
+        let told = client.rest().await;
+        told.is("E(08P01) EOF");
+        let message = told.messages[0].field(b'M');
+        // PgBouncer takes a protocol that does not exist for a broken packet.
+        assert!(message.starts_with(words) || major == 4 && !is_ours(), "{message}");
     }
 }
 
@@ -278,11 +283,27 @@ async fn a_startup_parameter_that_cannot_be_kept_is_refused_unless_it_is_ignored
     assert_eq!(refusal, "E(08P01) FATAL unsupported startup parameter: work_mem");
     let refusal = pooler.refuses(&login.clone().option("options", "-c work_mem=1MB")).await;
     assert_eq!(refusal, "E(08P01) FATAL unsupported startup parameter in options: work_mem");
-    let refusal = pooler.refuses(&login.clone().option("options", "-x")).await;
-    assert_eq!(refusal, OPTIONS);
+    for options in ["-x", "-c", "work_mem=1MB", "-c work_mem", "--work_mem", "-B 5"] {
+        let refusal = pooler.refuses(&login.clone().option("options", options)).await;
+        assert_eq!(refusal, OPTIONS, "{options}");
+    }
     let ignored = login.option("extra_float_digits", "3").option("options", "-c search_path=nowhere");
     let mut client = Raw::login(&pooler.tcp(), &ignored).await;
     client.query("SHOW search_path").await.is("T D(\"$user\", public) C Z(I)");
+}
+
+#[tokio::test]
+async fn where_options_are_ignored_those_that_cannot_be_kept_are_left_out_and_the_others_count() {
+    let pooler = Pooler::config().setting("ignore_startup_parameters", "options, geqo").start().await;
+    let login = Login::new("app", "app").option("geqo", "off");
+    let options = "-c work_mem=1MB --datestyle=German -c search_path=nowhere";
+    let mut client = Raw::login(&pooler.tcp(), &login.clone().option("options", options)).await;
+    client.query("SHOW work_mem").await.is("T D(4MB) C Z(I)");
+    client.query("SHOW search_path").await.is("T D(\"$user\", public) C Z(I)");
+    client.query("SHOW datestyle").await.is("T D(German, DMY) C Z(I)");
+    assert_eq!(pooler.refuses(&login.clone().option("options", "-x")).await, OPTIONS);
+    let refusal = pooler.refuses(&login.option("enable_sort", "off")).await;
+    assert_eq!(refusal, "E(08P01) FATAL unsupported startup parameter: enable_sort");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::cancel;
 use super::console;
-use super::options::{client_parameters, role_option};
+use super::options::{add_host, client_parameters, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
 use crate::admin::CONSOLE_DATABASE;
@@ -229,6 +229,10 @@ impl Newcomer {
         }
         self.replication = replication::asked_for(&startup)?;
         let is_ordinary = self.replication == Replication::None;
+        let mut startup = startup;
+        if config.settings.application_name_add_host {
+            add_host(&mut startup, &self.peer);
+        }
         let wanted = client_parameters(&startup, &config, &self.plane, !is_ordinary)?;
         let place = self.admit(&config)?;
         let base = config.base_name(&name);

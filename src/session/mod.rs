@@ -194,7 +194,10 @@ impl Session {
         let worker = u32::try_from(plane.worker).expect("there are few workers");
         let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot }, new.long_key);
         let phase = match new.own_server {
-            Some(lease) => Phase::Leased(lease),
+            Some(mut lease) => {
+                lease.pipeline.message_max = new.group.rules.get().message_max;
+                Phase::Leased(lease)
+            }
             None => Phase::Idle,
         };
         let follows = new.group.settings.borrow().cluster.is_some();

@@ -31,7 +31,7 @@ use crate::net::DetachedSocket;
 use crate::pool::quota::Quota;
 use crate::pool::{Pool, PoolSettings};
 use crate::protocol::statements::Interner;
-use crate::protocol::upstream::StatementCounts;
+use crate::protocol::upstream::{Rules, StatementCounts};
 use crate::server;
 use crate::wire::startup::{CancelKey, Replication};
 
@@ -244,6 +244,8 @@ pub struct Group {
     pub tracking: Cell<bool>,
     /// Whether the reset query runs at each release.
     pub reset_always: Cell<bool>,
+    /// What they may send: `max_packet_size` and `disable_pqexec`.
+    pub rules: Cell<Rules>,
     /// The pool's settings.
     pub settings: RefCell<Arc<PoolSettings>>,
     /// The rules for this login user, and the configuration that they are from.
@@ -271,6 +273,7 @@ impl Group {
             mode: Cell::new(PoolMode::Session),
             tracking: Cell::new(false),
             reset_always: Cell::new(false),
+            rules: Cell::default(),
             settings: RefCell::new(Arc::clone(&settings)),
             replication,
             stats: RefCell::default(),
@@ -287,6 +290,10 @@ impl Group {
             self.configure(settings);
         }
         let known = Arc::ptr_eq(config, &self.policy.borrow().1);
+        self.rules.set(Rules {
+            message_max: config.settings.max_packet_size as usize,
+            simple_queries: !config.settings.disable_pqexec,
+        });
         if let (false, Some(database)) = (known, config.database(&self.database)) {
             let policy = config.pool_policy(&database, &self.user);
             let policy = match self.replication {
