@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgweir::pool::state::{Limits, PoolState};
 use pgweir::protocol::statements::{ClientStatements, Interner, ServerStatements};
-use pgweir::protocol::upstream::{Body, StatementCounts, Upstream};
+use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Upstream};
 use pgweir::protocol::{Answer, Pipeline, RequestKind, Stop};
 use pgweir::wire::Header;
 
@@ -130,6 +130,7 @@ impl Pair {
             interner: &self.interner,
             tracking: true,
             counts: &mut self.counts,
+            rules: Rules::default(),
         };
         let taken = upstream.take(input, &mut self.body, out).expect("the bench's client keeps step");
         taken.forward.len()

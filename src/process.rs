@@ -27,7 +27,7 @@ use crate::server;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
 use crate::session::plane::{Message, Plane, Shared};
-use crate::session::rules::Rules;
+use crate::session::rules::LoginRules;
 use crate::session::views;
 use crate::worker;
 
@@ -93,13 +93,21 @@ struct Ends {
     openings: Vec<UnboundedReceiver<OpenRequest>>,
 }
 
-fn share(config: Config, tls: Tls, rules: Rules) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+fn share(
+    config: Config,
+    tls: Tls,
+    rules: LoginRules,
+) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
     let workers = config.settings.workers as usize;
     let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
-    let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
+    let session = Arc::new(server::Session {
+        tracked: Tracked::new(extra),
+        parameters: Interner::default(),
+        versions: server::Versions::default(),
+    });
     let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
     let shared = Shared::new(config, session, databases, senders, process, rules);
     (shared, Ends { mailboxes, openings }, commands)
@@ -162,7 +170,7 @@ impl Process {
         let mut signals = Signals::new()?;
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (rules, warnings) = Rules::read(&config.settings)?;
+        let (rules, warnings) = LoginRules::read(&config.settings)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         limits::allow_connections(&config);
         let metrics = match config.settings.metrics_listen_addr {

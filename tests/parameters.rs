@@ -105,3 +105,29 @@ async fn parameters_of_the_database_line_are_the_servers_from_its_start() {
     client.query("SHOW TimeZone").await.is("T D(Asia/Tokyo) C Z(I)");
     client.query("SHOW client_encoding").await.is("T D(LATIN1) C Z(I)");
 }
+
+#[tokio::test]
+async fn application_name_add_host_shows_the_server_where_its_client_is() {
+    let pooler = Pooler::config().setting("application_name_add_host", "1").start().await;
+    let login = Login::new("app", "app");
+    let port_of = async |client: &mut Raw, expected: &str| {
+        let shown = client.query("SHOW application_name").await.value();
+        assert_eq!(client.parameters["application_name"], shown);
+        let port = shown.strip_prefix(expected).unwrap_or_else(|| panic!("{shown}: {expected}"));
+        port.parse::<u16>().unwrap_or_else(|_| panic!("{shown} ends with a port"))
+    };
+    let mut named = Raw::login(&pooler.tcp(), &login.clone().option("application_name", "web")).await;
+    let mut nameless = Raw::login(&pooler.tcp(), &login).await;
+    let ports =
+        (port_of(&mut named, "web - 127.0.0.1:").await, port_of(&mut nameless, "app - 127.0.0.1:").await);
+    assert_ne!(ports.0, ports.1);
+    let clients = pooler.admin("SHOW CLIENTS").await;
+    let shown = clients.iter().find(|row| row["application_name"].starts_with("web - "));
+    assert_eq!(shown.expect("SHOW CLIENTS has it")["port"], ports.0.to_string());
+    let mut local = Raw::login(&pooler.unix(), &login).await;
+    let shown = local.query("SHOW application_name").await.value();
+    assert!(shown.starts_with("app - unix(") && shown.ends_with(&format!(":{}", pooler.port)), "{shown}");
+    // What the application sets itself is its own.
+    named.query("SET application_name = 'mine'").await.is("C(SET) Z(I)");
+    named.query("SHOW application_name").await.is("T D(mine) C Z(I)");
+}

@@ -219,7 +219,12 @@ async fn launch(configs: impl Iterator<Item = Config>) -> (Vec<Pooler>, Vec<Sock
 }
 
 async fn sleeping_client(address: &Address) -> Raw {
-    let mut client = Raw::login(address, &Login::new("app", "app")).await;
+    sleeping_client_of(address, 0).await
+}
+
+/// One that speaks this minor version of protocol 3.
+async fn sleeping_client_of(address: &Address, minor: u16) -> Raw {
+    let mut client = Raw::login(address, &Login::new("app", "app").protocol(minor)).await;
     client.send(query("SELECT pg_sleep(30)")).await;
     client
 }
@@ -248,8 +253,9 @@ async fn every_cancel_hits_its_query_and_nobody_elses(group: &Group) {
     let service = &group.service.address;
     for round in 0..ROUNDS {
         let mut clients = Vec::new();
-        for _ in 0..CLIENTS {
-            clients.push(sleeping_client(service).await);
+        for number in 0..CLIENTS {
+            let minor = if number % 2 == 0 { 0 } else { 2 };
+            clients.push(sleeping_client_of(service, minor).await);
         }
         group.sleep(CLIENTS as i64).await;
         clients.shuffle(&mut chance);

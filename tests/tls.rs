@@ -461,3 +461,46 @@ async fn wishes_that_cannot_be_met_are_named() {
         .await;
     assert!(log.contains("client_tls_key_file: "), "{log}");
 }
+
+/// A client of the console that leaves in the middle of a command, as libpq does it: Terminate, then TLS's own
+/// goodbye.
+const LEAVES: &str = "
+import sys, select
+from psycopg import pq
+port, mode, command = sys.argv[1:]
+conn = pq.PGconn.connect(f'host=127.0.0.1 port={port} user=admin dbname=pgbouncer sslmode={mode}'.encode())
+assert conn.status == pq.ConnStatus.OK, conn.error_message
+conn.send_query(command.encode())
+conn.flush()
+assert not select.select([conn.socket], [], [], 0.5)[0], 'the command waits'
+conn.finish()
+";
+
+#[tokio::test]
+async fn a_console_client_that_leaves_while_its_command_waits_is_noticed_with_and_without_tls() {
+    let authority = Authority::new();
+    let pooler = Pooler::config()
+        .shows("allow", &authority.issue("pooler", "DNS:localhost"))
+        .mode("session")
+        .start()
+        .await;
+    let mut busy = pooler.client().await;
+    busy.query("BEGIN").await.is("C Z(T)");
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/venv/bin/python");
+    pooler.admin("RECONNECT").await;
+    for command in ["WAIT_CLOSE", "PAUSE app"] {
+        for mode in ["require", "disable"] {
+            let mut client = Command::new(&python);
+            let output = client.args(["-c", LEAVES, &pooler.port.to_string(), mode, command]).output();
+            let output = output.expect("scripts/setup drivers has made it");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let consoles = async || {
+                let clients = pooler.admin("SHOW CLIENTS").await;
+                clients.iter().filter(|client| client["database"] == "pgbouncer").count()
+            };
+            // The one that asks is the other one.
+            eventually(&format!("{command} {mode}: it is gone"), async || consoles().await == 1).await;
+        }
+    }
+    busy.query("COMMIT").await.is("C Z(I)");
+}

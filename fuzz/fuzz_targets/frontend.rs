@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use pgweir::protocol::Pipeline;
 use pgweir::protocol::statements::{Interner, ServerStatements};
-use pgweir::protocol::upstream::{Body, StatementCounts, Stop, Upstream};
+use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Stop, Upstream};
 use pgweir::wire::Malformed;
 
 /// What the server gets of these pieces, or why the client is sent away.
@@ -26,6 +26,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             interner: &interner,
             tracking,
             counts: &mut counts,
+            rules: Rules::default(),
         };
         let taken = upstream.take(&carry, &mut body, &mut sent)?;
         sent.extend_from_slice(&carry[taken.forward]);

@@ -9,6 +9,7 @@
 
 mod client_login;
 pub mod hba;
+mod key_tails;
 pub mod ldap;
 mod md5;
 mod scram;
@@ -16,6 +17,7 @@ mod secret;
 mod server_login;
 
 pub use client_login::{ClientLogin, Method, Proof, ask_for_password, password_of};
+pub use key_tails::{KeyTails, TAIL_BYTES};
 pub use scram::{ChannelBinding, ScramError, ScramKey};
 pub use secret::{
     Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,

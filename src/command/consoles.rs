@@ -12,8 +12,8 @@ use crate::config::{Host, RESERVED_DATABASE};
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::net::tls::Connector;
 use crate::protocol::parameters::{Interner, Tracked};
-use crate::server::Session;
 use crate::server::login::Recipe;
+use crate::server::{Session, Versions};
 use crate::topology::kube::operate::{ApiFailure, Operated};
 
 /// How long a pooler may take to log us in.
@@ -92,7 +92,11 @@ impl Consoles {
             Ok(password) => ServerSecret::plain(Password::new(&password)),
             Err(_) => ServerSecret::None,
         };
-        let session = Session { tracked: Tracked::new(std::iter::empty()), parameters: Interner::default() };
+        let session = Session {
+            tracked: Tracked::new(std::iter::empty()),
+            parameters: Interner::default(),
+            versions: Versions::default(),
+        };
         Ok(Consoles {
             poolers,
             user: admin_user.clone(),

@@ -16,7 +16,7 @@ use crate::config::{Host, Settings};
 use crate::wire::startup::SSL_REQUEST;
 
 /// One address of a server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq)]
 pub struct Endpoint {
     /// Name, address, directory or abstract name.
     pub host: Host,

@@ -142,15 +142,6 @@ impl Socket {
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Whether the other side has closed the connection, as far as that shows with nothing unread.
-    pub fn is_closed(&self) -> bool {
-        let mut byte = [std::mem::MaybeUninit::uninit()];
-        match SockRef::from(self).peek(&mut byte) {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-        }
-    }
-
     /// What the other side has not confirmed yet is not sent again once the socket closes. The other side sees
     /// a reset instead of the end.
     pub fn drop_unsent(&self) {

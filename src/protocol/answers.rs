@@ -39,6 +39,10 @@ impl Pipeline {
                 return Ok(need_more);
             };
             let tag = BackendTag::from_byte(header.tag)?;
+            if header.length > self.message_max {
+                let (tag, need, limit) = (char::from(header.tag), header.length, self.message_max);
+                return Err(Malformed::TooLarge { tag, need, limit }.into());
+            }
             let end = input.len().min(at + header.length);
             let whole = end - at == header.length;
             let inspected = header.length <= INSPECT_MAX;

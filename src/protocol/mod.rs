@@ -196,6 +196,8 @@ pub struct Pipeline {
     /// Bytes of the current server message that are still to come.
     body_left: usize,
     body_discarded: bool,
+    /// Largest message that the server may send, its header included: `max_packet_size`.
+    pub message_max: usize,
 }
 
 impl Default for Pipeline {
@@ -217,6 +219,7 @@ impl Default for Pipeline {
             own_query_failed: false,
             body_left: 0,
             body_discarded: false,
+            message_max: usize::MAX,
         }
     }
 }

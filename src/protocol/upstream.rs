@@ -49,6 +49,8 @@ pub enum Stop {
     Full,
     /// The client said goodbye.
     Terminate,
+    /// A simple Query, which is not allowed.
+    Disallowed,
 }
 
 /// Counters of prepared statements, for the console.
@@ -78,6 +80,36 @@ pub struct Upstream<'a> {
     pub tracking: bool,
     /// What was prepared and bound.
     pub counts: &'a mut StatementCounts,
+    /// What may be sent at all.
+    pub rules: Rules,
+}
+
+/// What a client may send, whatever it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Largest message, its header included: `max_packet_size`.
+    pub message_max: usize,
+    /// Whether the simple query protocol may be used: not with `disable_pqexec`.
+    pub simple_queries: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Rules { message_max: usize::MAX, simple_queries: true }
+    }
+}
+
+impl Rules {
+    /// A message that is larger than it may be is none.
+    #[inline]
+    pub fn check(self, tag: FrontendTag, length: usize) -> Result<(), Malformed> {
+        match length <= self.message_max {
+            true => Ok(()),
+            false => {
+                Err(Malformed::TooLarge { tag: char::from(tag as u8), need: length, limit: self.message_max })
+            }
+        }
+    }
 }
 
 /// How a message was dealt with.
@@ -93,6 +125,7 @@ enum Fate {
     /// Earlier answers have to come first.
     Wait,
     Terminate,
+    Disallowed,
 }
 
 /// What becomes of a statement's name.
@@ -181,6 +214,7 @@ impl Upstream<'_> {
                 break Stop::Full;
             }
             let Some((tag, length)) = frontend::header(&input[at..])? else { break Stop::NeedMore };
+            self.rules.check(tag, length)?;
             let end = input.len().min(at + length);
             let message = Message { tag, length, body: &input[at + HEADER_LENGTH..end], at };
             match self.message(message, &mut output)? {
@@ -197,6 +231,7 @@ impl Upstream<'_> {
                 Fate::Incomplete => break Stop::NeedMore,
                 Fate::Wait => break Stop::Full,
                 Fate::Terminate => break Stop::Terminate,
+                Fate::Disallowed => break Stop::Disallowed,
             }
             body.left = length - (end - at);
             at = end;
@@ -213,6 +248,7 @@ impl Upstream<'_> {
             return Ok(Fate::Dropped);
         }
         let kind = match tag {
+            FrontendTag::Query if !self.rules.simple_queries => return Ok(Fate::Disallowed),
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();

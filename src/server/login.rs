@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
-use super::{QueryError, ServerConnection, Session, next_id, read_message};
+use super::{QueryError, ServerConnection, Session, Versions, next_id, read_message};
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
 use crate::error::{Severity, SqlError, sqlstate};
 use crate::net::Socket;
@@ -19,7 +19,7 @@ use crate::protocol::parameters::ParameterSet;
 use crate::protocol::statements::ServerStatements;
 use crate::wire::BackendTag;
 use crate::wire::backend::{self, ErrorFields};
-use crate::wire::startup::{CancelKey, Replication};
+use crate::wire::startup::{Replication, ServerKey};
 
 /// What a server said of itself when the first of a pool's connections logged in: the client is told
 /// the same. Names and values in the server's order.
@@ -58,6 +58,18 @@ const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
 
 /// The same of a connection for replication, which need not know SQL.
 const IDENTIFY_SYSTEM: &str = "IDENTIFY_SYSTEM";
+
+/// The SQLSTATEs by which a protocol is refused: PostgreSQL's own, and PgBouncer's.
+const NO_SUCH_PROTOCOL: [&str; 2] = [sqlstate::FEATURE_NOT_SUPPORTED, sqlstate::PROTOCOL_VIOLATION];
+
+/// How far a login came.
+#[derive(Default)]
+struct Heard {
+    /// The minor version of protocol 3 that is asked for, or spoken when the server has said so.
+    minor: u16,
+    /// Whether the server has begun to ask who we are: then the protocol suits it.
+    authentication: bool,
+}
 
 /// Why no connection came about.
 #[derive(Debug, Error)]
@@ -181,9 +193,7 @@ impl Recipe {
         worker: usize,
         epoch: u64,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
-        let mut socket = self.endpoint.dial(&self.dialing).await?;
-        socket.write_all(&self.startup_packet()).await?;
-        let (welcome, cancel_key) = self.log_in(&mut socket).await?;
+        let (socket, welcome, cancel_key) = self.dial_and_log_in(&session.versions).await?;
         let mut parameters = ParameterSet::default();
         for (name, value) in &welcome.0 {
             if let Some(index) = session.tracked.index(name) {
@@ -221,10 +231,47 @@ impl Recipe {
         Ok((server, welcome))
     }
 
-    fn startup_packet(&self) -> Vec<u8> {
-        const VERSION_3_0: u32 = 3 << 16;
+    /// Asks for the newest protocol that the server may know. PostgreSQL says in the same exchange what it speaks
+    /// instead; whoever just refuses, as a pooler of before 2024 does, is asked once more for 3.0.
+    async fn dial_and_log_in(&self, versions: &Versions) -> Result<(Socket, Welcome, ServerKey), OpenError> {
+        let minor = versions.of(&self.endpoint);
+        let mut heard = Heard { minor, ..Heard::default() };
+        let first = self.dial_and_ask(&mut heard).await;
+        let is_refusal = match &first {
+            Err(OpenError::Io(error)) => {
+                matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+            }
+            Err(OpenError::Refused(error)) => NO_SUCH_PROTOCOL.contains(&error.code.as_ref()),
+            Err(OpenError::Protocol(_)) => true,
+            _ => false,
+        };
+        let opened = match minor > 0 && !heard.authentication && is_refusal {
+            false => first?,
+            true => {
+                heard = Heard::default();
+                self.dial_and_ask(&mut heard).await?
+            }
+        };
+        if heard.minor < minor {
+            versions.note_refused(&self.endpoint);
+        }
+        if let Some((_, version)) = opened.1.0.iter().find(|(name, _)| name == "server_version") {
+            versions.note_server(&self.endpoint, version);
+        }
+        Ok(opened)
+    }
+
+    async fn dial_and_ask(&self, heard: &mut Heard) -> Result<(Socket, Welcome, ServerKey), OpenError> {
+        let mut socket = self.endpoint.dial(&self.dialing).await?;
+        socket.write_all(&self.startup_packet(heard.minor)).await?;
+        let (welcome, cancel_key) = self.log_in(&mut socket, heard).await?;
+        Ok((socket, welcome, cancel_key))
+    }
+
+    fn startup_packet(&self, minor: u16) -> Vec<u8> {
+        let version = (3 << 16) | u32::from(minor);
         let mut packet = vec![0; 4];
-        packet.extend_from_slice(&VERSION_3_0.to_be_bytes());
+        packet.extend_from_slice(&version.to_be_bytes());
         let fixed = [("user", self.user.as_str()), ("database", self.database.as_str())];
         let replication =
             (self.replication != Replication::None).then(|| ("replication", self.replication.as_str()));
@@ -241,16 +288,21 @@ impl Recipe {
         packet
     }
 
-    async fn log_in(&self, socket: &mut Socket) -> Result<(Welcome, CancelKey), OpenError> {
+    async fn log_in(
+        &self,
+        socket: &mut Socket,
+        heard: &mut Heard,
+    ) -> Result<(Welcome, ServerKey), OpenError> {
         let (secret, channel) = (Arc::clone(&self.secret), socket.channel_of_server());
         let mut login = ServerLogin::new(&self.user, secret, channel, &mut rand::rng());
         let mut welcome = Welcome::default();
-        let mut cancel_key = CancelKey([0; 8]);
+        let mut cancel_key = ServerKey::default();
         let mut authenticated = false;
         loop {
             let (tag, body) = read_message(socket).await?;
             match tag {
                 BackendTag::Authentication => {
+                    heard.authentication = true;
                     let mut answer = BytesMut::new();
                     let progress = login.handle_authentication(&body, &mut answer)?;
                     authenticated = progress == Progress::Done(());
@@ -260,16 +312,20 @@ impl Recipe {
                     return Err(OpenError::Refused(refusal(&backend::error_fields(&body))));
                 }
                 // A notice may come at any time, before the login's end too.
-                BackendTag::NoticeResponse | BackendTag::NegotiateProtocolVersion => {}
+                BackendTag::NoticeResponse => {}
+                BackendTag::NegotiateProtocolVersion => {
+                    let minor = backend::negotiated_minor(&body).filter(|minor| *minor <= heard.minor);
+                    let wrong =
+                        || OpenError::Protocol("it speaks a protocol that it was not asked for".into());
+                    heard.minor = minor.ok_or_else(wrong)?;
+                }
                 BackendTag::ParameterStatus => {
                     if let Some((name, value)) = backend::parameter_status(&body) {
                         welcome.0.push((name.to_owned(), value.to_owned()));
                     }
                 }
                 BackendTag::BackendKeyData => {
-                    if let Ok(key) = body.try_into() {
-                        cancel_key = CancelKey(key);
-                    }
+                    cancel_key = ServerKey::read(&body).unwrap_or_default();
                 }
                 BackendTag::ReadyForQuery if authenticated => return Ok((welcome, cancel_key)),
                 other => return Err(OpenError::Protocol(format!("unexpected {other:?}"))),

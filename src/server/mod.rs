@@ -1,12 +1,15 @@
 //! [`ServerConnection`]: one logged-in connection to PostgreSQL, and what is known about its session.
 
 pub mod login;
+mod versions;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+
+pub use versions::Versions;
 
 use bytes::BytesMut;
 use thiserror::Error;
@@ -19,7 +22,7 @@ use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
 use crate::protocol::statements::ServerStatements;
 use crate::protocol::{OutOfStep, Pipeline, Stop};
 use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::startup::{CancelKey, Replication};
+use crate::wire::startup::{Replication, ServerKey};
 use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 
 /// Largest message that is read whole outside of the relay.
@@ -33,6 +36,8 @@ pub struct Session {
     pub tracked: Tracked,
     /// Their values.
     pub parameters: Interner,
+    /// Which protocol each server is asked for.
+    pub versions: Versions,
 }
 
 /// A connection that is logged in. It belongs to one client at a time, or to the pool.
@@ -61,7 +66,7 @@ pub struct ServerConnection {
     /// Bytes that the kernel did not take yet.
     pub backlog: Vec<u8>,
     /// What a CancelRequest for it must say.
-    pub cancel_key: CancelKey,
+    pub cancel_key: ServerKey,
     /// When the login was complete.
     pub opened_at: Instant,
     /// When it was last lent.
@@ -295,9 +300,12 @@ pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec
 
 /// Asks a server to cancel what the connection with this key runs, and waits until the server has
 /// dealt with it, which it shows by closing the connection.
-pub async fn cancel(endpoint: &Endpoint, how: &Dialing, key: CancelKey) -> io::Result<()> {
+///
+/// Fails when the server cannot be reached, and when it gave no key.
+pub async fn cancel(endpoint: &Endpoint, how: &Dialing, key: &ServerKey) -> io::Result<()> {
+    let request = key.request().ok_or(io::ErrorKind::Unsupported)?;
     let mut socket = endpoint.dial(how).await?;
-    socket.write_all(&key.request()).await?;
+    socket.write_all(&request).await?;
     let mut rest = [0; 64];
     match socket.read(&mut rest).await {
         // A postmaster that closes with our bytes unread resets the connection.

@@ -15,7 +15,7 @@ use super::plane::{Address, Message, Plane, Shared};
 use super::{Phase, Session};
 use crate::log::Peer;
 use crate::server;
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::{CancelKey, CancelRequest};
 
 /// Cancel requests of one worker that may be on their way to servers at once. What comes beyond them
 /// is dropped, as a lost packet would be: a client that is in earnest asks again.
@@ -74,13 +74,13 @@ impl Drop for InFlight {
 
 /// Deals with a request that came on a connection of its own, and returns when that may be closed: for
 /// a key of ours at once, else when the peers have dealt with it.
-pub async fn serve(plane: &Plane, from: &Peer, key: CancelKey) {
-    if forward(&plane.shared, key) {
+pub async fn serve(plane: &Plane, from: &Peer, request: CancelRequest) {
+    if forward(&plane.shared, &request) {
         return;
     }
     let shared = &plane.shared;
     let config = shared.config.load_full();
-    let asked = shared.peers.ask(&config, key).await;
+    let asked = shared.peers.ask(&config, &request).await;
     let mut metrics = plane.metrics.borrow_mut();
     let reason = match asked {
         Asked::NotHere => return metrics.cancels_not_here += 1,
@@ -101,12 +101,17 @@ pub async fn serve(plane: &Plane, from: &Peer, key: CancelKey) {
 
 /// Sends a client's request on to the worker that the key's owner lives on. Returns whether there is
 /// such an owner.
-fn forward(shared: &Shared, key: CancelKey) -> bool {
+fn forward(shared: &Shared, request: &CancelRequest) -> bool {
+    let CancelRequest { key, tail } = request;
     let entry = |key| shared.cancel_keys.get(&key).map(|entry| (key, *entry));
     let passed_on = || shared.config.load().peer_id().and_then(|_| entry(key.with_all_hops()));
-    let Some((key, address)) = entry(key).or_else(passed_on) else {
+    let Some((key, address)) = entry(*key).or_else(passed_on) else {
         return false;
     };
+    let is_whole = if key.is_long() { shared.key_tails.fits(&key.0, tail) } else { tail.is_empty() };
+    if !is_whole {
+        return false;
+    }
     // A worker that has stopped has no sessions left to cancel.
     let _ = shared.workers[address.worker as usize].send(Message::Cancel(key, address));
     true
@@ -156,11 +161,11 @@ impl Session {
         }
         let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane);
         let endpoint = lease.endpoint.clone();
-        let key = lease.cancel_key;
+        let key = lease.cancel_key.clone();
         let how = self.group.settings.borrow().dialing.clone();
         tokio::task::spawn_local(async move {
             let sent =
-                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &how, key)).await;
+                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &how, &key)).await;
             let mut metrics = in_flight.plane.metrics.borrow_mut();
             match sent {
                 Ok(Ok(())) => metrics.cancels_forwarded += 1,

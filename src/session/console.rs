@@ -14,7 +14,7 @@ use crate::config::{AuthType, Config};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::wire::startup::CancelKey;
-use crate::wire::{HEADER_LENGTH, Header, originate};
+use crate::wire::{HEADER_LENGTH, Header, Malformed, originate};
 
 /// Largest command: far above what the grammar takes.
 const COMMAND_MAX: usize = 64 * 1024;
@@ -116,7 +116,7 @@ pub async fn serve(plane: Rc<Plane>, mut client: Client, rights: Rights) {
         tls_word(&client.socket)
     );
     let worker = u32::try_from(plane.worker).expect("there are few workers");
-    let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX });
+    let key = plane.shared.new_cancel_key(Address { worker, slot: u32::MAX }, false);
     let notify = Rc::new(Notify::new());
     plane.consoles.waiting.borrow_mut().insert(key.0, Rc::clone(&notify));
     let entry = Entry {
@@ -155,34 +155,26 @@ async fn talk(
     notify: &Rc<Notify>,
     mut out: BytesMut,
 ) -> String {
+    let mut ahead = Ahead::default();
     loop {
         if let Err(error) = socket.write_all(&out).await {
             return format!("client unexpected eof ({error})");
         }
         out.clear();
-        let mut header = [0; HEADER_LENGTH];
-        if socket.read_exact(&mut header).await.is_err() {
-            return "client unexpected eof".to_owned();
-        }
-        let Ok(Some(header)) = Header::read(&header) else {
-            return "bad packet header".to_owned();
+        let (tag, body) = match ahead.message(socket).await {
+            Ok(Some(message)) => message,
+            Ok(None) => return "client unexpected eof".to_owned(),
+            Err(_) => return "bad packet header".to_owned(),
         };
-        if header.length > COMMAND_MAX {
-            return "bad packet header".to_owned();
-        }
-        let mut body = vec![0; header.length - HEADER_LENGTH];
-        if socket.read_exact(&mut body).await.is_err() {
-            return "client unexpected eof".to_owned();
-        }
-        if header.tag == b'Q' {
+        if tag == b'Q' {
             consoles.queries.set(consoles.queries.get() + 1);
         }
         let mut answer = BytesMut::new();
         let outcome = tokio::select! {
             biased;
-            outcome = console.handle(header.tag, &body, &mut answer) => Some(outcome),
+            outcome = console.handle(tag, &body, &mut answer) => Some(outcome),
             () = notify.notified() => None,
-            () = gone(socket) => return "client unexpected eof".to_owned(),
+            () = ahead.ends(socket) => return "client unexpected eof".to_owned(),
         };
         match outcome {
             Some(Outcome { close: Some(reason), .. }) => {
@@ -196,9 +188,43 @@ async fn talk(
     }
 }
 
-/// Returns when the client closes its connection while a command waits.
-async fn gone(socket: &Socket) {
-    while !socket.is_closed() {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+/// What a client has said beyond the command that runs: only by reading on is the end of its stream seen, be
+/// there more commands before it, or TLS's goodbye.
+#[derive(Default)]
+struct Ahead(BytesMut);
+
+impl Ahead {
+    /// The next message; `None` at the end of the stream.
+    async fn message(&mut self, socket: &mut Socket) -> Result<Option<(u8, BytesMut)>, Malformed> {
+        loop {
+            if let Some(Header { tag, length }) = Header::read(&self.0)? {
+                if length > COMMAND_MAX {
+                    let tag = char::from(tag);
+                    return Err(Malformed::TooLarge { tag, need: length, limit: COMMAND_MAX });
+                }
+                if self.0.len() >= length {
+                    return Ok(Some((tag, self.0.split_to(length).split_off(HEADER_LENGTH))));
+                }
+            }
+            if !self.read(socket).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Returns at the end of the stream. Whoever sends more than one command's worth meanwhile is not read
+    /// any further.
+    async fn ends(&mut self, socket: &mut Socket) {
+        while self.0.len() < COMMAND_MAX {
+            if !self.read(socket).await {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Returns whether there was something. What was read is kept even if nobody waits for it any more.
+    async fn read(&mut self, socket: &mut Socket) -> bool {
+        matches!(socket.read_buf(&mut self.0).await, Ok(count) if count > 0)
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::clusters::ClusterCommand;
 use super::databases::{DatabaseEntry, log_dropping};
 use super::plane::{Message, Plane, Shared, Task};
-use super::rules::Rules;
+use super::rules::LoginRules;
 use super::views;
 use super::{Farewell, Session};
 use crate::admin::{ConsoleError, Pooler, SetOutcome, Shutdown, Snapshot, View};
@@ -327,7 +327,7 @@ pub fn read_files(shared: &Shared, settings: &Settings) -> bool {
             false
         }
     };
-    let rules = match Rules::read(settings) {
+    let rules = match LoginRules::read(settings) {
         Ok((rules, warnings)) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             shared.rules.store(Arc::new(rules));

@@ -23,6 +23,14 @@ const STREAM_FROM: usize = 32 * 1024;
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
+/// `disable_pqexec`: the simple query protocol takes several statements at once, as an injection of SQL needs.
+pub(super) fn pqexec_disallowed() -> Farewell {
+    SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "PQexec disallowed")
+        .detail("The simple query protocol is switched off by disable_pqexec.")
+        .hint("Use the extended query protocol.")
+        .into()
+}
+
 /// What an idle session makes of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Idle {
@@ -129,6 +137,8 @@ impl Session {
             *at += rest;
             let Some((tag, length)) = frontend::header(&input[*at..])? else { return Ok(Idle::NeedMore) };
             let available = input.len() - *at;
+            let rules = self.group.rules.get();
+            rules.check(tag, length)?;
             match tag {
                 FrontendTag::Terminate => return Err(Farewell::Terminate),
                 FrontendTag::Password => return Err(Malformed::Tag { tag: 'p' }.into()),
@@ -140,6 +150,7 @@ impl Session {
                 // Left over from a COPY that failed: PostgreSQL ignores them, and so do we.
                 FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {}
                 _ if self.skip_to_sync => {}
+                FrontendTag::Query if !rules.simple_queries => return Err(pqexec_disallowed()),
                 FrontendTag::Close if self.group.tracking.get() && available >= length => {
                     let body = &input[*at + HEADER_LENGTH..*at + length];
                     self.close_statement(body)?;
@@ -319,6 +330,7 @@ impl Session {
         drop(stats);
         scratch.out.clear();
         lease.begin(now);
+        lease.pipeline.message_max = self.group.rules.get().message_max;
         let proving = self.carry_parameters(&mut lease, &mut scratch.out);
         lease.parts().1.proving = proving;
         self.phase = Phase::Leased(lease);

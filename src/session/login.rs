@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::cancel;
 use super::console;
-use super::options::{client_parameters, role_option};
+use super::options::{add_host, client_parameters, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
 use crate::admin::CONSOLE_DATABASE;
@@ -29,7 +29,13 @@ use crate::protocol::parameters::ParameterSet;
 use crate::route;
 use crate::server::login::Welcome;
 use crate::wire::originate;
-use crate::wire::startup::{self, CancelKey, FirstPacket, Replication, Startup, TLS_HANDSHAKE};
+use crate::wire::startup::{self, CancelRequest, FirstPacket, Replication, Startup, TLS_HANDSHAKE};
+
+/// The newest minor version of protocol 3 that we speak: PostgreSQL 18's.
+const MINOR_MAX: u16 = 2;
+
+/// From this one on a cancel key may be longer than eight bytes.
+const LONG_KEYS_SINCE: u16 = 2;
 
 const LOGGED_IN: &str = "who is logged in has a socket";
 
@@ -44,7 +50,7 @@ pub(super) enum Refusal {
     /// The client is told.
     Error(SqlError),
     /// It was none: the connection brought a CancelRequest.
-    Cancel(CancelKey),
+    Cancel(CancelRequest),
     /// There is nobody to tell, or nothing to say.
     Quiet(&'static str),
     /// The connection broke.
@@ -79,6 +85,8 @@ pub(super) struct Newcomer {
     database: Option<String>,
     pub(super) waits_for_server: bool,
     pub(super) replication: Replication,
+    /// The minor version of protocol 3 that is spoken.
+    minor: u16,
 }
 
 /// Serves one connection from its first byte to its last. Runs on the plane's thread.
@@ -95,6 +103,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         database: None,
         waits_for_server: false,
         replication: Replication::None,
+        minor: 0,
     });
     plane.logins.set(plane.logins.get() + 1);
     let began = Instant::now();
@@ -122,10 +131,12 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
 
 fn start_session(newcomer: Newcomer, start: Start) {
     let Start { group, welcome, parameters, proven, admission, own_server } = start;
-    let Newcomer { plane, socket, peer, id, connected, .. } = newcomer;
+    let Newcomer { plane, socket, peer, id, connected, minor, .. } = newcomer;
     let socket = socket.expect(LOGGED_IN);
-    let settings = &plane.shared.config.load().settings;
-    if settings.log_connections {
+    let config = plane.shared.config.load_full();
+    // Among the peers of [peers] there may be a PgBouncer, which passes on keys of eight bytes alone.
+    let long_key = minor >= LONG_KEYS_SINCE && config.peers.is_empty();
+    if config.settings.log_connections {
         let tag = ClientTag { id, database: Some(&group.database), user: Some(&group.user), peer: &peer };
         tracing::info!(
             "{tag} login attempt: db={} user={} tls={} replication={}",
@@ -135,7 +146,18 @@ fn start_session(newcomer: Newcomer, start: Start) {
             group.replication.as_str()
         );
     }
-    let new = NewSession { socket, peer, id, group, parameters, proven, admission, connected, own_server };
+    let new = NewSession {
+        socket,
+        peer,
+        id,
+        group,
+        parameters,
+        proven,
+        admission,
+        connected,
+        long_key,
+        own_server,
+    };
     let task = Session::begin(&plane, new);
     let session = Rc::clone(task.session());
     session.borrow_mut().greet(&welcome);
@@ -188,8 +210,9 @@ impl Newcomer {
             tracing::debug!("C-{:#x}: got var: {name}={value}", self.id);
         }
         let mut out = BytesMut::new();
-        if startup.minor > 0 || !startup.protocol_options.is_empty() {
-            originate::negotiate_protocol_version(&startup.protocol_options, &mut out);
+        self.minor = startup.minor.min(MINOR_MAX);
+        if startup.minor > MINOR_MAX || !startup.protocol_options.is_empty() {
+            originate::negotiate_protocol_version(self.minor, &startup.protocol_options, &mut out);
             self.socket().write_all(&out).await?;
         }
         let config = self.plane.shared.config.load_full();
@@ -212,6 +235,10 @@ impl Newcomer {
         }
         self.replication = replication::asked_for(&startup)?;
         let is_ordinary = self.replication == Replication::None;
+        let mut startup = startup;
+        if config.settings.application_name_add_host {
+            add_host(&mut startup, &self.peer);
+        }
         let wanted = client_parameters(&startup, &config, &self.plane, !is_ordinary)?;
         let place = self.admit(&config)?;
         let base = config.base_name(&name);
@@ -286,7 +313,7 @@ impl Newcomer {
                 FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
                     return Err(Refusal::Quiet("encryption was asked for twice"));
                 }
-                FirstPacket::Cancel(key) => return Err(Refusal::Cancel(key)),
+                FirstPacket::Cancel(request) => return Err(Refusal::Cancel(request)),
                 FirstPacket::Startup(startup) => {
                     self.check_encrypted()?;
                     return Ok(startup);
@@ -533,7 +560,7 @@ impl Newcomer {
         match refusal {
             // Not under client_login_timeout: the peers have a time of their own. Boxed, so that no login
             // needs room for it.
-            Refusal::Cancel(key) => Box::pin(cancel::serve(&self.plane, &self.peer, key)).await,
+            Refusal::Cancel(request) => Box::pin(cancel::serve(&self.plane, &self.peer, request)).await,
             Refusal::Quiet("") => {}
             Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
             Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),

@@ -183,6 +183,8 @@ pub struct NewSession {
     pub admission: login::Admission,
     /// When it connected.
     pub connected: Instant,
+    /// Whether its cancel key may be longer than eight bytes.
+    pub long_key: bool,
     /// Its own server, of a replication connection.
     pub own_server: Option<Lease>,
 }
@@ -194,9 +196,12 @@ impl Session {
         let vacant = sessions.vacant_entry();
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
         let worker = u32::try_from(plane.worker).expect("there are few workers");
-        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot });
+        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot }, new.long_key);
         let phase = match new.own_server {
-            Some(lease) => Phase::Leased(lease),
+            Some(mut lease) => {
+                lease.pipeline.message_max = new.group.rules.get().message_max;
+                Phase::Leased(lease)
+            }
             None => Phase::Idle,
         };
         let follows = new.group.settings.borrow().cluster.is_some();
@@ -248,7 +253,13 @@ impl Session {
             originate::parameter_status(name, own.unwrap_or(value), &mut out);
         }
         let (process_id, secret) = self.cancel_key.process_id_and_secret();
-        originate::backend_key_data(process_id, secret, &mut out);
+        match self.cancel_key.is_long() {
+            false => originate::backend_key_data(process_id, secret, &mut out),
+            true => {
+                let tail = self.plane.shared.key_tails.tail(&self.cancel_key.0);
+                originate::long_backend_key_data(process_id, secret, &tail, &mut out);
+            }
+        }
         if let Some(message) = &self.plane.shared.config.load().settings.login_notify_message {
             originate::error(&SqlError::notice(message.clone()), &mut out);
         }

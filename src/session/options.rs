@@ -5,6 +5,7 @@ use super::login::fatal;
 use super::plane::Plane;
 use crate::config::Config;
 use crate::error::SqlError;
+use crate::log::Peer;
 use crate::route::ROLE_OPTION;
 use crate::wire::startup::Startup;
 
@@ -17,18 +18,15 @@ pub(super) fn client_parameters(
     for_replication: bool,
 ) -> Result<Vec<(usize, String)>, SqlError> {
     let tracked = &plane.shared.server.tracked;
-    let ignored = |name: &str| ignored(config, name);
     let mut wanted = Vec::new();
     for (name, value) in &startup.parameters {
-        if matches!(name.as_str(), "user" | "database" | "replication") || ignored(name) {
-            continue;
-        }
-        if let Some(index) = tracked.index(name) {
-            wanted.push((index, value.clone()));
-        } else if name == "options" {
+        if name == "options" {
             if !for_replication {
-                options(value, plane, &ignored, &mut wanted)?;
+                options(value, plane, config, &mut wanted)?;
             }
+        } else if matches!(name.as_str(), "user" | "database" | "replication") || ignored(config, name) {
+        } else if let Some(index) = tracked.index(name) {
+            wanted.push((index, value.clone()));
         } else {
             let hint = format!(
                 "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
@@ -39,11 +37,12 @@ pub(super) fn client_parameters(
     Ok(wanted)
 }
 
-/// `-c name=value` and `--name=value`, as libpq's `options` has them; a backslash escapes.
+/// `-c name=value` and `--name=value`, as libpq's `options` has them; a backslash escapes. Where
+/// `ignore_startup_parameters` has "options", what cannot follow the client is left out, as in PgBouncer.
 fn options(
     text: &str,
     plane: &Plane,
-    ignored: &dyn Fn(&str) -> bool,
+    config: &Config,
     wanted: &mut Vec<(usize, String)>,
 ) -> Result<(), SqlError> {
     let unsupported = || {
@@ -64,7 +63,7 @@ fn options(
         }
         match plane.shared.server.tracked.index(&name) {
             Some(index) => wanted.push((index, value.to_owned())),
-            None if ignored(&name) => {}
+            None if ignored(config, &name) || ignored(config, "options") => {}
             None => {
                 return Err(fatal(format!("unsupported startup parameter in options: {name}")));
             }
@@ -102,6 +101,16 @@ fn split_options(text: &str) -> Vec<String> {
         words.push(word);
     }
     words
+}
+
+/// `application_name_add_host`: the client's address behind its application's name, which PgBouncer calls
+/// "app" where it has none. What the application sets later is its own.
+pub(super) fn add_host(startup: &mut Startup, peer: &Peer) {
+    let given = startup.parameters.iter_mut().rev().find(|(name, _)| name == "application_name");
+    match given {
+        Some((_, name)) => *name = format!("{name} - {peer}"),
+        None => startup.parameters.push(("application_name".to_owned(), format!("app - {peer}"))),
+    }
 }
 
 /// Whether `ignore_startup_parameters` names it.

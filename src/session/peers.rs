@@ -21,7 +21,7 @@ use tokio::time::{timeout, timeout_at};
 use crate::admin::PeerPoolView;
 use crate::config::{Config, Host, HostPort};
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
-use crate::wire::startup::CancelKey;
+use crate::wire::startup::CancelRequest;
 
 /// Peers that one request is passed on to at most.
 pub const ASKED_MAX: usize = 64;
@@ -132,11 +132,11 @@ impl Peers {
 
     /// Passes a request on to all who may have given its key, and waits, at most `cancel_wait_timeout`,
     /// until they have dealt with it.
-    pub async fn ask(&self, config: &Config, key: CancelKey) -> Asked {
+    pub async fn ask(&self, config: &Config, request: &CancelRequest) -> Asked {
         let Some(own_id) = config.peer_id() else {
             return Asked::Nobody;
         };
-        let Some(key) = key.passed_on() else {
+        let Some(request) = request.passed_on() else {
             return Asked::NotHere;
         };
         let Ok(_place) = self.requests.try_acquire() else {
@@ -144,11 +144,12 @@ impl Peers {
         };
         let limit = super::cancel::no_limit_if_zero(config.settings.cancel_wait_timeout);
         let deadline = tokio::time::Instant::now() + limit;
-        let Ok(owners) = timeout_at(deadline, self.owners(config, own_id, key.peer())).await else {
+        let peer = request.key.peer();
+        let Ok(owners) = timeout_at(deadline, self.owners(config, own_id, peer)).await else {
             return Asked::Failed;
         };
-        let (asked, reached) = self.send(config, key, owners, deadline).await;
-        tracing::debug!("cancel request passed on peer_id={} asked={asked} reached={reached}", key.peer());
+        let (asked, reached) = self.send(config, &request.packet(), owners, deadline).await;
+        tracing::debug!("cancel request passed on peer_id={peer} asked={asked} reached={reached}");
         match (asked, reached) {
             (0, _) => Asked::Nobody,
             (_, 0) => Asked::Failed,
@@ -199,16 +200,16 @@ impl Peers {
     async fn send(
         &self,
         config: &Config,
-        key: CancelKey,
+        packet: &[u8],
         owners: Vec<(Arc<PeerPool>, Endpoint)>,
         deadline: tokio::time::Instant,
     ) -> (usize, usize) {
         let how = Dialing { tcp: TcpOptions::new(&config.settings), ..Dialing::default() };
         let mut requests = JoinSet::new();
         for (pool, endpoint) in owners {
-            let how = how.clone();
+            let (how, packet) = (how.clone(), packet.to_vec());
             requests.spawn(async move {
-                let sent = timeout_at(deadline, pool.send(&endpoint, &how, key)).await;
+                let sent = timeout_at(deadline, pool.send(&endpoint, &how, &packet)).await;
                 let sent = sent.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                 if let Err(error) = &sent {
                     tracing::debug!("cancel request: peer {endpoint} not reached: {error}");
@@ -264,14 +265,14 @@ impl PeerPool {
     }
 
     /// Passes a request on, and waits until the peer has dealt with it, which it shows by closing.
-    async fn send(&self, endpoint: &Endpoint, how: &Dialing, key: CancelKey) -> io::Result<()> {
+    async fn send(&self, endpoint: &Endpoint, how: &Dialing, packet: &[u8]) -> io::Result<()> {
         let waiting = Counted::new(&self.waiting);
         let _place = self.free.acquire().await.map_err(io::Error::other)?;
         let dialing = Counted::new(&self.dialing);
         let mut socket = timeout(DIAL_MAX, endpoint.dial(how)).await??;
         drop((waiting, dialing));
         let _active = Counted::new(&self.active);
-        socket.write_all(&key.request()).await?;
+        socket.write_all(packet).await?;
         match socket.read(&mut [0; 64]).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
             other => other.map(|_| ()),

@@ -20,10 +20,10 @@ use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::peers::Peers;
 use super::replication::without_time_limits;
-use super::rules::Rules;
+use super::rules::LoginRules;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
-use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
+use crate::auth::{Credentials, KeyTails, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
@@ -31,7 +31,7 @@ use crate::net::DetachedSocket;
 use crate::pool::quota::Quota;
 use crate::pool::{Pool, PoolSettings};
 use crate::protocol::statements::Interner;
-use crate::protocol::upstream::StatementCounts;
+use crate::protocol::upstream::{Rules, StatementCounts};
 use crate::server;
 use crate::wire::startup::{CancelKey, Replication};
 
@@ -133,7 +133,9 @@ pub struct Shared {
     /// The process's own salt.
     pub mock_key: MockKey,
     /// How clients are to prove who they are.
-    pub rules: ArcSwap<Rules>,
+    pub rules: ArcSwap<LoginRules>,
+    /// Long cancel keys of protocol 3.2.
+    pub key_tails: KeyTails,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
 }
 
@@ -145,7 +147,7 @@ impl Shared {
         databases: Databases,
         workers: Vec<UnboundedSender<Message>>,
         process: UnboundedSender<ProcessCommand>,
-        rules: Rules,
+        rules: LoginRules,
     ) -> Arc<Self> {
         Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
@@ -164,6 +166,7 @@ impl Shared {
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
             rules: ArcSwap::from_pointee(rules),
+            key_tails: KeyTails::new(&mut rand::rng()),
             credentials: Mutex::new(HashMap::new()),
         })
     }
@@ -199,13 +202,14 @@ impl Shared {
     }
 
     /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's, and
-    /// our number among our peers is in it, if we have any.
-    pub fn new_cancel_key(&self, address: Address) -> CancelKey {
+    /// our number among our peers is in it, if we have any. A `long` one has a tail, which
+    /// [`KeyTails`] makes from it.
+    pub fn new_cancel_key(&self, address: Address, long: bool) -> CancelKey {
         let peer_id = self.config.load().peer_id();
         loop {
             let mut bytes: [u8; 8] = rand::random();
             bytes[0] &= 0x7f;
-            let key = CancelKey(bytes);
+            let key = CancelKey(bytes).with_length(long);
             let key = peer_id.map_or(key, |id| key.with_peer(id));
             if let dashmap::Entry::Vacant(vacant) = self.cancel_keys.entry(key) {
                 vacant.insert(address);
@@ -262,6 +266,8 @@ pub struct Group {
     pub tracking: Cell<bool>,
     /// Whether the reset query runs at each release.
     pub reset_always: Cell<bool>,
+    /// What they may send: `max_packet_size` and `disable_pqexec`.
+    pub rules: Cell<Rules>,
     /// The pool's settings.
     pub settings: RefCell<Arc<PoolSettings>>,
     /// The rules for this login user, and the configuration that they are from.
@@ -289,6 +295,7 @@ impl Group {
             mode: Cell::new(PoolMode::Session),
             tracking: Cell::new(false),
             reset_always: Cell::new(false),
+            rules: Cell::default(),
             settings: RefCell::new(Arc::clone(&settings)),
             replication,
             stats: RefCell::default(),
@@ -305,6 +312,10 @@ impl Group {
             self.configure(settings);
         }
         let known = Arc::ptr_eq(config, &self.policy.borrow().1);
+        self.rules.set(Rules {
+            message_max: config.settings.max_packet_size as usize,
+            simple_queries: !config.settings.disable_pqexec,
+        });
         if let (false, Some(database)) = (known, config.database(&self.database)) {
             let policy = config.pool_policy(&database, &self.user);
             let policy = match self.replication {

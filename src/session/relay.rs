@@ -199,6 +199,7 @@ impl Session {
             interner: &self.plane.shared.statements,
             tracking: group.tracking.get(),
             counts: &mut stats.statements,
+            rules: group.rules.get(),
         }
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);
@@ -225,11 +226,14 @@ impl Session {
             upstream::Stop::NeedMore => {
                 upstream::whole_length(&input[taken.consumed..], group.tracking.get())
             }
+            upstream::Stop::Disallowed => return Err(super::idle::pqexec_disallowed()),
             upstream::Stop::Full | upstream::Stop::Terminate => 0,
         };
         match taken.stop {
             upstream::Stop::Terminate => Ok(input.len()),
-            upstream::Stop::NeedMore | upstream::Stop::Full => Ok(taken.consumed),
+            upstream::Stop::NeedMore | upstream::Stop::Full | upstream::Stop::Disallowed => {
+                Ok(taken.consumed)
+            }
         }
     }
 

@@ -23,11 +23,13 @@ pub(super) fn asked_for(startup: &Startup) -> Result<Replication, SqlError> {
     })
 }
 
-/// The startup parameters that the client's server gets: all that it would have followed, and `options` as
-/// they stand, since no SET can be sent to it. Those that are ignored are left out.
+/// The startup parameters that the client's server gets: all that would have followed the client, and `options`
+/// as they stand, since no SET can be sent to it; a subscription of PostgreSQL needs its own. Those that are
+/// ignored are left out.
 pub(super) fn parameters(startup: &Startup, config: &Config) -> Vec<(String, String)> {
     let is_own = |name: &str| matches!(name, "user" | "database" | "replication");
-    let kept = startup.parameters.iter().filter(|(name, _)| !is_own(name) && !ignored(config, name));
+    let is_kept = |name: &str| name == "options" || !is_own(name) && !ignored(config, name);
+    let kept = startup.parameters.iter().filter(|(name, _)| is_kept(name));
     kept.cloned().collect()
 }
 

@@ -1,4 +1,4 @@
-//! What says how clients are to prove who they are, read from files: [`Rules`].
+//! What says how clients are to prove who they are, read from files: [`LoginRules`].
 
 use std::fs;
 use std::io;
@@ -13,19 +13,19 @@ use crate::net::tls::Connector;
 
 /// The rules, and what is needed to carry them out.
 #[derive(Debug, Default)]
-pub struct Rules {
+pub struct LoginRules {
     /// Of `auth_hba_file`, or the one of `auth_ldap_options`; none with any other `auth_type`.
     pub hba: Arc<Hba>,
     /// How the certificates of directories are checked, if a rule asks one over TLS.
     pub directory_tls: Option<Arc<Connector>>,
 }
 
-impl Rules {
+impl LoginRules {
     /// Reads `auth_hba_file` and `auth_ident_file`, or `auth_ldap_options`. The second value has a warning for
     /// each line that is no good: nobody is let in by it.
     ///
     /// Fails when a file cannot be read, or the options are no good.
-    pub fn read(settings: &Settings) -> io::Result<(Rules, Vec<String>)> {
+    pub fn read(settings: &Settings) -> io::Result<(LoginRules, Vec<String>)> {
         let (hba, warnings) = match settings.auth_type {
             AuthType::Hba => read_hba(settings)?,
             AuthType::Ldap => {
@@ -45,7 +45,7 @@ impl Rules {
             true => Some(ldap::trust().map_err(|error| io::Error::other(format!("LDAP over TLS: {error}")))?),
             false => None,
         };
-        Ok((Rules { hba: Arc::new(hba), directory_tls }, warnings))
+        Ok((LoginRules { hba: Arc::new(hba), directory_tls }, warnings))
     }
 }
 

@@ -208,7 +208,6 @@ fn server_view(
     link: Option<u64>,
     close_needed: bool,
 ) -> ServerView {
-    let (process_id, _) = server.cancel_key.process_id_and_secret();
     let peer = match server.socket.peer_address() {
         Some(address) => Peer::Tcp(address),
         None => Peer::Unix { pid: None, port: server.endpoint.port },
@@ -226,7 +225,7 @@ fn server_view(
         close_needed,
         pointer: server.id,
         link,
-        remote_pid: process_id,
+        remote_pid: server.cancel_key.process_id(),
         tls: server.socket.encryption(),
         application_name: String::new(),
         prepared_statements: u32::try_from(server.statements.len()).unwrap_or(u32::MAX),

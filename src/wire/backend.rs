@@ -33,6 +33,16 @@ pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
 }
 
+/// Reads the body of a NegotiateProtocolVersion: the minor version of protocol 3 that the server will speak.
+/// Before PostgreSQL 18 there may be the minor number alone. `None` for another protocol.
+pub fn negotiated_minor(body: &[u8]) -> Option<u16> {
+    let (version, _) = body.split_first_chunk()?;
+    match u32::from_be_bytes(*version) {
+        version if matches!(version >> 16, 0 | 3) => Some(version as u16),
+        _ => None,
+    }
+}
+
 /// The fields of an ErrorResponse or NoticeResponse that we read. A server that leaves one out gives
 /// an empty one (CVE-2026-6666 was a pooler that trusted the SQLSTATE to be there).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +131,15 @@ mod tests {
         assert_eq!(error_fields(b"").code, b"");
         assert_eq!(error_fields(b"SERROR\0\0").severity, b"ERROR");
         assert_eq!(error_fields(b"SERROR\0C123").code, b"");
+    }
+
+    #[test]
+    fn a_negotiated_version_is_of_protocol_3() {
+        assert_eq!(negotiated_minor(b"\0\x03\0\x02\0\0\0\0"), Some(2));
+        assert_eq!(negotiated_minor(b"\0\0\0\0\0\0\0\x01_pq_.x\0"), Some(0));
+        for other in [&b""[..], b"\0\x03\0", b"\0\x04\0\0\0\0\0\0"] {
+            assert_eq!(negotiated_minor(other), None);
+        }
     }
 
     #[test]

@@ -94,6 +94,12 @@ pub fn backend_key_data(process_id: i32, secret: i32, out: &mut BytesMut) {
     encode(&BackendKeyData::new(process_id, SecretKey::I32(secret)), out);
 }
 
+/// BackendKeyData of protocol 3.2, whose secret has a tail.
+pub fn long_backend_key_data(process_id: i32, secret: i32, tail: &[u8], out: &mut BytesMut) {
+    let secret = Bytes::from([&secret.to_be_bytes()[..], tail].concat());
+    encode(&BackendKeyData::new(process_id, SecretKey::Bytes(secret)), out);
+}
+
 /// CommandComplete with a tag such as `SHOW`.
 pub fn command_complete(tag: &str, out: &mut BytesMut) {
     encode(&CommandComplete::new(tag.to_owned()), out);
@@ -142,14 +148,14 @@ pub fn query_with(sql: &str, parameter: &str, out: &mut BytesMut) {
     encode(&Sync::new(), out);
 }
 
-/// NegotiateProtocolVersion: the newest minor version of protocol 3 that we speak, and the
-/// `_pq_.` options that we do not know.
+/// NegotiateProtocolVersion: the minor version of protocol 3 that will be spoken, and the `_pq_.` options
+/// that we do not know.
 ///
 /// Written by hand: pgwire encodes the whole version where PostgreSQL 15 to 17 send only the minor.
 /// PostgreSQL's protocol documentation: "Newest minor protocol version supported by the server for
 /// the major protocol version requested by the client", an Int32; libpq reads it as a full version.
-pub fn negotiate_protocol_version(options: &[String], out: &mut BytesMut) {
-    let (major, minor) = ProtocolVersion::PROTOCOL3_0.version_number();
+pub fn negotiate_protocol_version(minor: u16, options: &[String], out: &mut BytesMut) {
+    let (major, _) = ProtocolVersion::PROTOCOL3_0.version_number();
     let mut body = BytesMut::new();
     body.extend_from_slice(&((u32::from(major) << 16) | u32::from(minor)).to_be_bytes());
     let count = u32::try_from(options.len()).expect("a startup packet is at most 10,000 bytes");

@@ -26,7 +26,7 @@ pub enum FirstPacket {
     /// The client asks for GSSAPI encryption.
     GssEncRequest,
     /// The client asks to cancel what another connection runs.
-    Cancel(CancelKey),
+    Cancel(CancelRequest),
     /// The client wants to log in.
     Startup(Startup),
 }
@@ -36,8 +36,67 @@ pub enum FirstPacket {
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct CancelKey(pub [u8; 8]);
 
+/// Longest secret of a cancel key (PostgreSQL manual, "BackendKeyData"), in bytes.
+pub const SECRET_MAX: usize = 256;
+
+/// What a client's CancelRequest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelRequest {
+    /// The process id, and the first four bytes of the secret.
+    pub key: CancelKey,
+    /// The rest of a secret that is longer, as it may be since protocol 3.2; at most 252 bytes.
+    pub tail: Box<[u8]>,
+}
+
+impl CancelRequest {
+    /// The request for the next peer, see [`CancelKey::passed_on`].
+    pub fn passed_on(&self) -> Option<CancelRequest> {
+        Some(CancelRequest { key: self.key.passed_on()?, tail: self.tail.clone() })
+    }
+
+    /// The request as it is sent.
+    pub fn packet(&self) -> Vec<u8> {
+        cancel_packet(&[&self.key.0[..], &self.tail].concat())
+    }
+
+    fn read(body: &[u8]) -> Option<CancelRequest> {
+        let (key, tail) = body.split_first_chunk()?;
+        let fits = tail.len() + 4 <= SECRET_MAX;
+        fits.then(|| CancelRequest { key: CancelKey(*key), tail: tail.into() })
+    }
+}
+
+/// What a server's BackendKeyData gave us: the process id's four bytes, then a secret of 4 to 256 bytes.
+/// Nothing for a server that gave none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerKey(Box<[u8]>);
+
+impl ServerKey {
+    /// Reads a BackendKeyData's body; `None` when it is none.
+    pub fn read(body: &[u8]) -> Option<ServerKey> {
+        (8..=4 + SECRET_MAX).contains(&body.len()).then(|| ServerKey(body.into()))
+    }
+
+    /// The server's process id; 0 is unknown.
+    pub fn process_id(&self) -> i32 {
+        self.0.first_chunk().map_or(0, |bytes| i32::from_be_bytes(*bytes))
+    }
+
+    /// The CancelRequest that brings the key back; `None` when there is none.
+    pub fn request(&self) -> Option<Vec<u8>> {
+        (!self.0.is_empty()).then(|| cancel_packet(&self.0))
+    }
+}
+
+fn cancel_packet(key: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(key.len() + 8).expect("a key has at most 260 bytes");
+    [&length.to_be_bytes()[..], &CANCEL_REQUEST.to_be_bytes(), key].concat()
+}
+
 /// The last two bits of a key that has a peer's id: how often a request may still be passed on.
 const HOPS_MASK: u8 = 0b11;
+
+const LONG_MARK: u8 = 1;
 
 impl CancelKey {
     /// The key with its peer's id in it, as PgBouncer has it: the id in bytes 1 and 2, the low one
@@ -71,19 +130,22 @@ impl CancelKey {
         Some(self)
     }
 
+    /// The same key, marked as the head of a longer one, or not. The mark is in a byte that PgBouncer fills
+    /// by chance.
+    pub fn with_length(mut self, long: bool) -> CancelKey {
+        self.0[3] = self.0[3] & !LONG_MARK | if long { LONG_MARK } else { 0 };
+        self
+    }
+
+    /// Whether a key that we gave is the head of a longer one.
+    pub fn is_long(self) -> bool {
+        self.0[3] & LONG_MARK != 0
+    }
+
     /// The two numbers of a BackendKeyData.
     pub fn process_id_and_secret(self) -> (i32, i32) {
         let [a, b, c, d, e, f, g, h] = self.0;
         (i32::from_be_bytes([a, b, c, d]), i32::from_be_bytes([e, f, g, h]))
-    }
-
-    /// The CancelRequest that brings the key back.
-    pub fn request(self) -> [u8; 16] {
-        let mut packet = [0; 16];
-        packet[..4].copy_from_slice(&16u32.to_be_bytes());
-        packet[4..8].copy_from_slice(&CANCEL_REQUEST.to_be_bytes());
-        packet[8..].copy_from_slice(&self.0);
-        packet
     }
 
     /// Whether both are the same, in a time that does not tell where they differ.
@@ -192,12 +254,11 @@ pub fn parse(body: &[u8]) -> Result<FirstPacket, BadStartup> {
     let Some((code, rest)) = body.split_first_chunk::<4>() else {
         return Err(BadStartup::Layout);
     };
-    match (u32::from_be_bytes(*code), <[u8; 8]>::try_from(rest)) {
-        (SSL_REQUEST_CODE, _) => Ok(FirstPacket::SslRequest),
-        (GSSENC_REQUEST, _) => Ok(FirstPacket::GssEncRequest),
-        (CANCEL_REQUEST, Ok(key)) => Ok(FirstPacket::Cancel(CancelKey(key))),
-        (CANCEL_REQUEST, Err(_)) => Err(BadStartup::Layout),
-        (version, _) => startup((version >> 16) as u16, version as u16, rest),
+    match u32::from_be_bytes(*code) {
+        SSL_REQUEST_CODE => Ok(FirstPacket::SslRequest),
+        GSSENC_REQUEST => Ok(FirstPacket::GssEncRequest),
+        CANCEL_REQUEST => CancelRequest::read(rest).map(FirstPacket::Cancel).ok_or(BadStartup::Layout),
+        version => startup((version >> 16) as u16, version as u16, rest),
     }
 }
 
@@ -245,7 +306,16 @@ mod tests {
         check(&GSSENC_REQUEST.to_be_bytes(), Ok(FirstPacket::GssEncRequest));
         let mut cancel = CANCEL_REQUEST.to_be_bytes().to_vec();
         cancel.extend(1..=8);
-        check(&cancel, Ok(FirstPacket::Cancel(CancelKey([1, 2, 3, 4, 5, 6, 7, 8]))));
+        let request =
+            |tail: &[u8]| CancelRequest { key: CancelKey([1, 2, 3, 4, 5, 6, 7, 8]), tail: tail.into() };
+        check(&cancel, Ok(FirstPacket::Cancel(request(b""))));
+        assert_eq!(request(b"").packet()[4..], cancel);
+        cancel.extend([9; 252]);
+        check(&cancel, Ok(FirstPacket::Cancel(request(&[9; 252]))));
+        assert_eq!(request(&[9; 252]).packet(), [&268_u32.to_be_bytes()[..], &cancel].concat());
+        cancel.push(9);
+        check(&cancel, Err(BadStartup::Layout));
+        check(&cancel[..11], Err(BadStartup::Layout));
     }
 
     #[test]
@@ -288,6 +358,27 @@ mod tests {
         check(16_383, [0x11, 0xff, 0x3f, 0x11, 0x11, 0x11, 0x11, 0x13]);
         check(0x1234, [0x11, 0x34, 0x12, 0x11, 0x11, 0x11, 0x11, 0x13]);
         check(65_535, [0x11, 0xff, 0xff, 0x11, 0x11, 0x11, 0x11, 0x13]);
+    }
+
+    #[test]
+    fn a_servers_key_has_any_length_up_to_postgresqls_limit() {
+        for length in [8, 36, 260] {
+            let mut body = vec![7; length];
+            body[..4].copy_from_slice(&4711_i32.to_be_bytes());
+            let key = ServerKey::read(&body).expect("it has a length that PostgreSQL allows");
+            assert_eq!((key.process_id(), key.request().unwrap().len()), (4711, length + 8));
+        }
+        for length in [0, 7, 261] {
+            assert_eq!(ServerKey::read(&vec![7; length]), None);
+        }
+        assert_eq!((ServerKey::default().process_id(), ServerKey::default().request()), (0, None));
+    }
+
+    #[test]
+    fn the_mark_of_a_long_key_leaves_its_peer_and_hops_alone() {
+        let key = CancelKey([0x40; 8]).with_peer(0x0101).with_length(true);
+        assert_eq!(key.0, [0x40, 1, 1, 0x41, 0x40, 0x40, 0x40, 0x43]);
+        assert!(key.is_long() && key.passed_on().unwrap().is_long() && !key.with_length(false).is_long());
     }
 
     #[test]

@@ -85,10 +85,19 @@ impl Postgres {
 
     /// A server of one's own, with further settings (`name=value`).
     pub async fn start(settings: &[&str]) -> Postgres {
+        Postgres::start_with(&binaries(), settings).await
+    }
+
+    /// One of the newest version, which `scripts/setup postgres18` has fetched.
+    pub async fn start_18(settings: &[&str]) -> Postgres {
+        Postgres::start_with(&binaries_18(), settings).await
+    }
+
+    async fn start_with(binaries: &Path, settings: &[&str]) -> Postgres {
         let directory = private_directory("weir-pg-");
-        process::copy_directory(&template(), &directory.path().join("data"));
+        process::copy_directory(&template_of(binaries), &directory.path().join("data"));
         for _ in 0..5 {
-            if let Some(server) = Postgres::launch(&directory, settings).await {
+            if let Some(server) = Postgres::launch(binaries, &directory, settings).await {
                 return Postgres { port: server.0, child: server.1, directory, databases: AtomicU32::new(0) };
             }
         }
@@ -103,10 +112,14 @@ impl Postgres {
         Arc::new(Postgres::start(&["ssl=on", &certificate, &key]).await)
     }
 
-    async fn launch(directory: &tempfile::TempDir, settings: &[&str]) -> Option<(u16, Child)> {
+    async fn launch(
+        binaries: &Path,
+        directory: &tempfile::TempDir,
+        settings: &[&str],
+    ) -> Option<(u16, Child)> {
         let port = process::free_port();
         let log = File::create(directory.path().join("log")).expect("our directory is writable");
-        let mut command = unprivileged(&binaries().join("postgres"), "QUIT");
+        let mut command = unprivileged(&binaries.join("postgres"), "QUIT");
         command.arg("-D").arg(directory.path().join("data"));
         command.args(["-p", &port.to_string()]);
         command.arg("-k").arg(directory.path());
@@ -198,10 +211,21 @@ pub fn binaries() -> PathBuf {
         .expect("PostgreSQL is installed (postgresql), or PGWEIR_TEST_PG_BIN names its programs")
 }
 
+/// Where the programs of PostgreSQL 18 are: `PGWEIR_TEST_PG18_BIN`, else where `scripts/setup` puts them.
+pub fn binaries_18() -> PathBuf {
+    let fetched = || Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/postgres-18/bin");
+    let found = std::env::var_os("PGWEIR_TEST_PG18_BIN").map_or_else(fetched, PathBuf::from);
+    assert!(found.join("initdb").exists(), "no PostgreSQL 18 here: run scripts/setup postgres18");
+    found
+}
+
 /// A data directory with our roles, made once and kept in cargo's target folder.
 pub fn template() -> PathBuf {
-    let binaries = binaries();
-    let recipe = (&binaries, ROLES, HBA);
+    template_of(&binaries())
+}
+
+fn template_of(binaries: &Path) -> PathBuf {
+    let recipe = (binaries, ROLES, HBA);
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(recipe);
     let home = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let template = home.join(format!("postgres-{hash:016x}"));
@@ -209,7 +233,7 @@ pub fn template() -> PathBuf {
     // Tests run in several processes; only one makes the template.
     guard.lock().expect("a local file can be locked");
     if !template.exists() {
-        make_template(&binaries, &template);
+        make_template(binaries, &template);
     }
     template
 }

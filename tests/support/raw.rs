@@ -39,6 +39,8 @@ pub struct Login {
     pub database: String,
     pub password: String,
     pub options: Vec<(String, String)>,
+    /// Minor version of protocol 3.
+    pub minor: u16,
 }
 
 impl Login {
@@ -48,6 +50,7 @@ impl Login {
             database: database.to_owned(),
             password: String::new(),
             options: Vec::new(),
+            minor: 0,
         }
     }
 
@@ -62,10 +65,18 @@ impl Login {
         self
     }
 
+    /// Asks for this minor version of protocol 3.
+    pub fn protocol(mut self, minor: u16) -> Login {
+        self.minor = minor;
+        self
+    }
+
     fn startup(&self) -> Vec<u8> {
         let mut parameters = vec![("user", self.user.as_str()), ("database", self.database.as_str())];
         parameters.extend(self.options.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-        message::startup(&parameters)
+        let mut packet = message::startup(&parameters);
+        packet[6..8].copy_from_slice(&self.minor.to_be_bytes());
+        packet
     }
 }
 
@@ -102,6 +113,8 @@ pub struct Raw {
     pub writer: Writer,
     /// What the server reported at login.
     pub parameters: HashMap<String, String>,
+    /// The body of NegotiateProtocolVersion, empty without one.
+    pub negotiated: Vec<u8>,
     /// The body of BackendKeyData: process id and secret.
     pub key: Vec<u8>,
     /// A second handle of a TCP socket, to end it with RST.
@@ -132,6 +145,7 @@ impl Raw {
             reader: Reader { stream: reader, buffer: BytesMut::new() },
             writer: Writer { stream: writer },
             parameters: HashMap::new(),
+            negotiated: Vec::new(),
             key: Vec::new(),
             handle,
         }
@@ -204,6 +218,10 @@ impl Raw {
         let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
         loop {
             let message = self.login_message().await?;
+            if message.tag == b'v' {
+                self.negotiated = message.body;
+                continue;
+            }
             if message.tag != b'R' {
                 continue;
             }

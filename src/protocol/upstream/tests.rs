@@ -119,6 +119,7 @@ impl Pair {
             interner: &self.interner,
             tracking: self.tracking,
             counts: &mut self.counts,
+            rules: Rules::default(),
         };
         let taken = upstream.take(&input, &mut self.body, &mut self.sent)?;
         assert!(taken.forward.end == taken.consumed || taken.forward.is_empty());
