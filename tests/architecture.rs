@@ -63,6 +63,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("metrics", &["metrics", "admin"]),
     ("metrics-exporter-prometheus", &["metrics"]),
     ("nix", &["session", "listener"]),
+    ("nonstick", &["session"]),
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
     ("rustix", &["command", "limits"]),

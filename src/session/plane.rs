@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,12 +19,13 @@ use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
+use super::pam::Pam;
 use super::peers::Peers;
 use super::replication::without_time_limits;
 use super::rules::LoginRules;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
-use crate::auth::{Credentials, KeyTails, MockKey, ScramSettings, Secret};
+use crate::auth::{Credentials, KeyTails, Likeness, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
@@ -136,7 +138,11 @@ pub struct Shared {
     pub rules: ArcSwap<LoginRules>,
     /// Long cancel keys of protocol 3.2.
     pub key_tails: KeyTails,
+    /// Started when the first client needs it.
+    pam: OnceLock<Pam>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
+    /// As the users of `auth_file`, or as the last one that `auth_query` found.
+    strangers: Mutex<Likeness>,
 }
 
 impl Shared {
@@ -150,6 +156,7 @@ impl Shared {
         rules: LoginRules,
     ) -> Arc<Self> {
         Arc::new(Shared {
+            strangers: Mutex::new(Likeness::of(config.auth_users.values())),
             config: ArcSwap::from_pointee(config),
             databases,
             clusters: Clusters::default(),
@@ -167,8 +174,21 @@ impl Shared {
             mock_key: MockKey::new(&mut rand::rng()),
             rules: ArcSwap::from_pointee(rules),
             key_tails: KeyTails::new(&mut rand::rng()),
+            pam: OnceLock::new(),
             credentials: Mutex::new(HashMap::new()),
         })
+    }
+
+    /// The way to the thread of PAM. Fails when there can be none.
+    pub(super) fn pam(&self) -> io::Result<&Pam> {
+        match self.pam.get() {
+            Some(pam) => Ok(pam),
+            None => {
+                // Another worker may be quicker: then this thread ends at once, as nobody asks it.
+                let started = Pam::start()?;
+                Ok(self.pam.get_or_init(|| started))
+            }
+        }
     }
 
     /// A user's credentials from `auth_file`; `None` for an unknown user.
@@ -185,14 +205,25 @@ impl Shared {
     pub fn configure(&self, config: Config) {
         let old = self.config.load_full();
         self.credentials.lock().retain(|user, _| old.auth_users.get(user) == config.auth_users.get(user));
+        if old.auth_users != config.auth_users {
+            *self.strangers.lock() = Likeness::of(config.auth_users.values());
+        }
         self.config.store(Arc::new(config));
     }
 
-    /// `scram_iterations`, and the process's salt.
+    /// PostgreSQL has shown a user's secret: what those look like whom it does not know either.
+    pub(super) fn has_seen(&self, secret: &Secret) {
+        if let Some(likeness) = Likeness::of_one(secret) {
+            *self.strangers.lock() = likeness;
+        }
+    }
+
+    /// `scram_iterations`, the process's salt, and what strangers look like.
     pub fn scram_settings(&self) -> ScramSettings {
         ScramSettings {
             iterations: self.config.load().settings.scram_iterations,
             mock_key: self.mock_key.clone(),
+            strangers: *self.strangers.lock(),
         }
     }
 
