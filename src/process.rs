@@ -17,6 +17,7 @@ use crate::config::{Config, ConfigError, LogFormat};
 use crate::follow::{self, Followers};
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
+use crate::net::dns::Dns;
 use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
@@ -97,7 +98,8 @@ fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedRec
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
     let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
-    let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
+    let dns = Dns::new(&config.settings);
+    let databases = Databases::new(Arc::clone(&session), openers.into(), tls, dns);
     let shared = Shared::new(config, session, databases, senders, process, hba);
     (shared, Ends { mailboxes, openings }, commands)
 }

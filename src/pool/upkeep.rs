@@ -19,7 +19,8 @@ impl Pool {
     /// Why a server that comes back is closed instead of kept.
     pub(super) fn retirement(&self, pooled: &Pooled, now: Instant) -> Option<&'static str> {
         let server = &pooled.server;
-        if pooled.seat.0.is_closed() || server.epoch != self.epoch.load(Ordering::Acquire) {
+        let is_old = server.epoch != self.epoch.load(Ordering::Acquire) || server.is_elsewhere();
+        if is_old || pooled.seat.0.is_closed() {
             return Some(NOT_WANTED);
         }
         if self.is_uneven(pooled, now) {
@@ -80,7 +81,7 @@ impl Pool {
             let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
                 pooled.seat.0.report(reason);
                 Some(reason)
-            } else if server.epoch != epoch || pooled.seat.0.is_closed() {
+            } else if server.epoch != epoch || server.is_elsewhere() || pooled.seat.0.is_closed() {
                 Some(NOT_WANTED)
             } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
                 Some("server idle timeout")

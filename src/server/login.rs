@@ -162,7 +162,7 @@ impl Recipe {
         worker: usize,
         epoch: u64,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
-        let mut socket = self.endpoint.dial(&self.dialing).await?;
+        let (mut socket, address) = self.endpoint.dial_by_name(&self.dialing).await?;
         socket.write_all(&self.startup_packet()).await?;
         let (welcome, cancel_key) = self.log_in(&mut socket).await?;
         let mut parameters = ParameterSet::default();
@@ -174,6 +174,7 @@ impl Recipe {
         let mut server = ServerConnection {
             id: next_id(),
             endpoint: Arc::clone(&self.endpoint),
+            address,
             socket,
             pipeline: Pipeline::default(),
             flight: Flight::default(),
