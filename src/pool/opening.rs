@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 use super::access::{Seat, Site};
 use super::quota::Permit;
 use super::{Failure, Loan, Membership, NOT_WANTED, Pool, Pooled, Target, close};
+use crate::config::LoadBalanceHosts;
 use crate::error::{SqlError, sqlstate};
-use crate::server::login::{OpenError, Recipe};
+use crate::server::ServerConnection;
+use crate::server::login::{OpenError, Recipe, Welcome};
 
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
 /// follower knows better when it is worth trying, and closes the access meanwhile.
 const CLUSTER_RETRY: Duration = Duration::from_millis(50);
+
+type Opened = Result<(ServerConnection, Welcome), OpenError>;
 
 impl Pool {
     /// Asks for as many new servers as the queue and the limits call for.
@@ -44,23 +48,15 @@ impl Pool {
 
     /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
     pub async fn open(self: Arc<Self>, worker: usize) {
-        let (Some(permits), Some(seat)) = (self.permits(), self.seat()) else {
+        let Some(permits) = self.permits() else {
             self.state.lock().end_opening();
             return;
         };
-        let recipe = self.recipe(&seat.0);
         let epoch = self.epoch.load(Ordering::Acquire);
-        let opened = tokio::select! {
-            opened = recipe.open(&self.session, worker, epoch) => opened,
-            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
-            () = seat.0.closed() => Err(OpenError::Unwanted),
+        let Some((seat, opened)) = self.attempt_in_turn(worker, epoch).await else {
+            self.state.lock().end_opening();
+            return;
         };
-        let opened = opened.and_then(|(server, welcome)| match seat.0.in_recovery {
-            Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
-                Err(OpenError::WrongRole { in_recovery: !expected })
-            }
-            _ => Ok((server, welcome)),
-        });
         let now = Instant::now();
         match opened {
             Ok((server, welcome)) => {
@@ -69,7 +65,7 @@ impl Pool {
                     server.id,
                     self.target.database,
                     self.target.user,
-                    recipe.endpoint
+                    server.endpoint
                 );
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 *self.failure.lock() = None;
@@ -82,6 +78,39 @@ impl Pool {
             Err(error) => self.note_failure(&error, &seat.0, now),
         }
         self.open_more(worker, now);
+    }
+
+    /// Of a list of hosts the next one is tried at once when one cannot be had. `None` while the pool is held.
+    async fn attempt_in_turn(&self, worker: usize, epoch: u64) -> Option<(Seat, Opened)> {
+        let mut attempts = self.settings.load().endpoints.len();
+        loop {
+            let seat = self.seat(Instant::now())?;
+            let opened = self.attempt(&seat, worker, epoch).await;
+            attempts = attempts.saturating_sub(1);
+            seat.0.note_attempt(opened.is_ok(), Instant::now());
+            match opened {
+                Err(error) if attempts > 0 && error.tells_of_the_server() => {
+                    self.log_failure(&error, &seat.0);
+                    self.pass_turn_on(&seat.0);
+                }
+                opened => return Some((seat, opened)),
+            }
+        }
+    }
+
+    async fn attempt(&self, seat: &Seat, worker: usize, epoch: u64) -> Opened {
+        let recipe = self.recipe(&seat.0);
+        let opened = tokio::select! {
+            opened = recipe.open(&self.session, worker, epoch) => opened,
+            // A frozen server takes its time, and meanwhile its successor has room for those who wait.
+            () = seat.0.closed() => Err(OpenError::Unwanted),
+        };
+        opened.and_then(|(server, welcome)| match seat.0.in_recovery {
+            Some(expected) if welcome.in_recovery().is_some_and(|found| found != expected) => {
+                Err(OpenError::WrongRole { in_recovery: !expected })
+            }
+            _ => Ok((server, welcome)),
+        })
     }
 
     pub(super) fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
@@ -107,10 +136,35 @@ impl Pool {
         Some([database.take()?, user.take()?])
     }
 
-    /// A place at the server that has the fewest connections; `None` while the pool is held.
-    fn seat(&self) -> Option<Seat> {
-        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed);
-        Seat::least_used(&self.access.load().sites, turn)
+    /// A place at one of the servers; `None` while the pool is held. In a cluster it is the one that has the
+    /// fewest connections, of a list of hosts the one whose turn it is.
+    fn seat(&self, now: Instant) -> Option<Seat> {
+        let settings = self.settings.load();
+        let access = self.access.load();
+        if settings.cluster.is_some() {
+            return Seat::least_used(&access.sites, self.next_endpoint.fetch_add(1, Ordering::Relaxed));
+        }
+        let then = now.checked_sub(settings.login_retry);
+        match settings.load_balance {
+            LoadBalanceHosts::RoundRobin => {
+                Seat::shared(&access.sites, self.next_endpoint.fetch_add(1, Ordering::Relaxed), then)
+            }
+            LoadBalanceHosts::Disable => {
+                Seat::sticky(&access.sites, self.next_endpoint.load(Ordering::Relaxed), then)
+            }
+        }
+    }
+
+    /// With `load_balance_hosts=disable` the host after one that failed is it from now on.
+    fn pass_turn_on(&self, failed: &Arc<Site>) {
+        let settings = self.settings.load();
+        let access = self.access.load();
+        let place = access.sites.iter().position(|site| Arc::ptr_eq(site, failed));
+        if let (Some(place), LoadBalanceHosts::Disable, None) =
+            (place, settings.load_balance, &settings.cluster)
+        {
+            self.next_endpoint.store(place + 1, Ordering::Relaxed);
+        }
     }
 
     fn recipe(&self, site: &Site) -> Recipe {
@@ -129,9 +183,14 @@ impl Pool {
         }
     }
 
-    fn note_failure(&self, error: &OpenError, site: &Site, now: Instant) {
+    fn log_failure(&self, error: &OpenError, site: &Site) {
         let Target { database, user } = &self.target;
         tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
+    }
+
+    fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
+        self.log_failure(error, site);
+        self.pass_turn_on(site);
         if error.tells_of_the_server() {
             site.report(&error.to_string());
         }

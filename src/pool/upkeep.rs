@@ -221,6 +221,9 @@ impl Pool {
             self.access.store(Arc::new(settings.fixed_access()));
             self.state.lock().set_held(false);
         }
+        if settings.cluster.is_none() {
+            self.state.lock().set_spread(settings.is_spread());
+        }
         self.state.lock().set_limits(settings.limits());
         self.quick.store(&settings);
         self.settings.store(Arc::new(settings));

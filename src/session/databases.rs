@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::plane::Shared;
 use crate::auth::{Password, Proof, ServerSecret};
-use crate::config::{CheckQuery, Cluster, Config, Database, Host, PoolMode, Role};
+use crate::config::{CheckQuery, Cluster, Config, Database, Host, LoadBalanceHosts, PoolMode, Role};
 use crate::net::dns::Dns;
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::net::tls::Tls;
@@ -421,6 +421,7 @@ impl Databases {
         let read_only = reads.then(|| ("default_transaction_read_only".to_owned(), "on".to_owned()));
         PoolSettings {
             endpoints: config.hosts(database).iter().map(endpoint).collect(),
+            load_balance: database.load_balance_hosts.unwrap_or(LoadBalanceHosts::RoundRobin),
             database: database.server_dbname().to_owned(),
             parameters: given.chain(read_only).collect(),
             cluster,

@@ -19,7 +19,7 @@ use crate::admin::{
     DnsHostView, DnsZoneView, ListsView, MemView, PeerView, PoolView, Replication, ServerState, ServerView,
     SettingView, Snapshot, StateView, Stats, StatsView, UserView, View,
 };
-use crate::config::{Config, Host};
+use crate::config::{Config, Host, LoadBalanceHosts};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics, micros};
 use crate::net::Socket;
@@ -370,7 +370,7 @@ fn pools(shared: &Shared, parts: &[Part], now: Instant) -> Vec<PoolView> {
             servers_login: counts.login,
             maxwait_us: micros(counts.longest_wait),
             pool_mode: settings.policy.pool_mode.as_str(),
-            load_balance_hosts: (settings.endpoints.len() > 1).then_some("round-robin"),
+            load_balance_hosts: (settings.endpoints.len() > 1).then(|| settings.load_balance.as_str()),
             pool_size: settings.policy.pool_size,
             ..PoolView::default()
         }
@@ -402,7 +402,8 @@ fn database_view(name: &str, entry: Option<&Arc<DatabaseEntry>>, config: &Config
         reserve_pool_size: policy.reserve_pool_size,
         server_lifetime_s: policy.server_lifetime.as_secs(),
         pool_mode: database.pool_mode.map(|mode| mode.as_str()),
-        load_balance_hosts: (hosts.len() > 1).then_some("round-robin"),
+        load_balance_hosts: (hosts.len() > 1)
+            .then(|| database.load_balance_hosts.unwrap_or(LoadBalanceHosts::RoundRobin).as_str()),
         max_connections: policy.max_db_connections,
         current_connections: entry.map_or(0, |entry| entry.servers.used()),
         max_client_connections: policy.max_db_client_connections,
