@@ -20,6 +20,7 @@ use crate::follow::{self, Followers};
 use crate::limits;
 use crate::listener::{Accepting, Listeners};
 use crate::log::{self, Log, LogOptions};
+use crate::net::dns::Dns;
 use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
@@ -108,7 +109,8 @@ fn share(
         parameters: Interner::default(),
         versions: server::Versions::default(),
     });
-    let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
+    let dns = Dns::new(&config.settings);
+    let databases = Databases::new(Arc::clone(&session), openers.into(), tls, dns);
     let shared = Shared::new(config, session, databases, senders, process, rules);
     (shared, Ends { mailboxes, openings }, commands)
 }

@@ -74,7 +74,9 @@ fn tick(plane: &Plane) {
         // Before the tick begins attempts to open servers, which hide that there is no room for them.
         plane.shared.databases.share_limits(now);
         databases::keep_ready(&plane.shared);
-        plane.shared.databases.drop_idle(&plane.shared.config.load(), now);
+        let config = plane.shared.config.load_full();
+        plane.shared.databases.drop_idle(&config, now);
+        plane.shared.databases.tick_dns(&config, now);
     }
     plane.tick(now);
 }

@@ -52,6 +52,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["command", "main"]),
     ("dashmap", &["protocol", "session"]),
     ("futures-util", &["topology::kube"]),
+    ("hickory-resolver", &["net"]),
     ("hmac", &["auth"]),
     ("k8s-openapi", &["topology", "topology::kube"]),
     ("kube", &["topology::kube"]),

@@ -5,7 +5,8 @@
 mod support;
 
 use std::time::Duration;
-use support::message::{cancel_request, extended, parse, query, run_of, sync};
+use support::load::{Load, goes_on};
+use support::message::{cancel_request, parse, query, run_of, sync};
 use support::pooler::is_ours;
 use support::{Gate, Login, Pooler, Raw, eventually};
 
@@ -75,56 +76,6 @@ async fn admin_users_command_stats_users_look_and_others_stay_outside() {
     let refusal = pooler.refuses(&wrong).await;
     assert!(refusal.ends_with("FATAL SASL authentication failed"), "{refusal}");
     Raw::login(&pooler.tcp(), &login("admin").password("admin-secret")).await;
-}
-
-/// Clients that keep asking until they are told to stop, and report what went wrong.
-struct Load {
-    stop: tokio::sync::watch::Sender<bool>,
-    clients: Vec<tokio::task::JoinHandle<u32>>,
-}
-
-impl Load {
-    async fn start(pooler: &Pooler, count: u32) -> Load {
-        let (stop, stopped) = tokio::sync::watch::channel(false);
-        let mut clients = Vec::new();
-        for number in 0..count {
-            let (mut client, stopped) = (pooler.client().await, stopped.clone());
-            clients.push(tokio::spawn(async move {
-                let mut served = 0;
-                while !*stopped.borrow() {
-                    let text = format!("{number}-{served}");
-                    let request = match served % 2 {
-                        0 => query(&format!("SELECT '{text}'")),
-                        _ => run_of([extended("SELECT $1::text", &[&text]), sync()]),
-                    };
-                    assert_eq!(client.ask(request).await.value(), text);
-                    served += 1;
-                }
-                served
-            }));
-        }
-        Load { stop, clients }
-    }
-
-    async fn end(self) -> u32 {
-        self.stop.send(true).unwrap();
-        let mut served = 0;
-        for client in self.clients {
-            served += client.await.expect("no client saw an error");
-        }
-        served
-    }
-}
-
-async fn queries(pooler: &Pooler) -> u64 {
-    let stats = pooler.admin("SHOW STATS").await;
-    let ours = stats.iter().find(|row| row["database"] == "app");
-    ours.map_or(0, |row| row["total_query_count"].parse().unwrap())
-}
-
-async fn goes_on(pooler: &Pooler) {
-    let before = queries(pooler).await;
-    eventually("queries go on", async || queries(pooler).await > before + 20).await;
 }
 
 #[tokio::test]

@@ -271,6 +271,16 @@ pub enum Host {
     Abstract(String),
 }
 
+impl Host {
+    /// The name or address of a host that is reached by TCP.
+    pub fn tcp_name(&self) -> Option<&str> {
+        match self {
+            Host::Tcp(name) => Some(name),
+            Host::Unix(_) | Host::Abstract(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

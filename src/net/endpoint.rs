@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,16 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
 
 use super::Socket;
+use super::dns::{Address, Dns};
 use super::tls::Connector;
 use crate::config::{Host, Settings};
 use crate::wire::startup::SSL_REQUEST;
+
+/// Of several addresses of a name the next one is tried too, when one has not answered for so long.
+const NEXT_AFTER: Duration = Duration::from_secs(1);
 
 /// One address of a server.
 #[derive(Clone, Debug, Hash, PartialEq, Eq)]
@@ -100,6 +106,8 @@ pub struct Dialing {
     pub tls: Option<Arc<Connector>>,
     /// The name that the server's certificate must have; `None` is the host's.
     pub tls_name: Option<String>,
+    /// Who knows the addresses of names; `None` is the system.
+    pub dns: Option<Arc<Dns>>,
 }
 
 impl Dialing {
@@ -118,16 +126,34 @@ impl Endpoint {
     ///
     /// Fails when nobody is there, and when TLS is wanted and cannot be had.
     pub async fn dial(&self, how: &Dialing) -> io::Result<Socket> {
+        Ok(self.dial_by_name(how).await?.0)
+    }
+
+    /// As [`Endpoint::dial`], with the address, if a name was looked up for it.
+    pub async fn dial_by_name(&self, how: &Dialing) -> io::Result<(Socket, Option<Arc<Address>>)> {
+        let (Host::Tcp(name), Some(dns)) = (&self.host, &how.dns) else {
+            return Ok((self.dial_at(how, None).await?, None));
+        };
+        if name.parse::<IpAddr>().is_ok() {
+            return Ok((self.dial_at(how, None).await?, None));
+        }
+        let addresses = dns.addresses(name).await?;
+        let places = addresses.iter().map(|address| SocketAddr::new(address.ip, self.port)).collect();
+        let stream = connect_to_any(places).await?;
+        let ip = stream.peer_addr()?.ip();
+        let address = addresses.into_iter().find(|address| address.ip == ip);
+        Ok((self.begin(stream, how, name).await?, address))
+    }
+
+    /// As [`Endpoint::dial`], to this one of the host's addresses if it is known.
+    pub async fn dial_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
         match &self.host {
             Host::Tcp(name) => {
-                let stream = TcpStream::connect((name.as_str(), self.port)).await?;
-                how.tcp.apply(&stream)?;
-                match &how.tls {
-                    None => Ok(Socket::Tcp(stream)),
-                    Some(connector) => {
-                        encrypt(stream, connector, how.tls_name.as_deref().unwrap_or(name)).await
-                    }
-                }
+                let stream = match ip {
+                    Some(ip) => TcpStream::connect((ip, self.port)).await?,
+                    None => TcpStream::connect((name.as_str(), self.port)).await?,
+                };
+                self.begin(stream, how, name).await
             }
             Host::Unix(directory) => {
                 let path = directory.join(self.socket_name());
@@ -141,8 +167,39 @@ impl Endpoint {
         }
     }
 
+    /// Options and TLS for a connection to the host of this name.
+    async fn begin(&self, stream: TcpStream, how: &Dialing, name: &str) -> io::Result<Socket> {
+        how.tcp.apply(&stream)?;
+        match &how.tls {
+            None => Ok(Socket::Tcp(stream)),
+            Some(connector) => encrypt(stream, connector, how.tls_name.as_deref().unwrap_or(name)).await,
+        }
+    }
+
     fn socket_name(&self) -> String {
         format!(".s.PGSQL.{}", self.port)
+    }
+}
+
+/// The first connection that can be had, in this order: an address that refuses, or is silent for a moment,
+/// gives the next one its turn.
+async fn connect_to_any(places: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    let mut places = places.into_iter().peekable();
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        if let Some(place) = places.next() {
+            attempts.spawn(TcpStream::connect(place));
+        }
+        tokio::select! {
+            attempt = attempts.join_next() => match attempt {
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) => failure = error,
+                Some(Err(_)) => {}
+                None => return Err(failure),
+            },
+            () = tokio::time::sleep(NEXT_AFTER), if places.peek().is_some() => {}
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! the next one costs no system call. Writing tries the kernel first and asks the reactor only when
 //! the kernel's buffer is full.
 
+pub mod dns;
 pub mod endpoint;
 pub mod ldap;
 pub mod tls;

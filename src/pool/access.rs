@@ -34,6 +34,8 @@ pub struct Site {
     closed: AtomicBool,
     /// Rings when it closes.
     closing: Notify,
+    /// When the last attempt to open a connection to it failed, if the last one did.
+    failed: Mutex<Option<Instant>>,
     /// When a connection to it was last lost without a word.
     lost: Mutex<Option<Instant>>,
     alarm: Option<Arc<Alarm>>,
@@ -96,6 +98,7 @@ impl Site {
             served: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             closing: Notify::new(),
+            failed: Mutex::new(None),
             lost: Mutex::new(None),
             alarm,
         })
@@ -136,6 +139,16 @@ impl Site {
         if let (Some(alarm), Some(place)) = (&self.alarm, &self.place) {
             alarm.ring(place, reason);
         }
+    }
+
+    /// What became of an attempt to open a connection to it.
+    pub(super) fn note_attempt(&self, worked: bool, now: Instant) {
+        *self.failed.lock() = (!worked).then_some(now);
+    }
+
+    fn has_failed_since(&self, then: Option<Instant>) -> bool {
+        let failed = *self.failed.lock();
+        failed.is_some_and(|at| then.is_none_or(|then| at >= then))
     }
 
     /// A connection to it was lost without a word, as when its host is.
@@ -180,6 +193,29 @@ impl Site {
 pub(super) struct Seat(pub(super) Arc<Site>);
 
 impl Seat {
+    /// At the next one of the sites that have not failed since then: each has the same share.
+    pub(super) fn shared(sites: &[Arc<Site>], turn: usize, then: Option<Instant>) -> Option<Seat> {
+        let mut well: Vec<_> = sites.iter().filter(|site| !site.has_failed_since(then)).collect();
+        if well.is_empty() {
+            well = sites.iter().collect();
+        }
+        let site = well.get(turn.checked_rem(well.len())?)?;
+        Some(Seat::at(site))
+    }
+
+    /// At the site of this number, or the first one after it that has not failed since then. When all have, at
+    /// that of the number.
+    pub(super) fn sticky(sites: &[Arc<Site>], number: usize, then: Option<Instant>) -> Option<Seat> {
+        let from = || (0..sites.len()).map(|step| &sites[(number + step) % sites.len()]);
+        let site = from().find(|site| !site.has_failed_since(then)).or_else(|| from().next())?;
+        Some(Seat::at(site))
+    }
+
+    fn at(site: &Arc<Site>) -> Seat {
+        site.connections.fetch_add(1, Ordering::Relaxed);
+        Seat(Arc::clone(site))
+    }
+
     /// At the site that has the fewest; of several such, the one whose turn it is.
     pub(super) fn least_used(sites: &[Arc<Site>], turn: usize) -> Option<Seat> {
         loop {

@@ -13,7 +13,7 @@ use super::quota::Permit;
 use super::wait::{Grant, Slot};
 use super::{Lease, Loan, Membership, Pool, Pooled, Waiting, part};
 use crate::error::SqlError;
-use crate::server::login::{OpenError, Recipe, Welcome};
+use crate::server::login::{OpenError, Welcome};
 use crate::wire::startup::Replication;
 
 const MADE_ROOM: &str = "made room for a replication connection";
@@ -57,7 +57,7 @@ impl Berth {
         let epoch = pool.epoch();
         let opened = pool.open_at(&site, &recipe, self.worker, epoch).await;
         let (server, welcome) = opened.inspect_err(|error| pool.note_refusal(error, &site))?;
-        pool.note_opened(&server, &recipe);
+        pool.note_opened(&server);
         let (seat, permits) = self.held.take().expect("a berth has its room until it is given away");
         let membership = Membership::new(&pool, epoch);
         let loan = Loan { query_began: None, ..Loan::new(Instant::now()) };
@@ -91,7 +91,7 @@ impl Pool {
         let mut state = self.state.lock();
         if !state.must_wait() {
             if state.room(now) > 0
-                && let (Some(permits), Some(seat)) = (self.permits(), self.seat())
+                && let (Some(permits), Some(seat)) = (self.permits(), self.seat(now))
             {
                 state.lend_new();
                 return Ok(Berth::new(self, worker, seat, permits));
@@ -133,9 +133,9 @@ impl Pool {
         self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn note_opened(&self, server: &crate::server::ServerConnection, recipe: &Recipe) {
+    pub(super) fn note_opened(&self, server: &crate::server::ServerConnection) {
         let super::Target { database, user } = &self.target;
-        let endpoint = &recipe.endpoint;
+        let endpoint = &server.endpoint;
         tracing::info!("S-{:#x}: {database}/{user}@{endpoint} new connection to server", server.id);
         self.counters.connects.fetch_add(1, Ordering::Relaxed);
     }

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::auth::ServerSecret;
-use crate::config::{PoolPolicy, Role};
+use crate::config::{LoadBalanceHosts, PoolPolicy, Role};
 use crate::error::SqlError;
 use crate::metrics::micros;
 use crate::net::endpoint::{Dialing, Endpoint};
@@ -53,8 +53,10 @@ pub struct Target {
 pub struct PoolSettings {
     /// Mode, sizes and time limits.
     pub policy: PoolPolicy,
-    /// Where the servers are, for a database without a cluster; used in turn.
+    /// Where the servers are, for a database without a cluster.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// `load_balance_hosts`: which of them is next.
+    pub load_balance: LoadBalanceHosts,
     /// The cluster that they belong to, and what the clients want of it.
     pub cluster: Option<(Arc<str>, Role)>,
     /// Name of the database at the server.
@@ -103,8 +105,13 @@ impl PoolSettings {
     fn empty_ledger<S, W>(&self, workers: usize) -> PoolState<S, W> {
         let mut state = PoolState::new(self.limits(), workers);
         state.set_held(self.cluster.is_some());
-        state.set_spread(self.endpoints.len() > 1);
+        state.set_spread(self.is_spread());
         state
+    }
+
+    /// Whether servers of several hosts share the work.
+    fn is_spread(&self) -> bool {
+        self.endpoints.len() > 1 && self.load_balance == LoadBalanceHosts::RoundRobin
     }
 
     /// Where the servers are of a database without a cluster. One of a cluster is told by the follower.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::access::{Seat, Site};
 use super::quota::Permit;
 use super::{Failure, Loan, Membership, NOT_WANTED, Pool, Pooled, Target, close};
+use crate::config::LoadBalanceHosts;
 use crate::error::{SqlError, sqlstate};
 use crate::server::ServerConnection;
 use crate::server::login::{OpenError, Recipe, Welcome};
@@ -15,6 +16,8 @@ use crate::wire::startup::Replication;
 /// Pause after a failed attempt to open a server of a cluster, instead of `server_login_retry`: the
 /// follower knows better when it is worth trying, and closes the access meanwhile.
 const CLUSTER_RETRY: Duration = Duration::from_millis(50);
+
+type Opened = Result<(ServerConnection, Welcome), OpenError>;
 
 impl Pool {
     /// Asks for as many new servers as the queue and the limits call for.
@@ -52,7 +55,7 @@ impl Pool {
     /// Opens one server; the ledger knows of it. Runs on the thread of `worker`.
     pub async fn open(self: Arc<Self>, worker: usize) {
         let is_shut = self.state.lock().is_shut();
-        let (false, Some(permits), Some(seat)) = (is_shut, self.permits(), self.seat()) else {
+        let (false, Some(permits), Some(seat)) = (is_shut, self.permits(), self.seat(Instant::now())) else {
             self.state.lock().end_opening();
             return;
         };
@@ -60,13 +63,15 @@ impl Pool {
             Ok(()) => return self.open_more(worker, Instant::now()),
             Err(room) => room,
         };
-        let recipe = self.recipe(&seat.0);
         let epoch = self.epoch();
-        let opened = self.open_at(&seat.0, &recipe, worker, epoch).await;
+        let Some((seat, opened)) = self.attempt_in_turn(seat, worker, epoch).await else {
+            self.state.lock().end_opening();
+            return;
+        };
         let now = Instant::now();
         match opened {
             Ok((server, welcome)) => {
-                self.note_opened(&server, &recipe);
+                self.note_opened(&server);
                 *self.failure.lock() = None;
                 self.welcome.store(Some(Arc::new(welcome)));
                 let membership = Membership::new(&self, epoch);
@@ -79,14 +84,28 @@ impl Pool {
         self.open_more(worker, now);
     }
 
+    /// Of a list of hosts the next one is tried at once when one cannot be had. `None` when the pool is held
+    /// meanwhile.
+    async fn attempt_in_turn(&self, mut seat: Seat, worker: usize, epoch: u64) -> Option<(Seat, Opened)> {
+        let mut attempts = self.settings.load().endpoints.len();
+        loop {
+            let recipe = self.recipe(&seat.0);
+            let opened = self.open_at(&seat.0, &recipe, worker, epoch).await;
+            attempts = attempts.saturating_sub(1);
+            seat.0.note_attempt(opened.is_ok(), Instant::now());
+            match opened {
+                Err(error) if attempts > 0 && error.tells_of_the_server() => {
+                    self.log_failure(&error, &seat.0);
+                    self.pass_turn_on(&seat.0);
+                }
+                opened => return Some((seat, opened)),
+            }
+            seat = self.seat(Instant::now())?;
+        }
+    }
+
     /// One connection to a site, if that does not close before, and is what it is taken for.
-    pub(super) async fn open_at(
-        &self,
-        site: &Site,
-        recipe: &Recipe,
-        worker: usize,
-        epoch: u64,
-    ) -> Result<(ServerConnection, Welcome), OpenError> {
+    pub(super) async fn open_at(&self, site: &Site, recipe: &Recipe, worker: usize, epoch: u64) -> Opened {
         let (server, welcome) = tokio::select! {
             opened = recipe.open(&self.session, worker, epoch) => opened?,
             // A frozen server takes its time, and meanwhile its successor has room for those who wait.
@@ -123,10 +142,35 @@ impl Pool {
         Some([database.take()?, user.take()?])
     }
 
-    /// A place at the server that has the fewest connections; `None` while the pool is held.
-    pub(super) fn seat(&self) -> Option<Seat> {
-        let turn = self.next_endpoint.fetch_add(1, Ordering::Relaxed);
-        Seat::least_used(&self.access.load().sites, turn)
+    /// A place at one of the servers; `None` while the pool is held. In a cluster it is the one that has the
+    /// fewest connections, of a list of hosts the one whose turn it is.
+    pub(super) fn seat(&self, now: Instant) -> Option<Seat> {
+        let settings = self.settings.load();
+        let access = self.access.load();
+        if settings.cluster.is_some() {
+            return Seat::least_used(&access.sites, self.next_endpoint.fetch_add(1, Ordering::Relaxed));
+        }
+        let then = now.checked_sub(settings.login_retry);
+        match settings.load_balance {
+            LoadBalanceHosts::RoundRobin => {
+                Seat::shared(&access.sites, self.next_endpoint.fetch_add(1, Ordering::Relaxed), then)
+            }
+            LoadBalanceHosts::Disable => {
+                Seat::sticky(&access.sites, self.next_endpoint.load(Ordering::Relaxed), then)
+            }
+        }
+    }
+
+    /// With `load_balance_hosts=disable` the host after one that failed is it from now on.
+    fn pass_turn_on(&self, failed: &Arc<Site>) {
+        let settings = self.settings.load();
+        let access = self.access.load();
+        let place = access.sites.iter().position(|site| Arc::ptr_eq(site, failed));
+        if let (Some(place), LoadBalanceHosts::Disable, None) =
+            (place, settings.load_balance, &settings.cluster)
+        {
+            self.next_endpoint.store(place + 1, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn recipe(&self, site: &Site) -> Recipe {
@@ -146,9 +190,14 @@ impl Pool {
         }
     }
 
-    fn note_failure(&self, error: &OpenError, site: &Site, now: Instant) {
+    fn log_failure(&self, error: &OpenError, site: &Site) {
         let Target { database, user } = &self.target;
         tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
+    }
+
+    fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
+        self.log_failure(error, site);
+        self.pass_turn_on(site);
         if error.tells_of_the_server() {
             site.report(&error.to_string());
         }

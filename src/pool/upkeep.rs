@@ -23,7 +23,8 @@ impl Pool {
         if server.replication != Replication::None {
             return Some("replication client was closed");
         }
-        if pooled.seat.0.is_closed() || server.epoch != self.epoch.load(Ordering::Acquire) {
+        let is_old = server.epoch != self.epoch.load(Ordering::Acquire) || server.is_elsewhere();
+        if is_old || pooled.seat.0.is_closed() {
             return Some(NOT_WANTED);
         }
         if self.is_uneven(pooled, now) {
@@ -84,7 +85,7 @@ impl Pool {
             let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
                 pooled.seat.0.report(reason);
                 Some(reason)
-            } else if server.epoch != epoch || pooled.seat.0.is_closed() {
+            } else if server.epoch != epoch || server.is_elsewhere() || pooled.seat.0.is_closed() {
                 Some(NOT_WANTED)
             } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
                 Some("server idle timeout")
@@ -230,6 +231,9 @@ impl Pool {
         if settings.cluster.is_none() && (elsewhere || old.cluster.is_some()) {
             self.access.store(Arc::new(settings.fixed_access()));
             self.state.lock().set_held(false);
+        }
+        if settings.cluster.is_none() {
+            self.state.lock().set_spread(settings.is_spread());
         }
         self.state.lock().set_limits(settings.limits());
         self.quick.store(&settings);

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use super::{QueryError, ServerConnection, Session, Versions, next_id, read_message};
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
 use crate::error::{Severity, SqlError, sqlstate};
+use crate::net::dns::Address;
 use crate::net::Socket;
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::Pipeline;
@@ -139,6 +140,15 @@ impl From<QueryError> for OpenError {
     }
 }
 
+/// A server that has let us in.
+struct Entered {
+    socket: Socket,
+    /// If its name was looked up.
+    address: Option<Arc<Address>>,
+    welcome: Welcome,
+    cancel_key: ServerKey,
+}
+
 impl Recipe {
     /// For a connection that no client of ours will use: nothing is run or prepared on it in a client's name.
     pub fn own(endpoint: Endpoint, user: &str, database: &str, secret: Arc<ServerSecret>) -> Self {
@@ -193,7 +203,8 @@ impl Recipe {
         worker: usize,
         epoch: u64,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
-        let (socket, welcome, cancel_key) = self.dial_and_log_in(&session.versions).await?;
+        let Entered { socket, address, welcome, cancel_key } =
+            self.dial_and_log_in(&session.versions).await?;
         let mut parameters = ParameterSet::default();
         for (name, value) in &welcome.0 {
             if let Some(index) = session.tracked.index(name) {
@@ -203,6 +214,7 @@ impl Recipe {
         let mut server = ServerConnection {
             id: next_id(),
             endpoint: Arc::clone(&self.endpoint),
+            address,
             socket,
             pipeline: Pipeline::default(),
             flight: Flight::default(),
@@ -233,7 +245,7 @@ impl Recipe {
 
     /// Asks for the newest protocol that the server may know. PostgreSQL says in the same exchange what it speaks
     /// instead; whoever just refuses, as a pooler of before 2024 does, is asked once more for 3.0.
-    async fn dial_and_log_in(&self, versions: &Versions) -> Result<(Socket, Welcome, ServerKey), OpenError> {
+    async fn dial_and_log_in(&self, versions: &Versions) -> Result<Entered, OpenError> {
         let minor = versions.of(&self.endpoint);
         let mut heard = Heard { minor, ..Heard::default() };
         let first = self.dial_and_ask(&mut heard).await;
@@ -255,17 +267,17 @@ impl Recipe {
         if heard.minor < minor {
             versions.note_refused(&self.endpoint);
         }
-        if let Some((_, version)) = opened.1.0.iter().find(|(name, _)| name == "server_version") {
+        if let Some((_, version)) = opened.welcome.0.iter().find(|(name, _)| name == "server_version") {
             versions.note_server(&self.endpoint, version);
         }
         Ok(opened)
     }
 
-    async fn dial_and_ask(&self, heard: &mut Heard) -> Result<(Socket, Welcome, ServerKey), OpenError> {
-        let mut socket = self.endpoint.dial(&self.dialing).await?;
+    async fn dial_and_ask(&self, heard: &mut Heard) -> Result<Entered, OpenError> {
+        let (mut socket, address) = self.endpoint.dial_by_name(&self.dialing).await?;
         socket.write_all(&self.startup_packet(heard.minor)).await?;
         let (welcome, cancel_key) = self.log_in(&mut socket, heard).await?;
-        Ok((socket, welcome, cancel_key))
+        Ok(Entered { socket, address, welcome, cancel_key })
     }
 
     fn startup_packet(&self, minor: u16) -> Vec<u8> {

@@ -4,6 +4,7 @@ pub mod login;
 mod versions;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -16,6 +17,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::net::Socket;
+use crate::net::dns::Address;
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::flight::Flight;
 use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
@@ -47,6 +49,8 @@ pub struct ServerConnection {
     pub id: u64,
     /// Where it leads.
     pub endpoint: Arc<Endpoint>,
+    /// Which address of its host's name that was.
+    pub address: Option<Arc<Address>>,
     /// The socket.
     pub socket: Socket,
     /// Requests sent and answers owed.
@@ -100,6 +104,11 @@ impl From<Malformed> for QueryError {
 }
 
 impl ServerConnection {
+    /// Whether its host's name has moved away from the address that it leads to.
+    pub fn is_elsewhere(&self) -> bool {
+        self.address.as_ref().is_some_and(|address| address.is_gone())
+    }
+
     /// How long ago it logged in.
     pub fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened_at)
@@ -299,12 +308,18 @@ pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec
 }
 
 /// Asks a server to cancel what the connection with this key runs, and waits until the server has
-/// dealt with it, which it shows by closing the connection.
+/// dealt with it, which it shows by closing the connection. `at` is the address that the connection has: of
+/// several servers with one name no other knows the key.
 ///
 /// Fails when the server cannot be reached, and when it gave no key.
-pub async fn cancel(endpoint: &Endpoint, how: &Dialing, key: &ServerKey) -> io::Result<()> {
+pub async fn cancel(
+    endpoint: &Endpoint,
+    at: Option<IpAddr>,
+    how: &Dialing,
+    key: &ServerKey,
+) -> io::Result<()> {
     let request = key.request().ok_or(io::ErrorKind::Unsupported)?;
-    let mut socket = endpoint.dial(how).await?;
+    let mut socket = endpoint.dial_at(how, at).await?;
     socket.write_all(&request).await?;
     let mut rest = [0; 64];
     match socket.read(&mut rest).await {

@@ -80,7 +80,7 @@ pub async fn serve(plane: &Plane, from: &Peer, request: CancelRequest) {
     }
     let shared = &plane.shared;
     let config = shared.config.load_full();
-    let asked = shared.peers.ask(&config, &request).await;
+    let asked = shared.peers.ask(&config, shared.databases.dns(), &request).await;
     let mut metrics = plane.metrics.borrow_mut();
     let reason = match asked {
         Asked::NotHere => return metrics.cancels_not_here += 1,
@@ -161,11 +161,12 @@ impl Session {
         }
         let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane);
         let endpoint = lease.endpoint.clone();
+        let at = lease.socket.peer_address().map(|address| address.ip());
         let key = lease.cancel_key.clone();
         let how = self.group.settings.borrow().dialing.clone();
         tokio::task::spawn_local(async move {
-            let sent =
-                tokio::time::timeout(no_limit_if_zero(limit), server::cancel(&endpoint, &how, &key)).await;
+            let request = server::cancel(&endpoint, at, &how, &key);
+            let sent = tokio::time::timeout(no_limit_if_zero(limit), request).await;
             let mut metrics = in_flight.plane.metrics.borrow_mut();
             match sent {
                 Ok(Ok(())) => metrics.cancels_forwarded += 1,

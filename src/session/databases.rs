@@ -1,6 +1,6 @@
 //! The databases that clients ask for: their pools, their limits, and whether they are paused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::plane::Shared;
 use crate::auth::{Password, Proof, ServerSecret};
-use crate::config::{CheckQuery, Cluster, Config, Database, Host, PoolMode, Role};
+use crate::config::{CheckQuery, Cluster, Config, Database, Host, LoadBalanceHosts, PoolMode, Role};
+use crate::net::dns::Dns;
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::net::tls::Tls;
 use crate::pool::access::Routes;
@@ -21,6 +22,9 @@ use crate::server;
 
 /// No database and no pool is dropped sooner after its last use: a login may still be on its way there.
 const IDLE_MIN: Duration = Duration::from_millis(500);
+
+/// How often names are looked at.
+const DNS_TICK: Duration = Duration::from_secs(1);
 
 /// One database, for as long as anybody has used it.
 #[derive(Debug)]
@@ -108,11 +112,19 @@ pub struct Databases {
     server: Arc<server::Session>,
     openers: Arc<[UnboundedSender<OpenRequest>]>,
     tls: ArcSwap<Tls>,
+    dns: Arc<Dns>,
+    /// When names were last looked at.
+    dns_at: Mutex<Option<Instant>>,
 }
 
 impl Databases {
     /// None yet. `openers` has one sender for each worker.
-    pub fn new(server: Arc<server::Session>, openers: Arc<[UnboundedSender<OpenRequest>]>, tls: Tls) -> Self {
+    pub fn new(
+        server: Arc<server::Session>,
+        openers: Arc<[UnboundedSender<OpenRequest>]>,
+        tls: Tls,
+        dns: Arc<Dns>,
+    ) -> Self {
         Databases {
             databases: RwLock::default(),
             users: RwLock::default(),
@@ -120,7 +132,38 @@ impl Databases {
             server,
             openers,
             tls: ArcSwap::from_pointee(tls),
+            dns,
+            dns_at: Mutex::new(None),
         }
+    }
+
+    /// Who knows the addresses of names.
+    pub fn dns(&self) -> &Arc<Dns> {
+        &self.dns
+    }
+
+    /// About once a second: names whose servers are in use are looked up again when their time is over.
+    pub fn tick_dns(&self, config: &Config, now: Instant) {
+        let mut last = self.dns_at.lock();
+        if last.is_some_and(|last| now.saturating_duration_since(last) < DNS_TICK) {
+            return;
+        }
+        *last = Some(now);
+        drop(last);
+        let mut configured = BTreeSet::new();
+        let mut used = BTreeSet::new();
+        for pool in self.pools() {
+            let sites = pool.sites();
+            let names = sites.iter().filter_map(|site| site.endpoint.host.tcp_name());
+            let names: BTreeSet<String> = names.map(str::to_owned).collect();
+            if !pool.is_empty() {
+                used.extend(names.iter().cloned());
+            }
+            configured.extend(names);
+        }
+        configured.extend(config.peers.values().filter_map(|peer| peer.host.tcp_name()).map(str::to_owned));
+        configured.extend(config.settings.peers_dns.iter().map(|name| name.host.clone()));
+        self.dns.tick(&configured, &used, now);
     }
 
     /// How connections are encrypted.
@@ -142,6 +185,7 @@ impl Databases {
             tcp: TcpOptions::new(settings),
             tls: self.tls.load().connector.clone(),
             tls_name: settings.server_tls_name.clone().or_else(of_cluster),
+            dns: Some(Arc::clone(&self.dns)),
         }
     }
 
@@ -333,6 +377,7 @@ impl Databases {
 
     /// After a RELOAD: new settings for every pool. Returns the databases that are gone.
     pub fn configure(&self, config: &Config) -> Vec<Arc<DatabaseEntry>> {
+        self.dns.configure(&config.settings);
         let mut gone = Vec::new();
         for entry in self.known() {
             let Some(database) = config.database(&entry.name) else {
@@ -376,6 +421,7 @@ impl Databases {
         let read_only = reads.then(|| ("default_transaction_read_only".to_owned(), "on".to_owned()));
         PoolSettings {
             endpoints: config.hosts(database).iter().map(endpoint).collect(),
+            load_balance: database.load_balance_hosts.unwrap_or(LoadBalanceHosts::RoundRobin),
             database: database.server_dbname().to_owned(),
             parameters: given.chain(read_only).collect(),
             cluster,

@@ -20,6 +20,7 @@ use tokio::time::{timeout, timeout_at};
 
 use crate::admin::PeerPoolView;
 use crate::config::{Config, Host, HostPort};
+use crate::net::dns::Dns;
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::wire::startup::CancelRequest;
 
@@ -132,7 +133,7 @@ impl Peers {
 
     /// Passes a request on to all who may have given its key, and waits, at most `cancel_wait_timeout`,
     /// until they have dealt with it.
-    pub async fn ask(&self, config: &Config, request: &CancelRequest) -> Asked {
+    pub async fn ask(&self, config: &Config, dns: &Arc<Dns>, request: &CancelRequest) -> Asked {
         let Some(own_id) = config.peer_id() else {
             return Asked::Nobody;
         };
@@ -145,10 +146,10 @@ impl Peers {
         let limit = super::cancel::no_limit_if_zero(config.settings.cancel_wait_timeout);
         let deadline = tokio::time::Instant::now() + limit;
         let peer = request.key.peer();
-        let Ok(owners) = timeout_at(deadline, self.owners(config, own_id, peer)).await else {
+        let Ok(owners) = timeout_at(deadline, self.owners(config, dns, own_id, peer)).await else {
             return Asked::Failed;
         };
-        let (asked, reached) = self.send(config, &request.packet(), owners, deadline).await;
+        let (asked, reached) = self.send(config, dns, &request.packet(), owners, deadline).await;
         tracing::debug!("cancel request passed on peer_id={peer} asked={asked} reached={reached}");
         match (asked, reached) {
             (0, _) => Asked::Nobody,
@@ -171,7 +172,13 @@ impl Peers {
     }
 
     /// The pools and addresses of all who may have given a key with this id.
-    async fn owners(&self, config: &Config, own_id: u16, id: u16) -> Vec<(Arc<PeerPool>, Endpoint)> {
+    async fn owners(
+        &self,
+        config: &Config,
+        dns: &Arc<Dns>,
+        own_id: u16,
+        id: u16,
+    ) -> Vec<(Arc<PeerPool>, Endpoint)> {
         let settings = &config.settings;
         // All peers may share one [peers], so the entry of our own number is ourselves.
         if let Some(peer) = config.peers.get(&id.into()).filter(|_| id != own_id) {
@@ -180,7 +187,7 @@ impl Peers {
         }
         let mut known = self.watched.load().to_vec();
         if !settings.peers_dns.is_empty() {
-            let resolved = self.resolved(config).await;
+            let resolved = self.resolved(config, dns).await;
             known.extend(resolved.into_iter().map(|address| PeerAddress { id: None, address }));
         }
         let own = self.own.get().map_or(&[][..], Vec::as_slice);
@@ -200,11 +207,13 @@ impl Peers {
     async fn send(
         &self,
         config: &Config,
+        dns: &Arc<Dns>,
         packet: &[u8],
         owners: Vec<(Arc<PeerPool>, Endpoint)>,
         deadline: tokio::time::Instant,
     ) -> (usize, usize) {
-        let how = Dialing { tcp: TcpOptions::new(&config.settings), ..Dialing::default() };
+        let tcp = TcpOptions::new(&config.settings);
+        let how = Dialing { tcp, dns: Some(Arc::clone(dns)), ..Dialing::default() };
         let mut requests = JoinSet::new();
         for (pool, endpoint) in owners {
             let (how, packet) = (how.clone(), packet.to_vec());
@@ -237,7 +246,7 @@ impl Peers {
     }
 
     /// The addresses of `peers_dns`. One look-up at a time; the others wait for its answer.
-    async fn resolved(&self, config: &Config) -> Vec<SocketAddr> {
+    async fn resolved(&self, config: &Config, dns: &Arc<Dns>) -> Vec<SocketAddr> {
         let settings = &config.settings;
         let names = with_port(&settings.peers_dns, settings.listen_port);
         let mut answers = self.answers.lock().await;
@@ -247,7 +256,7 @@ impl Peers {
         } else if answers.until.is_some_and(|until| now < until) {
             return answers.addresses.clone();
         }
-        let found = look_up(&answers.names).await;
+        let found = look_up(dns, &answers.names).await;
         answers.take(found, Instant::now(), settings.dns_max_ttl.min(ANSWER_MAX));
         answers.addresses.clone()
     }
@@ -343,12 +352,16 @@ fn with_port(names: &[HostPort], port: u16) -> Vec<(String, u16)> {
 }
 
 /// Looks all names up at once; `None` for one without an answer in time.
-async fn look_up(names: &[(String, u16)]) -> Vec<Option<Vec<SocketAddr>>> {
+async fn look_up(dns: &Arc<Dns>, names: &[(String, u16)]) -> Vec<Option<Vec<SocketAddr>>> {
     let mut lookups = JoinSet::new();
     for (name, port) in names.iter().cloned() {
+        let dns = Arc::clone(dns);
         lookups.spawn(async move {
-            let found = timeout(LOOKUP_MAX, tokio::net::lookup_host((name.as_str(), port))).await;
-            Some(found.ok()?.ok()?.take(ADDRESSES_MAX).collect())
+            if let Ok(ip) = name.parse() {
+                return Some(vec![SocketAddr::new(ip, port)]);
+            }
+            let found = timeout(LOOKUP_MAX, dns.addresses_not_older(&name, ANSWER_MAX)).await;
+            Some(found.ok()?.ok()?.iter().map(|address| SocketAddr::new(address.ip, port)).collect())
         });
     }
     let mut found = Vec::with_capacity(names.len());

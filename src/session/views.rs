@@ -2,6 +2,7 @@
 //! sessions, and [`snapshot`] puts them together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,13 +16,14 @@ use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
     BufferView, CONSOLE_DATABASE, ClientState, ClientView, ClusterView, ConnectionView, DatabaseView,
-    ListsView, MemView, PeerView, PoolView, ServerState, ServerView, SettingView, Snapshot, StateView, Stats,
-    StatsView, UserView, View,
+    DnsHostView, DnsZoneView, ListsView, MemView, PeerView, PoolView, ServerState, ServerView, SettingView,
+    Snapshot, StateView, Stats, StatsView, UserView, View,
 };
-use crate::config::{Config, Host};
+use crate::config::{Config, Host, LoadBalanceHosts};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics, micros};
 use crate::net::Socket;
+use crate::net::dns::{HostStatus, ZoneStatus};
 use crate::pool::Target;
 use crate::protocol::parameters::ParameterSet;
 use crate::server::ServerConnection;
@@ -182,7 +184,7 @@ impl Session {
     fn server_view(&self) -> Option<ServerView> {
         let Phase::Leased(lease) = &self.phase else { return None };
         let pool = lease.pool();
-        let old = lease.epoch != pool.epoch();
+        let old = lease.epoch != pool.epoch() || lease.is_elsewhere();
         let state = match &self.cancels {
             Some(cancels) if cancels.any() => ServerState::BeingCanceled,
             _ => ServerState::Active,
@@ -262,11 +264,27 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     snapshot.stats_elapsed = elapsed;
     snapshot.peers = peers(&config, &shared.peers.watched.load());
     snapshot.peer_pools = shared.peers.views(&config);
+    snapshot.dns_hosts = shared.databases.dns().hosts(now).into_iter().map(dns_host).collect();
+    snapshot.dns_zones = shared.databases.dns().zones().into_iter().map(dns_zone).collect();
     snapshot.lists = lists(shared, &config, &parts, &snapshot);
     snapshot.settings = settings(&config);
     snapshot.memory = memory(&snapshot);
     snapshot.clusters = clusters(shared, now);
     snapshot
+}
+
+/// PgBouncer shows each address as it keeps it, with the port 0.
+fn dns_host(host: HostStatus) -> DnsHostView {
+    let address = |ip: &IpAddr| SocketAddr::new(*ip, 0).to_string();
+    DnsHostView {
+        hostname: host.name,
+        ttl_s: host.left.as_secs(),
+        addresses: host.addresses.iter().map(address).collect::<Vec<_>>().join(","),
+    }
+}
+
+fn dns_zone(zone: ZoneStatus) -> DnsZoneView {
+    DnsZoneView { zonename: zone.name, serial: zone.serial, count: zone.count }
 }
 
 fn clusters(shared: &Shared, now: Instant) -> Vec<ClusterView> {
@@ -322,7 +340,7 @@ fn idle_servers(shared: &Shared, now: Instant) -> Vec<ServerView> {
         let epoch = pool.epoch();
         pool.for_each_idle(now, |server, used| {
             let state = if used { ServerState::Used } else { ServerState::Idle };
-            let old = server.epoch != epoch;
+            let old = server.epoch != epoch || server.is_elsewhere();
             let application_name = application_name(shared, &server.parameters);
             let view = server_view(server, &pool.target, state, None, old);
             views.push(ServerView { application_name, ..view });
@@ -356,7 +374,7 @@ fn pools(shared: &Shared, parts: &[Part], now: Instant) -> Vec<PoolView> {
             servers_login: counts.login,
             maxwait_us: micros(counts.longest_wait),
             pool_mode: settings.policy.pool_mode.as_str(),
-            load_balance_hosts: (settings.endpoints.len() > 1).then_some("round-robin"),
+            load_balance_hosts: (settings.endpoints.len() > 1).then(|| settings.load_balance.as_str()),
             pool_size: settings.policy.pool_size,
             ..PoolView::default()
         }
@@ -388,7 +406,8 @@ fn database_view(name: &str, entry: Option<&Arc<DatabaseEntry>>, config: &Config
         reserve_pool_size: policy.reserve_pool_size,
         server_lifetime_s: policy.server_lifetime.as_secs(),
         pool_mode: database.pool_mode.map(|mode| mode.as_str()),
-        load_balance_hosts: (hosts.len() > 1).then_some("round-robin"),
+        load_balance_hosts: (hosts.len() > 1)
+            .then(|| database.load_balance_hosts.unwrap_or(LoadBalanceHosts::RoundRobin).as_str()),
         max_connections: policy.max_db_connections,
         current_connections: entry.map_or(0, |entry| entry.servers.used()),
         max_client_connections: policy.max_db_client_connections,
@@ -501,7 +520,9 @@ fn lists(shared: &Shared, config: &Config, parts: &[Part], snapshot: &Snapshot) 
         free_servers: free_servers.into(),
         used_servers: used_servers.into(),
         peer_pools: (!config.serves_pooler).then_some(snapshot.peer_pools.len() as u64),
-        dns_names: shared.databases.pools().iter().map(|pool| pool.settings().endpoints.len() as u64).sum(),
+        dns_names: snapshot.dns_hosts.len() as u64,
+        dns_zones: snapshot.dns_zones.len() as u64,
+        dns_queries: shared.databases.dns().queries().into(),
         ..ListsView::default()
     }
 }

@@ -101,7 +101,8 @@ impl Postgres {
         let directory = private_directory("weir-pg-");
         process::copy_directory(&template_of(binaries), &directory.path().join("data"));
         for _ in 0..5 {
-            if let Some(server) = Postgres::launch(binaries, &directory, settings).await {
+            let port = process::free_port();
+            if let Some(server) = Postgres::launch(binaries, &directory, port, settings).await {
                 return Postgres { port: server.0, child: server.1, directory, databases: AtomicU32::new(0) };
             }
         }
@@ -116,12 +117,22 @@ impl Postgres {
         Arc::new(Postgres::start(&["ssl=on", &certificate, &key]).await)
     }
 
+    /// Another server at the same port of another address of this host, such as 127.0.0.2.
+    pub async fn start_beside(&self, address: &str) -> Postgres {
+        let directory = private_directory("weir-pg-");
+        process::copy_directory(&template(), &directory.path().join("data"));
+        let listen = format!("listen_addresses={address}");
+        let started = Postgres::launch(&binaries(), &directory, self.port, &[&listen]).await;
+        let (port, child) = started.unwrap_or_else(|| panic!("port {} of {address} is taken", self.port));
+        Postgres { port, child, directory, databases: AtomicU32::new(0) }
+    }
+
     async fn launch(
         binaries: &Path,
         directory: &tempfile::TempDir,
+        port: u16,
         settings: &[&str],
     ) -> Option<(u16, Child)> {
-        let port = process::free_port();
         let log = File::create(directory.path().join("log")).expect("our directory is writable");
         let mut command = unprivileged(&binaries.join("postgres"), "QUIT");
         command.arg("-D").arg(directory.path().join("data"));
