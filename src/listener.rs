@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::{setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
@@ -18,6 +20,20 @@ use crate::log::Peer;
 use crate::net::DetachedSocket;
 use crate::net::endpoint::TcpOptions;
 use crate::session::plane::{Message, Shared};
+
+/// With `tcp_defer_accept` the kernel keeps a connection on which nothing is said to itself for about so long, in
+/// seconds. That is what PgBouncer 1.24 does, whatever its manual says: a client that stays silent still comes
+/// under `client_login_timeout`.
+const DEFER_ACCEPT_S: u32 = 1;
+
+sockopt_impl!(
+    /// `TCP_DEFER_ACCEPT`, in seconds; 0 is off.
+    DeferAccept,
+    SetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_DEFER_ACCEPT,
+    u32
+);
 
 /// After an accept that failed for want of descriptors or memory, others get time to give some back.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -167,8 +183,21 @@ fn group_id(group: &str) -> io::Result<u32> {
     Ok(found.gid.as_raw())
 }
 
+fn defer_accept(listener: &TcpListener, defer: bool) {
+    if let Err(error) = setsockopt(listener, DeferAccept, &if defer { DEFER_ACCEPT_S } else { 0 }) {
+        tracing::warn!("cannot set tcp_defer_accept: {error}");
+    }
+}
+
 async fn accept_tcp(listener: TcpListener, shared: Arc<Shared>) {
+    let mut deferred = false;
     loop {
+        // A RELOAD counts from the next client on.
+        let wanted = shared.config.load().settings.tcp_defer_accept;
+        if wanted != deferred {
+            defer_accept(&listener, wanted);
+            deferred = wanted;
+        }
         match listener.accept().await {
             Ok((stream, address)) => {
                 let options = TcpOptions::new(&shared.config.load().settings);

@@ -182,6 +182,30 @@ async fn pg_recvlogical_gets_the_changes_while_others_share_the_servers_in_trans
 }
 
 #[tokio::test]
+async fn a_subscription_of_another_postgresql_copies_and_follows_its_tables() {
+    let pooler = pooler(|config| config.setting("ignore_startup_parameters", "options")).await;
+    let table = "CREATE TABLE t (n int PRIMARY KEY, at timestamptz)";
+    pooler
+        .sql(&format!("{table}; INSERT INTO t SELECT n, '2026-11-25 UTC' FROM generate_series(1, 1000) n"))
+        .await;
+    pooler.sql("GRANT SELECT ON t TO replicator; CREATE PUBLICATION p FOR TABLE t").await;
+    // A server with another DateStyle must still send what the subscriber can read: its options say so.
+    pooler.sql("ALTER ROLE replicator SET datestyle = 'German'").await;
+    let subscriber = Postgres::start(&["datestyle=ISO, MDY"]).await;
+    subscriber.sql("app", table).await;
+    let connection = format!("host=127.0.0.1 port={} user=replicator dbname=app", pooler.port);
+    subscriber.sql("app", &format!("CREATE SUBSCRIPTION s CONNECTION '{connection}' PUBLICATION p")).await;
+    let rows = "SELECT count(*) FROM t WHERE at = '2026-11-25 UTC'";
+    let has = async |count: i64| subscriber.number("app", rows).await == count;
+    eventually("the table is copied", async || has(1000).await).await;
+    pooler.sql("INSERT INTO t VALUES (1001, '2026-11-25 UTC'); DELETE FROM t WHERE n = 1").await;
+    pooler.sql("INSERT INTO t VALUES (1002, '2026-11-25 UTC')").await;
+    eventually("changes follow", async || has(1001).await).await;
+    subscriber.sql("app", "DROP SUBSCRIPTION s").await;
+    assert_eq!(pooler.number("SELECT count(*) FROM pg_replication_slots").await, 0);
+}
+
+#[tokio::test]
 async fn tools_and_servers_may_use_tls() {
     let authority = Authority::new();
     let shown = authority.issue("both", "DNS:localhost,IP:127.0.0.1");
