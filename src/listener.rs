@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 
-use crate::config::Settings;
+use crate::config::{Host, Settings};
 use crate::log::Peer;
 use crate::net::DetachedSocket;
 use crate::net::endpoint::TcpOptions;
@@ -38,24 +38,69 @@ sockopt_impl!(
 /// After an accept that failed for want of descriptors or memory, others get time to give some back.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Everything that we listen on. Dropping it closes the listeners and removes the Unix socket.
+/// Everything that we listen on.
 pub struct Listeners {
     tcp: Vec<TcpListener>,
-    unix: Vec<(UnixListener, PathBuf)>,
+    unix: Vec<(UnixListener, Option<SocketFile>)>,
+}
+
+/// Sockets that somebody else has opened for us.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Of TCP.
+    pub tcp: Vec<std::net::TcpListener>,
+    /// Unix sockets.
+    pub unix: Vec<std::os::unix::net::UnixListener>,
+}
+
+impl Inherited {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_empty()
+    }
+}
+
+/// The file of a Unix socket, removed when dropped, unless a successor has put its own there.
+struct SocketFile {
+    path: PathBuf,
+    /// Device and number.
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: PathBuf) -> io::Result<Self> {
+        let identity = identity(&path)?;
+        Ok(SocketFile { path, identity })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|found| found == self.identity) {
+            // It may have been removed by hand; then there is nothing left to do.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// What accepts, while it does.
 pub struct Accepting {
     tcp: Vec<JoinHandle<()>>,
     unix: Vec<JoinHandle<()>>,
-    paths: Vec<PathBuf>,
+    _files: Vec<SocketFile>,
 }
 
 impl Listeners {
     /// Opens `listen_addr`:`listen_port` and the socket in `unix_socket_dir`.
     ///
-    /// Fails with the address that cannot be had, and when another pooler answers on the Unix socket.
-    pub async fn open(settings: &Settings) -> io::Result<Self> {
+    /// Fails with the address that cannot be had, and when another pooler answers on the Unix socket, unless
+    /// we `replace` it.
+    pub async fn open(settings: &Settings, replace: bool) -> io::Result<Self> {
         let mut listeners = Listeners { tcp: Vec::new(), unix: Vec::new() };
         let ports = [settings.listen_port, settings.listen_port_ro];
         for port in ports.into_iter().filter(|port| *port != 0) {
@@ -66,15 +111,43 @@ impl Listeners {
                 tracing::info!("listening on {address}");
             }
         }
-        if let Some(directory) = &settings.unix_socket_dir {
-            let path = directory.join(format!(".s.PGSQL.{}", settings.listen_port));
-            let listener = listen_unix(&path, settings).await;
-            let named = |error| named(error, &format!("cannot listen on unix:{}", path.display()));
-            listeners.unix.push((listener.map_err(named)?, path.clone()));
-            tracing::info!("listening on unix:{}", path.display());
+        let name = format!(".s.PGSQL.{}", settings.listen_port);
+        match settings.default_host() {
+            Some(Host::Unix(directory)) => {
+                let path = directory.join(name);
+                let listener = listen_unix(&path, settings, replace).await;
+                let named = |error| named(error, &format!("cannot listen on unix:{}", path.display()));
+                let file = SocketFile::new(path.clone());
+                listeners.unix.push((listener.map_err(named)?, Some(file.map_err(named)?)));
+                tracing::info!("listening on unix:{}", path.display());
+            }
+            Some(Host::Abstract(directory)) => {
+                let shown = format!("unix:@{directory}/{name}");
+                let listener = bind_unix(Path::new(&format!("\0{directory}/{name}")), settings);
+                let named = |error| named(error, &format!("cannot listen on {shown}"));
+                listeners.unix.push((listener.map_err(named)?, None));
+                tracing::info!("listening on {shown}");
+            }
+            Some(Host::Tcp(_)) | None => {}
         }
         if listeners.tcp.is_empty() && listeners.unix.is_empty() {
             return Err(io::Error::other("nowhere to listen on: listen_addr and unix_socket_dir are empty"));
+        }
+        Ok(listeners)
+    }
+
+    /// What somebody else has opened, as systemd does (`LISTEN_FDS`).
+    pub fn inherited(given: Inherited) -> io::Result<Self> {
+        let mut listeners = Listeners { tcp: Vec::new(), unix: Vec::new() };
+        for listener in given.tcp {
+            listener.set_nonblocking(true)?;
+            tracing::info!("listening on inherited socket {}", listener.local_addr()?);
+            listeners.tcp.push(TcpListener::from_std(listener)?);
+        }
+        for listener in given.unix {
+            listener.set_nonblocking(true)?;
+            tracing::info!("listening on inherited Unix socket");
+            listeners.unix.push((UnixListener::from_std(listener)?, None));
         }
         Ok(listeners)
     }
@@ -87,13 +160,13 @@ impl Listeners {
     /// Begins to accept, on the current runtime.
     pub fn accept(self, shared: &Arc<Shared>) -> Accepting {
         let port = shared.config.load().settings.listen_port;
-        let paths = self.unix.iter().map(|(_, path)| path.clone()).collect();
         let tcp = |listener| tokio::spawn(accept_tcp(listener, Arc::clone(shared)));
-        let unix = |(listener, _)| tokio::spawn(accept_unix(listener, port, Arc::clone(shared)));
+        let unix = |listener| tokio::spawn(accept_unix(listener, port, Arc::clone(shared)));
+        let (listeners, files): (Vec<_>, Vec<_>) = self.unix.into_iter().unzip();
         Accepting {
             tcp: self.tcp.into_iter().map(tcp).collect(),
-            unix: self.unix.into_iter().map(unix).collect(),
-            paths,
+            unix: listeners.into_iter().map(unix).collect(),
+            _files: files.into_iter().flatten().collect(),
         }
     }
 }
@@ -110,10 +183,6 @@ impl Accepting {
 impl Drop for Accepting {
     fn drop(&mut self) {
         self.tcp.iter().chain(&self.unix).for_each(JoinHandle::abort);
-        for path in &self.paths {
-            // It may have been removed by hand; then there is nothing left to do.
-            let _ = fs::remove_file(path);
-        }
     }
 }
 
@@ -153,22 +222,28 @@ fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<TcpListene
     TcpListener::from_std(socket.into())
 }
 
-async fn listen_unix(path: &Path, settings: &Settings) -> io::Result<UnixListener> {
-    if tokio::net::UnixStream::connect(path).await.is_ok() {
+async fn listen_unix(path: &Path, settings: &Settings, replace: bool) -> io::Result<UnixListener> {
+    if !replace && tokio::net::UnixStream::connect(path).await.is_ok() {
         return Err(io::Error::other("unix socket is in use, cannot continue"));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&socket2::SockAddr::unix(path)?)?;
-    socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
-    socket.set_nonblocking(true)?;
+    let listener = bind_unix(path, settings)?;
     if let Some(group) = &settings.unix_socket_group {
         std::os::unix::fs::chown(path, None, Some(group_id(group)?))?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(settings.unix_socket_mode))?;
+    Ok(listener)
+}
+
+/// A path that begins with NUL is a name in the abstract namespace.
+fn bind_unix(path: &Path, settings: &Settings) -> io::Result<UnixListener> {
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
+    socket.set_nonblocking(true)?;
     UnixListener::from_std(socket.into())
 }
 

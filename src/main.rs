@@ -9,7 +9,9 @@ use clap::{Parser, Subcommand};
 use pgweir::command::demo::{self, DemoArguments};
 use pgweir::command::reroute::{self, RerouteArguments};
 use pgweir::command::switchover::{self, SwitchoverArguments};
-use pgweir::process::{self, Options};
+use pgweir::process::{self, Options, StartError};
+
+const TRY_HELP: &str = "Try \"pgweir --help\" for more information.";
 
 /// A connection pooler for PostgreSQL, a drop-in replacement for PgBouncer.
 #[derive(Debug, Parser)]
@@ -26,6 +28,15 @@ struct Arguments {
     /// Log more; may be repeated
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// Run in the background; needs pidfile, and logfile or syslog
+    #[arg(short, long)]
+    daemon: bool,
+    /// Become this user
+    #[arg(short, long, value_name = "USERNAME")]
+    user: Option<String>,
+    /// Take the place of the running process, which serves its clients to their end (deprecated)
+    #[arg(short = 'R', long)]
+    reboot: bool,
     /// Print the version and exit
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
@@ -47,6 +58,9 @@ fn main() -> ExitCode {
         Err(answer) => {
             // With a closed stderr there is nobody to tell.
             let _ = answer.print();
+            if answer.use_stderr() {
+                eprintln!("{TRY_HELP}");
+            }
             // Help and the version are answers too. For a mistake PgBouncer's code is 1, clap's is 2.
             return if answer.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
@@ -58,12 +72,21 @@ fn main() -> ExitCode {
         (Some(Command::Reroute(arguments)), _) => reroute::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
         (None, Some(config)) => {
-            let options = Options { config, quiet: arguments.quiet, verbosity: arguments.verbose };
-            process::run(&options).map_err(|error| error.to_string())
+            let options = Options {
+                config,
+                quiet: arguments.quiet,
+                verbosity: arguments.verbose,
+                daemon: arguments.daemon,
+                reboot: arguments.reboot,
+                user: arguments.user,
+            };
+            match process::run(&options) {
+                // With a log on stderr it stands there already.
+                Err(StartError::Logged(_)) => return ExitCode::FAILURE,
+                outcome => outcome.map_err(|error| error.to_string()),
+            }
         }
-        (None, None) => {
-            Err("no settings file was given\nTry \"pgweir --help\" for more information.".to_owned())
-        }
+        (None, None) => Err(format!("no settings file was given\n{TRY_HELP}")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -550,6 +550,8 @@ fn the_command_line_is_pgbouncers() {
     }
     let (_, _, errors) = run(&["/nonexistent/pgbouncer.ini"]);
     assert!(errors.contains("/nonexistent/pgbouncer.ini"), "{errors}");
-    let (_, _, errors) = run(&[]);
-    assert!(errors.contains("--help"), "{errors}");
+    for arguments in [&[][..], &["--no-such-option"], &["-Z"]] {
+        let (_, _, errors) = run(arguments);
+        assert!(errors.contains("Try \"pgweir --help\" for more information."), "{errors}");
+    }
 }

@@ -1,5 +1,9 @@
 //! The process: start, signals, reload, drain, exit. [`run`] is all of it.
 
+mod identity;
+mod systemd;
+mod takeover;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +22,7 @@ use crate::config::{Config, ConfigError, LogFormat};
 use crate::error::{SqlError, sqlstate};
 use crate::follow::{self, Followers};
 use crate::limits;
-use crate::listener::{Accepting, Listeners};
+use crate::listener::{Accepting, Inherited, Listeners};
 use crate::log::{self, Log, LogOptions};
 use crate::net::dns::Dns;
 use crate::net::tls::{Tls, TlsError};
@@ -31,6 +35,8 @@ use crate::session::plane::{Message, Plane, Shared};
 use crate::session::rules::LoginRules;
 use crate::session::views;
 use crate::worker;
+use identity::PidFile;
+use takeover::Predecessor;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -41,6 +47,12 @@ pub struct Options {
     pub quiet: bool,
     /// `-v`, as often as it was given.
     pub verbosity: u8,
+    /// `-d`: go on in the background.
+    pub daemon: bool,
+    /// `-R`: take the place of the process that runs now.
+    pub reboot: bool,
+    /// `-u`: the user to become; it goes before the setting `user`.
+    pub user: Option<String>,
 }
 
 /// Why the process does not run.
@@ -55,7 +67,34 @@ pub enum StartError {
     /// An address, a file or a thread cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The system does not know the user to become.
+    #[error("could not find user '{0}' to switch to")]
+    NoSuchUser(String),
+    /// We may not become this user.
+    #[error("cannot become user '{0}': {1}")]
+    User(String, io::Error),
+    /// We are root, and are not told whom to become.
+    #[error("pgweir should not run as root: set user, or start it with -u")]
+    Root,
+    /// Another process listens on our Unix socket.
+    #[error("unix socket is in use, cannot continue")]
+    SocketInUse,
+    /// The process of the pidfile runs.
+    #[error("pidfile exists, another instance running?")]
+    PidFile,
+    /// `-d` without `pidfile`.
+    #[error("daemon needs pidfile configured")]
+    DaemonWithoutPidFile,
+    /// `-d` without `logfile` or `syslog`.
+    #[error("daemon needs logging configured: set logfile or syslog")]
+    DaemonWithoutLog,
+    /// Any of these, after the log has told it.
+    #[error("{0}")]
+    Logged(Box<StartError>),
 }
+
+/// Without `so_reuseport` the old process of `-R` must have let go of its port; longest wait for that.
+const PORT_MAX: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether the last client or server has gone.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -68,19 +107,83 @@ fn environment(name: &str) -> Option<String> {
 ///
 /// Fails when it cannot start. A shutdown, also an immediate one, is no failure.
 pub fn run(options: &Options) -> Result<(), StartError> {
-    let config = Config::load(&options.config, &environment)?;
+    let mut config = Config::load(&options.config, &environment)?;
+    if let Some(user) = &options.user {
+        config.settings.user = Some(user.clone());
+    }
+    if let Some(user) = config.settings.user.as_deref().filter(|user| !user.is_empty()) {
+        identity::become_user(user)?;
+    }
+    identity::refuse_root()?;
+    let inherited = systemd::inherited()?;
+    // What -R finds there is another matter.
+    let is_alone = !options.reboot;
+    if is_alone && inherited.is_empty() {
+        identity::check_socket(&config.settings)?;
+    }
+    let stale = match &config.settings.pidfile {
+        Some(path) if is_alone => PidFile::check(path)?,
+        Some(_) | None => false,
+    };
+    if options.daemon {
+        identity::go_to_background(&config.settings)?;
+    }
     let log = log::init(&LogOptions {
         file: config.settings.logfile.clone(),
-        quiet: options.quiet,
+        quiet: options.quiet || options.daemon,
         verbosity: verbosity(&config, options),
         json: config.settings.log_format == LogFormat::Json,
         clock: jiff::Zoned::now,
     })?;
+    if stale {
+        tracing::info!("stale pidfile, removing");
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Process::start(config, options.clone(), log))
+    runtime.block_on(Process::start(config, options.clone(), log, inherited)).map_err(|error| {
+        tracing::error!(fatal = true, "{error}");
+        StartError::Logged(Box::new(error))
+    })
+}
+
+/// Opens what we listen on. With `-R` the second value is the process that leaves once we accept.
+async fn listen(
+    config: &Config,
+    options: &Options,
+    inherited: Inherited,
+) -> Result<(Listeners, Option<Predecessor>), StartError> {
+    let settings = &config.settings;
+    if !inherited.is_empty() {
+        return Ok((Listeners::inherited(inherited)?, None));
+    }
+    if !options.reboot {
+        return Ok((Listeners::open(settings, false).await?, None));
+    }
+    tracing::warn!("Online restart is deprecated, use so_reuseport instead");
+    let Some(old) = Predecessor::find(settings).await else {
+        tracing::info!("old process not found, try to continue normally");
+        identity::check_socket(settings)?;
+        if let Some(path) = &settings.pidfile {
+            PidFile::check(path)?;
+        }
+        return Ok((Listeners::open(settings, false).await?, None));
+    };
+    if settings.so_reuseport || settings.listen_addr.is_empty() {
+        return Ok((Listeners::open(settings, true).await?, Some(old)));
+    }
+    // Both cannot have the port at once: for a moment nobody has it.
+    old.retire().await?;
+    let deadline = Instant::now() + PORT_MAX;
+    loop {
+        match Listeners::open(settings, true).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            outcome => return Ok((outcome?, None)),
+        }
+    }
 }
 
 fn verbosity(config: &Config, options: &Options) -> u8 {
@@ -168,7 +271,12 @@ impl Signals {
 }
 
 impl Process {
-    async fn start(config: Config, options: Options, log: Log) -> Result<(), StartError> {
+    async fn start(
+        config: Config,
+        options: Options,
+        log: Log,
+        inherited: Inherited,
+    ) -> Result<(), StartError> {
         let mut signals = Signals::new()?;
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -180,7 +288,7 @@ impl Process {
             None => None,
         };
         // Last of what can fail: who can connect is served.
-        let listeners = Listeners::open(&config.settings).await?;
+        let (listeners, predecessor) = listen(&config, &options, inherited).await?;
         let pidfile = config.settings.pidfile.clone();
         let (shared, ends, commands) = share(config, tls, rules);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
@@ -196,15 +304,21 @@ impl Process {
             tracing::info!("cancel keys have peer_id={id}");
         }
         let accepting = listeners.accept(&shared);
+        if let Some(old) = predecessor {
+            old.retire().await?;
+            tracing::info!("old process is told to leave when its clients have gone");
+        }
         tokio::spawn(follow::peers::watch(Arc::clone(&shared)));
         let version = env!("CARGO_PKG_VERSION");
         let workers = shared.workers.len();
         tracing::info!("process up: pgweir {version}, {workers} workers, PgBouncer 1.25.2 compatible");
         let mut followers = Followers::default();
         followers.configure(&shared);
+        systemd::ready();
         let mut process =
             Process { shared, accepting, options, log, followers, ending: None, leave_at: None };
         process.live(&mut signals, commands).await;
+        systemd::stopping();
         Ok(())
     }
 
@@ -273,14 +387,22 @@ impl Process {
             return;
         }
         *began = Instant::now();
-        let averages = views::end_stats_period(&self.shared).await;
+        let line = views::end_stats_period(&self.shared).await.log_line();
+        systemd::status(&line);
         if config.settings.log_stats {
-            tracing::info!("{}", averages.log_line());
+            tracing::info!("{line}");
         }
     }
 
     /// Reads the settings anew; the old ones stay when the new ones are wrong.
     async fn reload(&mut self) -> bool {
+        systemd::reloading();
+        let outcome = self.reload_settings().await;
+        systemd::ready();
+        outcome
+    }
+
+    async fn reload_settings(&mut self) -> bool {
         let config = match self.shared.config.load().reload(&environment) {
             Ok(config) => config,
             Err(error) => {
@@ -304,6 +426,7 @@ impl Process {
     /// No more clients. Peers still bring the cancel requests of those that are here, to the port where they
     /// have found us; with `so_reuseport` our successor must have it.
     fn close(&mut self) {
+        systemd::stopping();
         self.shared.lifecycle.closing.store(true, Ordering::Release);
         let config = self.shared.config.load();
         if !config.finds_peers() || config.settings.so_reuseport {
@@ -382,26 +505,6 @@ impl Process {
         for entry in self.shared.databases.known() {
             entry.set_paused(paused);
         }
-    }
-}
-
-/// The file that tells our process id, removed at the end.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: PathBuf) -> io::Result<Self> {
-        let named = |error: io::Error| {
-            io::Error::new(error.kind(), format!("cannot write pidfile {}: {error}", path.display()))
-        };
-        std::fs::write(&path, format!("{}\n", std::process::id())).map_err(named)?;
-        Ok(PidFile(path))
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        // Removed by hand meanwhile: then it is as it should be.
-        let _ = std::fs::remove_file(&self.0);
     }
 }
 
