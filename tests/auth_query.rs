@@ -5,8 +5,13 @@
 
 mod support;
 
+use bytes::BytesMut;
+use pgweir::auth::{
+    ClientLogin, Credentials, Likeness, Method, MockKey, Password, ScramSecret, ScramSettings, Secret,
+};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use std::sync::Arc;
+use std::time::Instant;
 use support::pooler::Config;
 use support::postgres::USER_SEARCH;
 use support::{Login, Pooler, Postgres, Raw};
@@ -118,6 +123,34 @@ async fn nobody_can_tell_a_stranger_from_a_user_by_what_is_asked() {
             assert_eq!(salts[1], salts[2], "a stranger keeps its salt");
             assert_ne!(salts[1], salts[3], "and has one of its own");
         }
+    }
+}
+
+#[test]
+fn a_strangers_plain_password_costs_what_a_known_users_does() {
+    // So many iterations that nothing else counts.
+    const COSTLY: u32 = 20_000;
+    let rng = &mut rand::rng();
+    let settings = ScramSettings {
+        iterations: 4096,
+        mock_key: MockKey::new(rng),
+        strangers: Likeness::Scram { iterations: COSTLY },
+    };
+    let mut time = |stored: Option<Secret>| {
+        let stored = stored.map(|secret| Arc::new(Credentials::new(secret)));
+        let attempts = (0..5).map(|_| {
+            let mut login = ClientLogin::new(Method::Plain, "app", stored.clone(), None, &settings, rng);
+            let began = Instant::now();
+            login.handle_password(b"wrong\0", &mut BytesMut::new()).unwrap_err();
+            began.elapsed()
+        });
+        attempts.min().unwrap()
+    };
+    let verifier = ScramSecret::derive(&Password::new("right"), b"a stored salt".to_vec(), COSTLY);
+    let known = time(Some(Secret::Scram(verifier)));
+    for (who, time) in [("a stranger", time(None)), ("one without a password", time(Some(Secret::parse(""))))]
+    {
+        assert!(time < known * 3 && known < time * 3, "{time:?} for {who}, {known:?} for a known user");
     }
 }
 

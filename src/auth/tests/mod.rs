@@ -349,28 +349,6 @@ fn strangers_look_like_the_known_users() {
 }
 
 #[test]
-fn a_strangers_plain_password_costs_what_a_known_users_does() {
-    // So many iterations that nothing else counts.
-    const COSTLY: u32 = 20_000;
-    let time = |stored: Option<Arc<Credentials>>| {
-        let strangers = Likeness::Scram { iterations: COSTLY };
-        let settings = ScramSettings { strangers, ..settings() };
-        let rng = &mut StdRng::seed_from_u64(9);
-        let mut login = ClientLogin::new(Method::Plain, "app", stored, None, &settings, rng);
-        let began = std::time::Instant::now();
-        login.handle_password(b"wrong\0", &mut BytesMut::new()).unwrap_err();
-        began.elapsed()
-    };
-    let secret = ScramSecret::derive(&Password::new("pencil"), b"stored salt".to_vec(), COSTLY);
-    let known = credentials(Secret::Scram(secret));
-    let best = |stored: &Option<Arc<Credentials>>| (0..5).map(|_| time(stored.clone())).min().unwrap();
-    let (known, stranger, without) = (best(&known), best(&None), best(&plain("")));
-    for time in [stranger, without] {
-        assert!(time < known * 3 && known < time * 3, "{time:?} for a stranger, {known:?} for a known user");
-    }
-}
-
-#[test]
 fn nothing_secret_is_printed() {
     for stored in [plain("pencil"), md5("pencil"), scram("pencil")] {
         let rng = &mut StdRng::seed_from_u64(8);
