@@ -77,10 +77,29 @@ async fn a_users_name_stays_a_name_in_the_entrys() {
     assert_eq!(asks(&pooler, "alice,ou=people", "alice-secret").await, DENIED);
 }
 
+/// A pooler whose rules ask with these options, the first for the database `d0`, the next for `d1`...
+fn with_rules(options: &[String]) -> (Ruled, Config) {
+    let rule = |(number, options)| format!("host d{number} all all ldap {options}\n");
+    let ruled = Ruled::new(&options.iter().enumerate().map(rule).collect::<String>(), "");
+    let database = |config: Config, number| {
+        config.database_line(&format!("d{number} = {{server}} dbname={{database}} user=app"))
+    };
+    let config = (0..options.len()).fold(ruled.config(), database);
+    (ruled, config)
+}
+
+async fn asks_at(pooler: &Pooler, database: usize, user: &str, password: &str) -> String {
+    let login = Login::new(user, &format!("d{database}")).password(password);
+    match Raw::try_login(&pooler.tcp(), &login).await {
+        Ok(mut client) => client.query("SELECT 'in'").await.value(),
+        Err(refusal) => refusal,
+    }
+}
+
 #[tokio::test]
 async fn a_search_finds_the_entry_first() {
     let (_authority, directory) = directory().await;
-    for (options, user, password, expected) in [
+    let rows = [
         ("", "alice", "alice-secret", "in"),
         ("", "alice", "wrong", DENIED),
         ("", "alice@example", "alice-secret", DENIED),
@@ -93,9 +112,12 @@ async fn a_search_finds_the_entry_first() {
         (r#"ldapsearchfilter="(|(uid=$username)(mail=$username))""#, "alice@example", "alice-secret", "in"),
         ("ldapbindpasswd=wrong", "alice", "alice-secret", NO_ANSWER),
         (r#"ldapbasedn="dc=elsewhere""#, "alice", "alice-secret", NO_ANSWER),
-    ] {
-        let pooler = asking(&sought(directory.port, options)).start().await;
-        assert_eq!(asks(&pooler, user, password).await, expected, "{options} {user} {password}");
+    ];
+    let (_ruled, config) = with_rules(&rows.map(|(options, ..)| sought(directory.port, options)));
+    let pooler = config.start().await;
+    for (number, (options, user, password, expected)) in rows.into_iter().enumerate() {
+        let told = asks_at(&pooler, number, user, password).await;
+        assert_eq!(told, expected, "{options} {user} {password}");
     }
 }
 
@@ -127,21 +149,21 @@ async fn tls_protects_the_password_and_the_directory_must_prove_its_name() {
     let (authority, directory) = directory().await;
     let other = Authority::new();
     let (plain, tls) = (directory.port, directory.port_tls);
-    for (port, options) in [(plain, "ldaptls=1"), (tls, "ldapscheme=ldaps")] {
-        for (server, ca, check, expected) in [
-            ("127.0.0.1", &authority, "demand", "in"),
-            ("127.0.0.1", &other, "demand", NO_ANSWER),
-            ("localhost", &authority, "demand", NO_ANSWER),
-            ("localhost", &other, "never", "in"),
-        ] {
-            let options =
-                sought(port, options).replace("ldapserver=127.0.0.1", &format!("ldapserver={server}"));
-            let pooler = asking(&options)
-                .environment("LDAPTLS_CACERT", text(&ca.certificate()))
-                .environment("LDAPTLS_REQCERT", check)
-                .start()
-                .await;
-            assert_eq!(asks(&pooler, "alice", "alice-secret").await, expected, "{options} {check}");
+    for (server, ca, check, expected) in [
+        ("127.0.0.1", &authority, "demand", "in"),
+        ("127.0.0.1", &other, "demand", NO_ANSWER),
+        ("localhost", &authority, "demand", NO_ANSWER),
+        ("localhost", &other, "never", "in"),
+    ] {
+        let named =
+            |options: String| options.replace("ldapserver=127.0.0.1", &format!("ldapserver={server}"));
+        let both = [named(sought(plain, "ldaptls=1")), named(sought(tls, "ldapscheme=ldaps"))];
+        let (_ruled, config) = with_rules(&both);
+        let config = config.environment("LDAPTLS_CACERT", text(&ca.certificate()));
+        let pooler = config.environment("LDAPTLS_REQCERT", check).start().await;
+        for (number, options) in both.iter().enumerate() {
+            let told = asks_at(&pooler, number, "alice", "alice-secret").await;
+            assert_eq!(told, expected, "{options} {check}");
         }
     }
     let config = asking(&sought(plain, "ldaptls=1"));
