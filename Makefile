@@ -47,7 +47,7 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	$(TEST) --lib --bins
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
-	@scripts/setup build postgres drivers kube pgbouncer
+	@scripts/setup build postgres auth drivers kube pgbouncer
 	$(TEST) --test '*'
 
 test-failover: ## every failover and switchover 20 times, PgBouncer beside: make test-failover FAILOVER_RUNS=100 PGBOUNCER_SECONDS=20

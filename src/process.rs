@@ -12,7 +12,6 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
-use crate::auth::hba::Hba;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::follow::{self, Followers};
 use crate::listener::{Accepting, Listeners};
@@ -21,10 +20,10 @@ use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
 use crate::protocol::parameters::{Interner, Tracked};
 use crate::server;
-use crate::session::authenticate::read_rules;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
 use crate::session::plane::{Message, Plane, Shared};
+use crate::session::rules::Rules;
 use crate::session::views;
 use crate::worker;
 
@@ -90,7 +89,7 @@ struct Ends {
     openings: Vec<UnboundedReceiver<OpenRequest>>,
 }
 
-fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
+fn share(config: Config, tls: Tls, rules: Rules) -> (Arc<Shared>, Ends, UnboundedReceiver<ProcessCommand>) {
     let workers = config.settings.workers as usize;
     let (senders, mailboxes) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
@@ -98,7 +97,7 @@ fn share(config: Config, tls: Tls, hba: Hba) -> (Arc<Shared>, Ends, UnboundedRec
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
     let session = Arc::new(server::Session { tracked: Tracked::new(extra), parameters: Interner::default() });
     let databases = Databases::new(Arc::clone(&session), openers.into(), tls);
-    let shared = Shared::new(config, session, databases, senders, process, hba);
+    let shared = Shared::new(config, session, databases, senders, process, rules);
     (shared, Ends { mailboxes, openings }, commands)
 }
 
@@ -153,9 +152,9 @@ impl Process {
         let pidfile = config.settings.pidfile.clone();
         let (tls, warnings) = Tls::load(&config.settings, &Tls::default())?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (hba, warnings) = read_rules(&config.settings)?;
+        let (rules, warnings) = Rules::read(&config.settings)?;
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let (shared, ends, commands) = share(config, tls, hba);
+        let (shared, ends, commands) = share(config, tls, rules);
         for (number, (mailbox, openings)) in ends.mailboxes.into_iter().zip(ends.openings).enumerate() {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }

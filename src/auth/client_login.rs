@@ -232,8 +232,15 @@ fn plain_matches(user: &str, secret: Option<&Secret>, password: &Password) -> bo
     }
 }
 
+/// Asks for a password in plain text, for somebody else to check.
+pub fn ask_for_password(out: &mut BytesMut) {
+    originate::authentication(Authentication::CleartextPassword, out);
+}
+
 /// The body of a PasswordMessage: one string, and nothing after it.
-fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
+///
+/// FATAL 28P01 when it is empty, 08P01 when it is malformed.
+pub fn password_of(body: &[u8]) -> Result<&[u8], SqlError> {
     let password = match body.split_last() {
         Some((0, password)) if password.len() <= PASSWORD_BYTES_MAX => password,
         _ => return Err(malformed("invalid password packet size")),

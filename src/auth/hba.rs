@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::ldap::LdapOptions;
 
 /// The rules in their order, and the maps that they name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Rule {
     pub method: HbaMethod,
     /// `map=`: how names of the system or of a certificate become users.
     pub map: Option<String>,
+    /// The options of ldap.
+    pub ldap: Option<Arc<LdapOptions>>,
     /// Its line in the file.
     pub line: usize,
 }
@@ -46,6 +51,10 @@ pub enum HbaMethod {
     Cert,
     /// That the process at the other end of the Unix socket is the user's.
     Peer,
+    /// A password that a directory knows.
+    Ldap,
+    /// A password that the system's PAM modules accept.
+    Pam,
     /// Something that we cannot ask for: nobody gets in by this rule, nor by a later one.
     Unsupported,
 }
@@ -136,6 +145,36 @@ impl Hba {
             }
         }
         (hba, warnings)
+    }
+
+    /// One rule for everybody: to ask a directory. The options are written as in a rule (`auth_ldap_options`).
+    ///
+    /// Fails with what is wrong with them.
+    pub fn of_ldap(options: &str) -> Result<Hba, String> {
+        let mut found = Vec::new();
+        for field in fields(options)? {
+            let option = single(&field)?;
+            let pair = option.split_once('=').ok_or_else(|| format!("\"{option}\" has no \"=\""))?;
+            found.push((pair.0.to_owned(), pair.1.to_owned()));
+        }
+        let ldap = Arc::new(ldap_options(&found)?);
+        let rule = |transport| Rule {
+            transport,
+            databases: vec![Name::All],
+            users: vec![Name::All],
+            addresses: None,
+            method: HbaMethod::Ldap,
+            map: None,
+            ldap: Some(Arc::clone(&ldap)),
+            line: 0,
+        };
+        let rules = vec![rule(Transport::Local), rule(Transport::Host)];
+        Ok(Hba { rules, maps: BTreeMap::new() })
+    }
+
+    /// The directories that rules ask.
+    pub fn directories(&self) -> impl Iterator<Item = &LdapOptions> {
+        self.rules.iter().filter_map(|rule| rule.ldap.as_deref())
     }
 
     /// The first rule that the connection matches.
@@ -276,18 +315,32 @@ fn rule(
         ("cert", _) => unsupported("cert is for hostssl only".into()),
         ("peer", Transport::Local) => HbaMethod::Peer,
         ("peer", _) => unsupported("peer is for local only".into()),
+        ("ldap", _) => HbaMethod::Ldap,
+        ("pam", _) => HbaMethod::Pam,
         (other, _) => unsupported(format!("the method \"{other}\" is not supported")),
     };
-    let mut map = None;
+    let (mut map, mut of_ldap) = (None, Vec::new());
     for option in fields {
-        let option = single(&option)?;
+        let option = single(&option)?.to_owned();
         match (option.split_once('='), method) {
             (Some(("map", name)), HbaMethod::Cert | HbaMethod::Peer) => map = Some(name.to_owned()),
+            (Some((name, value)), HbaMethod::Ldap) => of_ldap.push((name.to_owned(), value.to_owned())),
             (_, HbaMethod::Unsupported) => {}
             _ => method = unsupported(format!("the option \"{option}\" is not supported")),
         }
     }
-    Ok(Some(Rule { transport, databases, users, addresses, method, map, line: number }))
+    let mut ldap = None;
+    if method == HbaMethod::Ldap {
+        match ldap_options(&of_ldap) {
+            Ok(options) => ldap = Some(Arc::new(options)),
+            Err(wrong) => method = unsupported(wrong),
+        }
+    }
+    Ok(Some(Rule { transport, databases, users, addresses, method, map, ldap, line: number }))
+}
+
+fn ldap_options(options: &[(String, String)]) -> Result<LdapOptions, String> {
+    LdapOptions::parse(options.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -486,7 +539,10 @@ mod tests {
     #[test]
     fn a_rule_that_asks_for_what_we_cannot_check_lets_nobody_in() {
         for (line, wrong) in [
-            ("host all all all ldap ldapserver=ldap.example", "the method \"ldap\" is not supported"),
+            ("host all all all gss", "the method \"gss\" is not supported"),
+            ("host all all all ldap", "ldap requires ldapserver to be set"),
+            ("host all all all ldap ldapserver=a ldapprefix=x map=y", "the option \"map\" is not supported"),
+            ("host all all all ldap ldapserver=a tls", "the option \"tls\" is not supported"),
             ("host all all all cert", "cert is for hostssl only"),
             ("host all all all peer", "peer is for local only"),
             ("host all all all trust map=x", "the option \"map=x\" is not supported"),

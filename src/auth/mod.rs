@@ -9,12 +9,13 @@
 
 mod client_login;
 pub mod hba;
+pub mod ldap;
 mod md5;
 mod scram;
 mod secret;
 mod server_login;
 
-pub use client_login::{ClientLogin, Method, Proof};
+pub use client_login::{ClientLogin, Method, Proof, ask_for_password, password_of};
 pub use scram::{ChannelBinding, ScramError, ScramKey};
 pub use secret::{
     Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,

@@ -5,6 +5,7 @@
 //! the kernel's buffer is full.
 
 pub mod endpoint;
+pub mod ldap;
 pub mod tls;
 
 use std::io;

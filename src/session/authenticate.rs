@@ -1,8 +1,5 @@
 //! Whether a client is who it says: the method that `auth_type` or a rule asks for, carried out.
 
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -10,11 +7,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::login::{Newcomer, Refusal, fatal};
 use crate::auth::hba::{Asking, Hba, HbaMethod, Rule};
+use crate::auth::ldap::LdapOptions;
 use crate::auth::{ClientLogin, Credentials, Method, Progress, Proof};
-use crate::config::{AuthType, Config, Settings};
+use crate::config::{AuthType, Config};
 use crate::error::{SqlError, sqlstate};
 use crate::log::Peer;
 use crate::net::Socket;
+use crate::net::tls::Connector;
 use crate::wire::{HEADER_LENGTH, Header};
 
 /// Largest password message: PgBouncer's longest password and room for SCRAM.
@@ -22,31 +21,6 @@ const PASSWORD_MESSAGE_MAX: usize = 66_000;
 
 /// What a login has shown: the user's secret, if there is one, and what the client proved of it.
 pub(super) type Shown = (Option<Arc<Credentials>>, Proof);
-
-/// Reads `auth_hba_file` and `auth_ident_file`. The second value has a warning for each line that is no
-/// good: nobody is let in by it.
-///
-/// Fails when a file cannot be read.
-pub fn read_rules(settings: &Settings) -> io::Result<(Hba, Vec<String>)> {
-    if settings.auth_type != AuthType::Hba {
-        return Ok((Hba::default(), Vec::new()));
-    }
-    let read = |path: Option<&Path>| {
-        let Some(path) = path else { return Ok(String::new()) };
-        fs::read_to_string(path).map_err(|error| {
-            let text = format!("could not open hba config file {}: {error}", path.display());
-            io::Error::new(error.kind(), text)
-        })
-    };
-    let rules = read(settings.auth_hba_file.as_deref())?;
-    let maps = read(settings.auth_ident_file.as_deref())?;
-    let folder = settings.auth_hba_file.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
-    let read_list = |name: &str| {
-        let path = folder.join(name);
-        fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    Ok(Hba::parse(&rules, &maps, &read_list))
-}
 
 /// What a client must show.
 enum Way {
@@ -58,6 +32,8 @@ enum Way {
     Certificate(Arc<Hba>, Option<String>),
     /// That its process runs as the user, or as one that is mapped to it.
     Peer(Arc<Hba>, Option<String>),
+    /// A password that a directory knows.
+    Directory(Arc<LdapOptions>, Option<Arc<Connector>>),
 }
 
 impl Newcomer {
@@ -81,6 +57,7 @@ impl Newcomer {
                 self.check_peer(&hba, map.as_deref(), user)?;
                 self.known(config, database, user).await
             }
+            Way::Directory(options, tls) => self.by_directory(&options, tls, user).await,
         }
     }
 
@@ -92,8 +69,9 @@ impl Newcomer {
             AuthType::Md5 => Method::Md5,
             AuthType::ScramSha256 => Method::ScramSha256,
             AuthType::Cert => return Ok(Way::Certificate(Arc::default(), None)),
-            AuthType::Hba => {
-                let hba = self.plane.shared.hba.load_full();
+            AuthType::Hba | AuthType::Ldap => {
+                let rules = self.plane.shared.rules.load_full();
+                let hba = Arc::clone(&rules.hba);
                 let rule = self.rule(&hba, database, user)?;
                 let map = rule.map.clone();
                 match rule.method {
@@ -102,7 +80,11 @@ impl Newcomer {
                     HbaMethod::Password => Method::Plain,
                     HbaMethod::Md5 => Method::Md5,
                     HbaMethod::ScramSha256 => Method::ScramSha256,
-                    HbaMethod::Unsupported => {
+                    HbaMethod::Ldap => {
+                        let options = rule.ldap.clone().expect("a rule of ldap has its options");
+                        return Ok(Way::Directory(options, rules.directory_tls.clone()));
+                    }
+                    HbaMethod::Pam | HbaMethod::Unsupported => {
                         let message =
                             format!("the method of auth_hba_file line {} is not supported", rule.line);
                         return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
@@ -111,7 +93,7 @@ impl Newcomer {
                     HbaMethod::Peer => return Ok(Way::Peer(hba, map)),
                 }
             }
-            AuthType::Ldap | AuthType::Pam => {
+            AuthType::Pam => {
                 let message =
                     format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
                 return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
@@ -187,7 +169,7 @@ impl Newcomer {
         }
     }
 
-    async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
+    pub(super) async fn read_password(&mut self) -> Result<Vec<u8>, Refusal> {
         let mut header = [0; HEADER_LENGTH];
         self.socket().read_exact(&mut header).await?;
         let header = Header::read(&header).ok().flatten();

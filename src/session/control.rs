@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::authenticate::read_rules;
 use super::clusters::ClusterCommand;
 use super::databases::DatabaseEntry;
 use super::plane::{Message, Plane, Shared, Task};
+use super::rules::Rules;
 use super::views;
 use super::{Farewell, Session};
 use crate::admin::{ConsoleError, Pooler, SetOutcome, Shutdown, Snapshot, View};
@@ -318,10 +318,10 @@ pub fn read_files(shared: &Shared, settings: &Settings) -> bool {
             false
         }
     };
-    let rules = match read_rules(settings) {
-        Ok((hba, warnings)) => {
+    let rules = match Rules::read(settings) {
+        Ok((rules, warnings)) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-            shared.hba.store(Arc::new(hba));
+            shared.rules.store(Arc::new(rules));
             true
         }
         Err(error) => {

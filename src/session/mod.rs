@@ -5,7 +5,7 @@
 //! thread's own buffers: read, look at the headers, write to the other side.
 
 mod auth_query;
-pub mod authenticate;
+mod authenticate;
 pub mod cancel;
 pub mod clusters;
 pub mod console;
@@ -14,10 +14,12 @@ pub mod databases;
 mod idle;
 pub mod login;
 mod options;
+mod outside;
 pub mod peers;
 pub mod plane;
 mod relay;
 mod resend;
+pub mod rules;
 mod time;
 pub mod views;
 

@@ -19,9 +19,9 @@ use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::peers::Peers;
+use super::rules::Rules;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
-use crate::auth::hba::Hba;
 use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
@@ -129,8 +129,8 @@ pub struct Shared {
     pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
     pub mock_key: MockKey,
-    /// The rules of `auth_hba_file`.
-    pub hba: ArcSwap<Hba>,
+    /// How clients are to prove who they are.
+    pub rules: ArcSwap<Rules>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
 }
 
@@ -142,7 +142,7 @@ impl Shared {
         databases: Databases,
         workers: Vec<UnboundedSender<Message>>,
         process: UnboundedSender<ProcessCommand>,
-        hba: Hba,
+        rules: Rules,
     ) -> Arc<Self> {
         Arc::new(Shared {
             config: ArcSwap::from_pointee(config),
@@ -160,7 +160,7 @@ impl Shared {
             last_client: AtomicU64::new(0),
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
-            hba: ArcSwap::from_pointee(hba),
+            rules: ArcSwap::from_pointee(rules),
             credentials: Mutex::new(HashMap::new()),
         })
     }

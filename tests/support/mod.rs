@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod clients;
+pub mod directory;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;

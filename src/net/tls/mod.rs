@@ -361,6 +361,23 @@ impl Connector {
         Tls::load(&Settings::default(), &Tls::default()).ok()?.0.connector
     }
 
+    /// For directories, whose certificates must be of a CA in this file and for the name that is dialled;
+    /// without a file any will do.
+    ///
+    /// Fails when the file is no good.
+    pub fn for_directories(authorities: Option<&Path>) -> Result<Arc<Self>, TlsError> {
+        let server_tls_sslmode = if authorities.is_some() { SslMode::VerifyFull } else { SslMode::Require };
+        let server_tls_ca_file = authorities.map(Path::to_owned);
+        let settings = Settings { server_tls_sslmode, server_tls_ca_file, ..Settings::default() };
+        let connector = Tls::load(&settings, &Tls::default())?.0.connector;
+        let connector = connector.expect("TLS is switched on");
+        let mut config = ClientConfig::clone(&connector.config);
+        // They do not speak PostgreSQL.
+        config.alpn_protocols.clear();
+        let (mode, fingerprint) = (connector.mode, connector.fingerprint);
+        Ok(Arc::new(Connector { mode, config: Arc::new(config), fingerprint }))
+    }
+
     /// Makes the handshake with a server, whose certificate is to be for `name`.
     ///
     /// Fails with rustls's word for what went wrong.
