@@ -1,8 +1,11 @@
-# pgweir in a small image: glibc, psql for a look around, and one binary under two names.
+# pgweir in a small image: glibc, PAM, psql for a look around, and one binary under two names.
 # It runs as any user, on a read-only root. tests/image.rs runs the final stage's files so.
 
 FROM rust:1.95-bookworm AS builder
 WORKDIR /src
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libpam0g-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
@@ -10,7 +13,7 @@ RUN cargo build --release --locked --bin pgweir
 
 FROM debian:bookworm-slim
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates postgresql-client tzdata \
+    && apt-get install -y --no-install-recommends ca-certificates libpam0g postgresql-client tzdata \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 996 pgweir \
     && useradd --uid 998 --gid 996 --no-create-home --home-dir / --shell /usr/sbin/nologin pgweir

@@ -62,6 +62,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("metrics", &["metrics", "admin"]),
     ("metrics-exporter-prometheus", &["metrics"]),
     ("nix", &["session"]),
+    ("nonstick", &["session"]),
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
     ("rustix", &["command"]),

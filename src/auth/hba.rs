@@ -539,6 +539,7 @@ mod tests {
     #[test]
     fn a_rule_that_asks_for_what_we_cannot_check_lets_nobody_in() {
         for (line, wrong) in [
+            ("host all all all pam pamservice=x", "the option \"pamservice=x\" is not supported"),
             ("host all all all gss", "the method \"gss\" is not supported"),
             ("host all all all ldap", "ldap requires ldapserver to be set"),
             ("host all all all ldap ldapserver=a ldapprefix=x map=y", "the option \"map\" is not supported"),

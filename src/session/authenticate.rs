@@ -32,6 +32,8 @@ enum Way {
     Certificate(Arc<Hba>, Option<String>),
     /// That its process runs as the user, or as one that is mapped to it.
     Peer(Arc<Hba>, Option<String>),
+    /// A password that the system's PAM modules accept.
+    Pam,
     /// A password that a directory knows.
     Directory(Arc<LdapOptions>, Option<Arc<Connector>>),
 }
@@ -57,6 +59,7 @@ impl Newcomer {
                 self.check_peer(&hba, map.as_deref(), user)?;
                 self.known(config, database, user).await
             }
+            Way::Pam => self.by_pam(user).await,
             Way::Directory(options, tls) => self.by_directory(&options, tls, user).await,
         }
     }
@@ -84,7 +87,8 @@ impl Newcomer {
                         let options = rule.ldap.clone().expect("a rule of ldap has its options");
                         return Ok(Way::Directory(options, rules.directory_tls.clone()));
                     }
-                    HbaMethod::Pam | HbaMethod::Unsupported => {
+                    HbaMethod::Pam => return Ok(Way::Pam),
+                    HbaMethod::Unsupported => {
                         let message =
                             format!("the method of auth_hba_file line {} is not supported", rule.line);
                         return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
@@ -93,11 +97,7 @@ impl Newcomer {
                     HbaMethod::Peer => return Ok(Way::Peer(hba, map)),
                 }
             }
-            AuthType::Pam => {
-                let message =
-                    format!("auth_type {} is not supported yet", config.settings.auth_type.as_str());
-                return Err(SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, message));
-            }
+            AuthType::Pam => return Ok(Way::Pam),
         };
         Ok(Way::Password(method))
     }

@@ -15,6 +15,7 @@ mod idle;
 pub mod login;
 mod options;
 mod outside;
+mod pam;
 pub mod peers;
 pub mod plane;
 mod relay;

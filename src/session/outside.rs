@@ -1,4 +1,4 @@
-//! Passwords that somebody else checks: a directory.
+//! Passwords that somebody else checks: a directory, or the system's PAM modules.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::login::{Newcomer, Refusal};
 use crate::auth::ldap::LdapOptions;
 use crate::auth::{Credentials, Password, Proof, Secret, ask_for_password, password_of};
 use crate::error::{SqlError, sqlstate};
+use crate::log::Peer;
 use crate::net::ldap;
 use crate::net::tls::Connector;
 
@@ -33,6 +34,23 @@ impl Newcomer {
                         .detail("The directory did not answer the question; the log says why."),
                 }
                 .into())
+            }
+        }
+    }
+
+    /// Asks the client for its password and PAM whether it is right. `auth_file` has no say.
+    pub(super) async fn by_pam(&mut self, user: &str) -> Result<Shown, Refusal> {
+        let password = self.plain_password().await?;
+        let remote_host = match &self.peer {
+            Peer::Tcp(address) => Some(address.ip().to_canonical().to_string()),
+            Peer::Unix { .. } => None,
+        };
+        let shared = Arc::clone(&self.plane.shared);
+        match shared.pam()?.check(user, password.clone(), remote_host).await {
+            Ok(()) => Ok(shown(password)),
+            Err(error) => {
+                tracing::warn!("PAM authentication failed for user \"{user}\": {error}");
+                Err(SqlError::fatal(sqlstate::INVALID_PASSWORD, "PAM authentication failed").into())
             }
         }
     }

@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
+use super::pam::Pam;
 use super::peers::Peers;
 use super::rules::Rules;
 use super::views::StatsPeriod;
@@ -131,6 +133,8 @@ pub struct Shared {
     pub mock_key: MockKey,
     /// How clients are to prove who they are.
     pub rules: ArcSwap<Rules>,
+    /// Started when the first client needs it.
+    pam: OnceLock<Pam>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
 }
 
@@ -161,8 +165,21 @@ impl Shared {
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
             rules: ArcSwap::from_pointee(rules),
+            pam: OnceLock::new(),
             credentials: Mutex::new(HashMap::new()),
         })
+    }
+
+    /// The way to the thread of PAM. Fails when there can be none.
+    pub(super) fn pam(&self) -> io::Result<&Pam> {
+        match self.pam.get() {
+            Some(pam) => Ok(pam),
+            None => {
+                // Another worker may be quicker: then this thread ends at once, as nobody asks it.
+                let started = Pam::start()?;
+                Ok(self.pam.get_or_init(|| started))
+            }
+        }
     }
 
     /// A user's credentials from `auth_file`; `None` for an unknown user.

@@ -36,6 +36,7 @@ pub struct Config {
     users: String,
     environment: Vec<(String, String)>,
     program: PathBuf,
+    pam_services: Option<PathBuf>,
 }
 
 impl Config {
@@ -99,6 +100,12 @@ impl Config {
         self
     }
 
+    /// What the pooler, in a mount namespace of its own, sees as `/etc/pam.d`. Only root may.
+    pub fn pam_services(mut self, folder: &Path) -> Config {
+        self.pam_services = Some(folder.to_owned());
+        self
+    }
+
     /// What the pooler takes for PostgreSQL: a proxy or an impostor. Default: PostgreSQL.
     pub fn server(mut self, address: SocketAddr) -> Config {
         self.server = Some(address);
@@ -153,7 +160,11 @@ impl Config {
         let output = File::create(&log).expect("our directory is writable");
         let program = process::reachable(&self.program, directory.path());
         let mut command = unprivileged(&program, "KILL");
-        command.arg(&ini).stdin(Stdio::null());
+        command.arg(&ini);
+        if let Some(folder) = &self.pam_services {
+            command = process::with_mount(folder, Path::new("/etc/pam.d"), &command);
+        }
+        command.stdin(Stdio::null());
         command.envs(self.environment.iter().cloned());
         command.stdout(output.try_clone().expect("a file handle can be doubled"));
         command.stderr(output);
@@ -227,6 +238,7 @@ impl Pooler {
             users: USERS.to_owned(),
             environment: Vec::new(),
             program: program(),
+            pam_services: None,
         }
     }
 

@@ -60,6 +60,18 @@ pub fn unprivileged(program: &Path, death_signal: &str) -> Command {
     command
 }
 
+/// The same command in a mount namespace of its own, where this directory stands in the place of another. The
+/// process stays the same.
+pub fn with_mount(directory: &Path, place: &Path, command: &Command) -> Command {
+    let mut mounted = Command::new("unshare");
+    mounted.args(["--mount", "--", "sh", "-ec", "mount --bind \"$0\" \"$1\"; shift; exec \"$@\""]);
+    mounted.arg(directory).arg(place).arg(command.get_program()).args(command.get_args());
+    if let Some(directory) = command.get_current_dir() {
+        mounted.current_dir(directory);
+    }
+    mounted
+}
+
 /// Runs a command to its end and returns what it printed. Panics with its output if it fails.
 pub fn run(mut command: Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
