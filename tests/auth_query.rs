@@ -5,7 +5,13 @@
 
 mod support;
 
+use bytes::BytesMut;
+use pgweir::auth::{
+    ClientLogin, Credentials, Likeness, Method, MockKey, Password, ScramSecret, ScramSettings, Secret,
+};
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use std::sync::Arc;
+use std::time::Instant;
 use support::pooler::Config;
 use support::{Login, Pooler, Postgres, Raw};
 
@@ -52,6 +58,102 @@ async fn a_user_whom_only_postgresql_knows_logs_in_with_its_password() {
         assert_eq!(asks(&pooler, "scram_user", "wrong").await, denied, "{method}");
         let stranger = asks(&pooler, "nobody", "scram-secret").await;
         assert!(stranger.starts_with("E(28P01) FATAL "), "{method}: {stranger}");
+    }
+}
+
+/// All that a client with this name and a wrong password is told; a salt as the second value.
+async fn told(pooler: &Pooler, user: &str) -> (Vec<String>, String) {
+    let mut client = Raw::begin_login(&pooler.tcp(), &Login::new(user, "app")).await;
+    let (mut told, mut salt) = (Vec::new(), String::new());
+    let mut scram = ScramSha256::new(b"wrong", ChannelBinding::unsupported());
+    loop {
+        let message = match client.login_message().await {
+            Ok(message) => message,
+            Err(error) => {
+                told.push(error);
+                return (told, salt);
+            }
+        };
+        let answer = match message.body[3] {
+            10 => {
+                let length = u32::try_from(scram.message().len()).unwrap().to_be_bytes();
+                [b"SCRAM-SHA-256\0", &length[..], scram.message()].concat()
+            }
+            11 => {
+                let first = String::from_utf8(message.body[4..].to_vec()).unwrap();
+                let parts: Vec<&str> = first.split(',').collect();
+                parts[1].clone_into(&mut salt);
+                told.push(format!("a salt of {} characters, {}", salt.len(), parts[2]));
+                scram.update(&message.body[4..]).unwrap();
+                scram.message().to_vec()
+            }
+            _ => b"md5wrong\0".to_vec(),
+        };
+        told.push(format!("method {}", message.body[3]));
+        client.send(support::message::message(b'p', &answer)).await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_can_tell_a_stranger_from_a_user_by_what_is_asked() {
+    let seen = |log: String| log.matches("public.user_search($1)").count();
+    for (method, known, password) in [
+        ("md5", "scram_user", "scram-secret"),
+        ("md5", "md5_user", "md5-secret"),
+        ("scram-sha-256", "scram_user", "scram-secret"),
+        ("plain", "scram_user", "scram-secret"),
+    ] {
+        let postgres = Arc::new(Postgres::start(&["log_statement=all"]).await);
+        postgres.sql("postgres", USER_SEARCH).await;
+        let pooler = with(Pooler::config().postgres(Arc::clone(&postgres)), method).start().await;
+        assert_eq!(asks(&pooler, known, password).await, known);
+        let mut queries = Vec::new();
+        let mut salts = Vec::new();
+        let mut answers = Vec::new();
+        for user in [known, "nobody", "nobody", "somebody"] {
+            let before = seen(postgres.log());
+            let (told, salt) = told(&pooler, user).await;
+            queries.push(seen(postgres.log()) - before);
+            answers.push(told);
+            salts.push(salt);
+        }
+        assert!(answers.iter().all(|told| *told == answers[0]), "{method} {known}: {answers:?}");
+        assert!(
+            queries.iter().all(|count| *count == queries[0] && *count > 0),
+            "{method} {known}: {queries:?}"
+        );
+        if answers[0].len() == 4 {
+            assert_eq!(salts[1], salts[2], "a stranger keeps its salt");
+            assert_ne!(salts[1], salts[3], "and has one of its own");
+        }
+    }
+}
+
+#[test]
+fn a_strangers_plain_password_costs_what_a_known_users_does() {
+    // So many iterations that nothing else counts.
+    const COSTLY: u32 = 20_000;
+    let rng = &mut rand::rng();
+    let settings = ScramSettings {
+        iterations: 4096,
+        mock_key: MockKey::new(rng),
+        strangers: Likeness::Scram { iterations: COSTLY },
+    };
+    let mut time = |stored: Option<Secret>| {
+        let stored = stored.map(|secret| Arc::new(Credentials::new(secret)));
+        let attempts = (0..5).map(|_| {
+            let mut login = ClientLogin::new(Method::Plain, "app", stored.clone(), None, &settings, rng);
+            let began = Instant::now();
+            login.handle_password(b"wrong\0", &mut BytesMut::new()).unwrap_err();
+            began.elapsed()
+        });
+        attempts.min().unwrap()
+    };
+    let verifier = ScramSecret::derive(&Password::new("right"), b"a stored salt".to_vec(), COSTLY);
+    let known = time(Some(Secret::Scram(verifier)));
+    for (who, time) in [("a stranger", time(None)), ("one without a password", time(Some(Secret::parse(""))))]
+    {
+        assert!(time < known * 3 && known < time * 3, "{time:?} for {who}, {known:?} for a known user");
     }
 }
 

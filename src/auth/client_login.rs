@@ -14,7 +14,7 @@ use super::md5;
 use super::scram::{
     self, Binding, ChannelBinding, MECHANISM, MECHANISM_PLUS, ScramError, ScramKey, ServerExchange,
 };
-use super::secret::{Credentials, Md5Digest, Password, ScramSecret, ScramSettings, Secret};
+use super::secret::{Credentials, Likeness, Md5Digest, Password, ScramSecret, ScramSettings, Secret};
 use crate::error::{SqlError, sqlstate};
 use crate::wire::originate;
 
@@ -62,6 +62,8 @@ enum State {
     Plain {
         user: String,
         credentials: Option<Arc<Credentials>>,
+        /// What a stranger's password is held against.
+        mock: Option<ScramSecret>,
     },
     Md5 {
         digest: Md5Digest,
@@ -101,17 +103,22 @@ impl ClientLogin {
         settings: &ScramSettings,
         rng: &mut impl CryptoRng,
     ) -> Self {
-        let secret = credentials.as_deref().map(Credentials::secret);
+        let secret =
+            credentials.as_deref().map(Credentials::secret).filter(|secret| !is_missing(method, secret));
         let state = match (method, secret) {
             (Method::Trust, _) => State::Trust { known: secret.is_some() },
-            (Method::Plain, _) => State::Plain { user: user.to_owned(), credentials },
-            (Method::Md5, Some(Secret::Scram(_))) | (Method::ScramSha256, _) => State::ScramFirst {
+            (Method::Plain, _) => {
+                let looks_like_scram = secret.is_none() && settings.strangers != Likeness::Password;
+                let mock = looks_like_scram.then(|| mock(user, settings));
+                State::Plain { user: user.to_owned(), credentials, mock }
+            }
+            _ if is_scram(method, secret, settings) => State::ScramFirst {
                 key: key_use(secret),
                 secret: verifier(user, credentials.as_deref(), settings),
                 server_nonce: scram::new_nonce(rng),
                 channel,
             },
-            (Method::Md5, None | Some(Secret::Plain(_) | Secret::Md5(_))) => {
+            (Method::Md5 | Method::ScramSha256, _) => {
                 State::Md5 { digest: md5_digest(user, secret, settings), salt: rng.random() }
             }
         };
@@ -123,10 +130,14 @@ impl ClientLogin {
     /// FATAL 28P01 when it is wrong, 08P01 when it cannot be read; either ends the login.
     pub fn handle_password(&mut self, body: &[u8], out: &mut BytesMut) -> Result<Progress<Proof>, SqlError> {
         match mem::replace(&mut self.state, State::Over) {
-            State::Plain { user, credentials } => {
+            State::Plain { user, credentials, mock } => {
                 let password = Password::new(password_of(body)?);
                 let secret = credentials.as_deref().map(Credentials::secret);
-                accept(plain_matches(&user, secret, &password))?;
+                // Nothing matches the mock, but that takes as long as with a known user's secret.
+                accept(match &mock {
+                    Some(mock) => mock.matches(&password),
+                    None => plain_matches(&user, secret, &password),
+                })?;
                 Ok(Progress::Done(Proof { plain: Some(password), client_key: None }))
             }
             State::Md5 { digest, salt } => {
@@ -190,6 +201,29 @@ fn trusted(known: bool) -> Result<Progress<Proof>, SqlError> {
     Err(SqlError::fatal(sqlstate::INVALID_AUTHORIZATION, message))
 }
 
+/// Who has no secret is a stranger, but by trust.
+fn is_missing(method: Method, secret: &Secret) -> bool {
+    method != Method::Trust && secret.is_empty()
+}
+
+/// md5 means SCRAM for whoever has such a secret, or seems to.
+fn is_scram(method: Method, secret: Option<&Secret>, settings: &ScramSettings) -> bool {
+    match (method, secret) {
+        (Method::ScramSha256, _) | (Method::Md5, Some(Secret::Scram(_))) => true,
+        (Method::Md5, None) => settings.strangers != Likeness::Password,
+        _ => false,
+    }
+}
+
+/// A verifier that no password matches.
+fn mock(user: &str, settings: &ScramSettings) -> ScramSecret {
+    let iterations = match settings.strangers {
+        Likeness::Scram { iterations } => iterations,
+        Likeness::Password => settings.iterations,
+    };
+    settings.mock_key.scram_secret(user, iterations)
+}
+
 fn key_use(secret: Option<&Secret>) -> KeyUse {
     match secret {
         Some(Secret::Scram(_)) => KeyUse::TowardServer,
@@ -199,7 +233,7 @@ fn key_use(secret: Option<&Secret>) -> KeyUse {
 
 /// The verifier to check against; one that nobody can satisfy for whoever has none.
 fn verifier(user: &str, credentials: Option<&Credentials>, settings: &ScramSettings) -> ScramSecret {
-    let mock = || settings.mock_key.scram_secret(user, settings.iterations);
+    let mock = || mock(user, settings);
     let Some(credentials) = credentials else {
         return mock();
     };

@@ -18,8 +18,8 @@ mod server_login;
 pub use client_login::{ClientLogin, Method, Proof, ask_for_password, password_of};
 pub use scram::{ChannelBinding, ScramError, ScramKey};
 pub use secret::{
-    Credentials, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings, Secret,
-    ServerSecret,
+    Credentials, Likeness, Md5Digest, MockKey, Password, PlainServerSecret, ScramSecret, ScramSettings,
+    Secret, ServerSecret,
 };
 pub use server_login::{AuthError, ServerLogin};
 

@@ -253,6 +253,39 @@ pub struct ScramSettings {
     pub iterations: u32,
     /// Where their salts come from.
     pub mock_key: MockKey,
+    /// What unknown users are taken for.
+    pub strangers: Likeness,
+}
+
+/// The kind of secret that a user whom nobody knows seems to have: that of the users who are known, so that
+/// what is asked of a stranger, and how long the answer takes, tells nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likeness {
+    /// A password or its md5 digest: so does PgBouncer.
+    Password,
+    /// A SCRAM secret of that many iterations.
+    Scram {
+        /// As known users have them.
+        iterations: u32,
+    },
+}
+
+impl Likeness {
+    /// Of users with these secrets: SCRAM where all have one. Who has no secret does not count.
+    pub fn of(secrets: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Self {
+        let known = secrets.into_iter().filter_map(|secret| Likeness::of_one(&Secret::parse(secret)));
+        let differ = |one, other| if one == Likeness::Password { one } else { other };
+        known.reduce(differ).unwrap_or(Likeness::Password)
+    }
+
+    /// Of one user; `None` without a secret.
+    pub fn of_one(secret: &Secret) -> Option<Self> {
+        match secret {
+            secret if secret.is_empty() => None,
+            Secret::Plain(_) | Secret::Md5(_) => Some(Likeness::Password),
+            Secret::Scram(secret) => Some(Likeness::Scram { iterations: secret.iterations }),
+        }
+    }
 }
 
 /// What can be used to log in to PostgreSQL.

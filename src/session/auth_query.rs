@@ -76,7 +76,11 @@ impl Newcomer {
         match lease.row_for(&inquiry.query, user, &self.plane.shared.server).await {
             Ok(row) => {
                 lease.release(Instant::now());
-                Ok(row.map(secret_of).transpose()?)
+                let found = row.map(secret_of).transpose()?;
+                if let Some(found) = &found {
+                    self.plane.shared.has_seen(found.secret());
+                }
+                Ok(found)
             }
             Err(error) => {
                 // In whatever state it is now.

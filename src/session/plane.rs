@@ -24,7 +24,7 @@ use super::peers::Peers;
 use super::rules::Rules;
 use super::views::StatsPeriod;
 use crate::admin::Stats;
-use crate::auth::{Credentials, MockKey, ScramSettings, Secret};
+use crate::auth::{Credentials, Likeness, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
@@ -136,6 +136,8 @@ pub struct Shared {
     /// Started when the first client needs it.
     pam: OnceLock<Pam>,
     credentials: Mutex<HashMap<String, Arc<Credentials>>>,
+    /// As the users of `auth_file`, or as the last one that `auth_query` found.
+    strangers: Mutex<Likeness>,
 }
 
 impl Shared {
@@ -149,6 +151,7 @@ impl Shared {
         rules: Rules,
     ) -> Arc<Self> {
         Arc::new(Shared {
+            strangers: Mutex::new(Likeness::of(config.auth_users.values())),
             config: ArcSwap::from_pointee(config),
             databases,
             clusters: Clusters::default(),
@@ -196,14 +199,25 @@ impl Shared {
     pub fn configure(&self, config: Config) {
         let old = self.config.load_full();
         self.credentials.lock().retain(|user, _| old.auth_users.get(user) == config.auth_users.get(user));
+        if old.auth_users != config.auth_users {
+            *self.strangers.lock() = Likeness::of(config.auth_users.values());
+        }
         self.config.store(Arc::new(config));
     }
 
-    /// `scram_iterations`, and the process's salt.
+    /// PostgreSQL has shown a user's secret: what those look like whom it does not know either.
+    pub(super) fn has_seen(&self, secret: &Secret) {
+        if let Some(likeness) = Likeness::of_one(secret) {
+            *self.strangers.lock() = likeness;
+        }
+    }
+
+    /// `scram_iterations`, the process's salt, and what strangers look like.
     pub fn scram_settings(&self) -> ScramSettings {
         ScramSettings {
             iterations: self.config.load().settings.scram_iterations,
             mock_key: self.mock_key.clone(),
+            strangers: *self.strangers.lock(),
         }
     }
 

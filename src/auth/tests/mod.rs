@@ -15,7 +15,8 @@ use crate::error::SqlError;
 const ITERATIONS: u32 = 3;
 
 fn settings() -> ScramSettings {
-    ScramSettings { iterations: ITERATIONS, mock_key: MockKey::new(&mut StdRng::seed_from_u64(7)) }
+    let mock_key = MockKey::new(&mut StdRng::seed_from_u64(7));
+    ScramSettings { iterations: ITERATIONS, mock_key, strangers: Likeness::Password }
 }
 
 fn credentials(secret: Secret) -> Option<Arc<Credentials>> {
@@ -303,6 +304,48 @@ fn an_unknown_user_looks_like_one_with_a_plain_password() {
     assert_eq!(salt(&server_first(plain("pencil"), "app", 3)), unknown);
     assert_ne!(salt(&server_first(None, "bob", 4)), unknown);
     assert_ne!(server_first(None, "app", 1), server_first(None, "app", 2));
+}
+
+#[test]
+fn a_stranger_is_asked_what_known_users_are_asked() {
+    let asked = |method, stored: Option<Arc<Credentials>>, strangers| {
+        let rng = &mut StdRng::seed_from_u64(9);
+        let settings = ScramSettings { strangers, ..settings() };
+        let mut login = ClientLogin::new(method, "app", stored, None, &settings, rng);
+        let mut out = BytesMut::new();
+        login.start(&mut out).unwrap();
+        let request = take(&mut out).1[..4].to_vec();
+        let first = b"SCRAM-SHA-256\0\0\0\0\x0cn,,n=,r=abcd";
+        let answer = login.handle_password(first, &mut out).map(|_| take(&mut out).1);
+        let iterations = answer.ok().map(|body| String::from_utf8(body).unwrap());
+        let iterations =
+            iterations.and_then(|text| text.rsplit_once("i=").map(|(_, count)| count.to_owned()));
+        (request, iterations)
+    };
+    for method in [Method::Plain, Method::Md5, Method::ScramSha256] {
+        let like_scram = Likeness::Scram { iterations: 5 };
+        let known = asked(method, scram("pencil"), like_scram);
+        assert_eq!(asked(method, None, like_scram), known, "{method:?}");
+        assert_eq!(asked(method, plain(""), like_scram), known, "{method:?}: without a password");
+        let known = asked(method, plain("pencil"), Likeness::Password);
+        assert_eq!(asked(method, None, Likeness::Password), known, "{method:?}");
+        assert_eq!(asked(method, plain(""), Likeness::Password), known, "{method:?}");
+    }
+}
+
+#[test]
+fn strangers_look_like_the_known_users() {
+    let scram = |iterations: u32| {
+        let key = format!("{}=", "A".repeat(43));
+        format!("SCRAM-SHA-256${iterations}:AAAA${key}:{key}")
+    };
+    let check = |secrets: &[&str], expected| assert_eq!(Likeness::of(secrets), expected, "{secrets:?}");
+    check(&[], Likeness::Password);
+    check(&["", "secret"], Likeness::Password);
+    check(&[&scram(7)], Likeness::Scram { iterations: 7 });
+    check(&["", &scram(7), &scram(8)], Likeness::Scram { iterations: 8 });
+    check(&[&scram(7), "secret"], Likeness::Password);
+    check(&["secret", &scram(7)], Likeness::Password);
 }
 
 #[test]
