@@ -13,11 +13,8 @@ use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use std::sync::Arc;
 use std::time::Instant;
 use support::pooler::Config;
+use support::postgres::USER_SEARCH;
 use support::{Login, Pooler, Postgres, Raw};
-
-/// As CloudNativePG makes it.
-const USER_SEARCH: &str = "CREATE FUNCTION user_search(uname text) RETURNS TABLE (usename name, passwd text) \
-     LANGUAGE sql SECURITY DEFINER AS 'SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename=$1'";
 
 /// Only the user who asks is in `auth_file`.
 async fn asking(method: &str) -> (Arc<Postgres>, Pooler) {

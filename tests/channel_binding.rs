@@ -19,6 +19,7 @@ use support::certificates::{Authority, Identity, text};
 use support::clients::CLIENTS;
 use support::message::message;
 use support::pooler::Config;
+use support::postgres::USER_SEARCH;
 use support::{Login, Pooler, Postgres, Raw};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -256,9 +257,7 @@ async fn a_key_that_was_proven_on_one_channel_opens_a_server_on_another() {
         .database_option("auth_query='SELECT * FROM user_search($1)'")
         .start()
         .await;
-    let search = "CREATE FUNCTION user_search(uname text) RETURNS TABLE (usename name, passwd text) \
-         LANGUAGE sql SECURITY DEFINER AS 'SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename=$1'";
-    pooler.sql(search).await;
+    pooler.sql(USER_SEARCH).await;
     for client in CLIENTS {
         let target = target(&pooler, "sslmode=require channel_binding=require");
         let told = client.asks(&target, "SELECT current_user");

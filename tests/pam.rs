@@ -5,62 +5,12 @@
 
 mod support;
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 
 use support::clients::CLIENTS;
-use support::pooler::Config;
-use support::process::{self, private_directory};
+use support::modules::Modules;
 use support::rules::Ruled;
 use support::{Login, PROMPTLY, Pooler, Raw, eventually};
-
-/// What pam_exec runs: it gets the password of `auth` on its standard input, with a NUL behind it. The user
-/// `slow` waits for a file.
-const SCRIPT: &str = r#"#!/bin/sh
-folder=${0%/*}
-echo "$PAM_SERVICE $PAM_TYPE $PAM_USER ${PAM_RHOST:--}" >>"$folder/asked"
-case $PAM_TYPE in
-auth) password=$(tr -d '\0') ;;
-account) [ "$PAM_USER" != expired ]; exit ;;
-esac
-while [ "$PAM_USER" = slow ] && [ ! -e "$folder/open" ]; do sleep 0.05; done
-[ "$password" = "$PAM_USER-secret" ]
-"#;
-
-/// The modules, and the folder in which their script keeps its notes.
-struct Modules {
-    folder: tempfile::TempDir,
-}
-
-impl Modules {
-    fn new() -> Option<Modules> {
-        if !process::is_root() {
-            println!("skipped: only root may make a mount namespace");
-            return None;
-        }
-        let folder = private_directory("weir-pam-");
-        let script = folder.path().join("script");
-        fs::write(&script, SCRIPT).unwrap();
-        fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
-        fs::create_dir(folder.path().join("services")).unwrap();
-        let module = format!("pam_exec.so quiet expose_authtok {}", script.display());
-        let service = format!("auth required {module}\naccount required {module}\n");
-        fs::write(folder.path().join("services/pgbouncer"), service).unwrap();
-        Some(Modules { folder })
-    }
-
-    fn config(&self, config: Config) -> Config {
-        config.pam_services(&self.folder.path().join("services")).database_option("user=app")
-    }
-
-    fn asked(&self) -> String {
-        fs::read_to_string(self.folder.path().join("asked")).unwrap_or_default()
-    }
-
-    fn open(&self) {
-        fs::write(self.folder.path().join("open"), "").unwrap();
-    }
-}
 
 async fn asks(address: &support::Address, user: &str, password: &str) -> String {
     match Raw::try_login(address, &Login::new(user, "app").password(password)).await {
@@ -121,7 +71,7 @@ async fn nobody_else_waits_for_a_module_that_takes_its_time() {
 #[tokio::test]
 async fn without_a_service_nobody_gets_in() {
     let Some(modules) = Modules::new() else { return };
-    let services = modules.folder.path().join("services");
+    let services = modules.services();
     fs::rename(services.join("pgbouncer"), services.join("another")).unwrap();
     fs::write(services.join("other"), "auth required pam_deny.so\naccount required pam_deny.so\n").unwrap();
     let pooler = modules.config(Pooler::config().setting("auth_type", "pam")).start().await;

@@ -13,6 +13,7 @@ pub mod kube;
 pub mod kustomize;
 pub mod ledger;
 pub mod message;
+pub mod modules;
 pub mod network;
 pub mod operator;
 pub mod pgbouncer;

@@ -36,6 +36,10 @@ CREATE ROLE md5_user LOGIN PASSWORD 'md5-secret'
 CREATE DATABASE app OWNER app
 ";
 
+/// What `auth_query` asks, as CloudNativePG makes it.
+pub const USER_SEARCH: &str = "CREATE FUNCTION user_search(uname text) RETURNS TABLE (usename name, passwd text) \
+     LANGUAGE sql SECURITY DEFINER AS 'SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename=$1'";
+
 const HBA: &str = "\
 local all all trust
 host all plain_user 127.0.0.1/32 password
