@@ -75,6 +75,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("stringprep", &["auth"]),
     ("subtle", &["auth"]),
     ("tempfile", &["command"]),
+    ("syslog-tracing", &["log"]),
     ("toml", &["config"]),
     ("webpki", &["net"]),
     ("x509-parser", &["net"]),
