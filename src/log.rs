@@ -6,6 +6,7 @@
 //! ```
 //! PgBouncer's events keep its words; fields of ours follow as `key=value`. The clock is an argument.
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -14,15 +15,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Zoned;
+use syslog_tracing::{Facility, Syslog, SyslogWriter};
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::writer::OptionalWriter;
 use tracing_subscriber::fmt::{FmtContext, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::SyslogFacility;
 
 /// Where a connection comes from or leads to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -110,16 +115,28 @@ pub struct LogOptions {
     pub quiet: bool,
     /// `verbose`: 0 logs up to LOG, 1 up to DEBUG, 2 and more up to NOISE.
     pub verbosity: u8,
+    /// Where lines go in syslog too; `None` is nowhere.
+    pub syslog: Option<SyslogTarget>,
     /// One JSON object per line instead of PgBouncer's format.
     pub json: bool,
     /// The clock and time zone of the lines, normally [`Zoned::now`].
     pub clock: fn() -> Zoned,
 }
 
+/// Whose lines ours are for syslog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SyslogTarget {
+    /// `syslog_ident`: the name that they begin with.
+    pub ident: String,
+    /// `syslog_facility`
+    pub facility: SyslogFacility,
+}
+
 /// The running log.
 #[derive(Clone, Debug)]
 pub struct Log {
     sink: Sink,
+    syslog: SyslogSink,
     filter: reload::Handle<Targets, Registry>,
 }
 
@@ -129,6 +146,11 @@ impl Log {
         let opened = file.map(open).transpose()?;
         *self.sink.file.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         Ok(())
+    }
+
+    /// Changes [`LogOptions::syslog`].
+    pub fn set_syslog(&self, target: Option<SyslogTarget>) {
+        self.syslog.set(target);
     }
 
     /// Changes [`LogOptions::verbosity`].
@@ -160,8 +182,12 @@ fn build(
     } else {
         layer.event_format(LineFormat { clock: options.clock, pid: std::process::id() }).boxed()
     };
-    let subscriber = Registry::default().with(filter).with(layer);
-    Ok((Log { sink, filter: handle }, subscriber))
+    let syslog = SyslogSink::default();
+    syslog.set(options.syslog.clone());
+    let bare = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(syslog.clone());
+    let bare = bare.event_format(BareFormat(syslog.clone()));
+    let subscriber = Registry::default().with(filter).with(layer).with(bare);
+    Ok((Log { sink, syslog, filter: handle }, subscriber))
 }
 
 /// Ours up to the verbosity; of the libraries only what is worth a warning. kube says each failed request
@@ -212,6 +238,90 @@ impl<'a> MakeWriter<'a> for Sink {
 
     fn make_writer(&'a self) -> Sink {
         self.clone()
+    }
+}
+
+/// The system's log, of which a process has one.
+#[derive(Clone, Default)]
+struct SyslogSink(Arc<Mutex<Option<(SyslogTarget, Syslog)>>>);
+
+impl fmt::Debug for SyslogSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SyslogSink")
+    }
+}
+
+impl SyslogSink {
+    fn set(&self, target: Option<SyslogTarget>) {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().map(|(target, _)| target) == target.as_ref() {
+            return;
+        }
+        // The old one closes before the new one opens.
+        *current = None;
+        let Some(target) = target else { return };
+        let ident = CString::new(target.ident.clone()).unwrap_or_default();
+        let opened = Syslog::new(ident, syslog_tracing::Options::LOG_PID, facility(target.facility));
+        *current = opened.map(|syslog| (target, syslog));
+    }
+
+    fn is_on(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+impl<'a> MakeWriter<'a> for SyslogSink {
+    type Writer = OptionalWriter<SyslogWriter>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        OptionalWriter::none()
+    }
+
+    fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Self::Writer {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, syslog)) => OptionalWriter::some(syslog.make_writer_for(metadata)),
+            None => OptionalWriter::none(),
+        }
+    }
+}
+
+fn facility(name: SyslogFacility) -> Facility {
+    match name {
+        SyslogFacility::Auth => Facility::Auth,
+        SyslogFacility::Authpriv => Facility::AuthPriv,
+        SyslogFacility::Daemon => Facility::Daemon,
+        SyslogFacility::User => Facility::User,
+        SyslogFacility::Local0 => Facility::Local0,
+        SyslogFacility::Local1 => Facility::Local1,
+        SyslogFacility::Local2 => Facility::Local2,
+        SyslogFacility::Local3 => Facility::Local3,
+        SyslogFacility::Local4 => Facility::Local4,
+        SyslogFacility::Local5 => Facility::Local5,
+        SyslogFacility::Local6 => Facility::Local6,
+        SyslogFacility::Local7 => Facility::Local7,
+    }
+}
+
+/// The line without what syslog adds itself: time, process and level.
+struct BareFormat(SyslogSink);
+
+impl<S, N> FormatEvent<S, N> for BareFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if !self.0.is_on() {
+            return Ok(());
+        }
+        let mut line = Line::default();
+        event.record(&mut line);
+        write!(writer, "{}{}", line.message, line.fields)
     }
 }
 
@@ -313,7 +423,14 @@ mod tests {
     }
 
     fn options(path: &Path) -> LogOptions {
-        LogOptions { file: Some(path.to_owned()), quiet: true, verbosity: 0, json: false, clock }
+        LogOptions {
+            file: Some(path.to_owned()),
+            quiet: true,
+            verbosity: 0,
+            syslog: None,
+            json: false,
+            clock,
+        }
     }
 
     fn check(verbosity: u8, log: impl FnOnce(), expected: &[&str]) {

@@ -75,8 +75,7 @@ fn tick(plane: &Plane) {
         plane.shared.databases.share_limits(now);
         databases::keep_ready(&plane.shared);
         let config = plane.shared.config.load_full();
-        plane.shared.databases.drop_idle(&config, now);
-        plane.shared.databases.tick_dns(&config, now);
+        plane.shared.databases.tick(&config, now);
     }
     plane.tick(now);
 }

@@ -78,6 +78,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("stringprep", &["auth"]),
     ("subtle", &["auth"]),
     ("tempfile", &["command"]),
+    ("syslog-tracing", &["log"]),
     ("tokio-util", &["net"]),
     ("toml", &["config"]),
     ("webpki", &["net"]),

@@ -63,6 +63,25 @@ async fn names_that_no_server_knows_leave_nothing_behind() {
 }
 
 #[tokio::test]
+async fn users_whom_no_settings_name_leave_nothing_behind_but_what_they_did() {
+    if !is_ours() {
+        return;
+    }
+    let line = "open = {server} dbname={database} user=app";
+    let pooler = Pooler::config().setting("auth_type", "any").database_line(line).start().await;
+    let before = pooler.list("users").await;
+    for number in 0..20 {
+        let name = format!("invented_{number}");
+        let mut client = Raw::login(&pooler.tcp(), &Login::new(&name, "open")).await;
+        client.query("SELECT 1").await.is("T D(1) C Z(I)");
+    }
+    eventually("the users are forgotten", async || pooler.list("users").await == before).await;
+    let stats = pooler.admin("SHOW STATS").await;
+    let ours = stats.iter().find(|row| row["database"] == "open").unwrap();
+    assert_eq!(ours["total_query_count"], "20");
+}
+
+#[tokio::test]
 async fn a_pool_without_clients_and_servers_is_freed_after_pool_idle_timeout() {
     if !is_ours() {
         return; // PgBouncer 1.25 has no pool_idle_timeout.

@@ -21,7 +21,10 @@ use tokio::net::TcpStream;
 
 async fn with_pages(config: Config) -> (Pooler, SocketAddr) {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    (config.setting("metrics_listen_addr", &address.to_string()).start().await, address)
+    let pooler = config.setting("metrics_listen_addr", &address.to_string()).start().await;
+    // The kernel takes clients' connections from an earlier moment on.
+    eventually("the pages are served", async || TcpStream::connect(address).await.is_ok()).await;
+    (pooler, address)
 }
 
 /// Status and body.

@@ -312,6 +312,59 @@ async fn sockets_that_systemd_has_opened_are_taken_and_left_in_place() {
     assert!(socket.exists());
 }
 
+/// Whether this user may have a /dev of its own.
+fn may_mount() -> bool {
+    let tried = Command::new("unshare").args(["--mount", "mount", "--bind", "/tmp", "/mnt"]).output();
+    let may = tried.is_ok_and(|tried| tried.status.success());
+    if !may {
+        println!("skipped: no right to mount");
+    }
+    may
+}
+
+#[tokio::test]
+async fn lines_go_to_syslog_under_the_name_and_facility_of_the_settings_as_a_reload_leaves_them() {
+    if !may_mount() {
+        return;
+    }
+    let mut site = Site::new("syslog = 1\nsyslog_ident = first\nsyslog_facility = local3");
+    let devices = site.file("dev");
+    fs::create_dir(&devices).unwrap();
+    fs::set_permissions(&devices, fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = UnixDatagram::bind(devices.join("log")).unwrap();
+    fs::set_permissions(devices.join("log"), fs::Permissions::from_mode(0o777)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The program sees our /dev, which has no more than it needs.
+    let script = "cp -a /dev/null /dev/zero /dev/urandom \"$0\" && mount --bind \"$0\" /dev && exec \"$@\"";
+    let inner = site.command(&["-q"]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&devices);
+    command.arg(inner.get_program()).args(inner.get_args()).stdin(Stdio::null());
+    let pid = site.start(command, "log");
+    let until = |text: &str| {
+        let mut heard = hear(&socket);
+        while !heard.contains(text) {
+            heard = hear(&socket);
+        }
+        heard
+    };
+    // Facility local3 is 19, a notice is 5.
+    let line = until("process up");
+    assert!(
+        line.starts_with("<157>") && line.contains(&format!(" first[{pid}]: process up: pgweir ")),
+        "{line}"
+    );
+    let text = fs::read_to_string(site.ini()).unwrap();
+    let changed = text.replace("= first", "= second").replace("local3", "auth");
+    fs::write(site.ini(), format!("{changed}max_client_conn = 7\n")).unwrap();
+    signal(pid, "HUP");
+    until("got SIGHUP, re-reading config");
+    site.console(&site.tcp()).await.query("RECONNECT").await.is("C(RECONNECT) Z(I)");
+    let line = until("second");
+    assert!(line.starts_with("<37>") && line.contains(&format!(" second[{pid}]: ")), "{line}");
+    assert_eq!(site.log("log"), "");
+}
+
 /// A second process of these settings takes over with `-R`; the first one serves its client to the end.
 async fn takes_over(so_reuseport: &str) {
     let settings = format!("so_reuseport = {so_reuseport}\npidfile = {{folder}}/pid");

@@ -156,6 +156,11 @@ impl Config {
         }))
     }
 
+    /// Whether `auth_file` or `[users]` has this user.
+    pub fn names_user(&self, name: &str) -> bool {
+        self.auth_users.contains_key(name) || self.users.contains_key(name)
+    }
+
     /// Whether the database of this name is one that `*` makes.
     pub fn is_automatic(&self, name: &str) -> bool {
         !self.databases.contains_key(self.base_name(name))

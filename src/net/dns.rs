@@ -204,7 +204,7 @@ impl Dns {
         age: Duration,
     ) -> Option<io::Result<Vec<Arc<Address>>>> {
         let times = **self.times.load();
-        let times = Times { answer: times.answer.min(age), ..times };
+        let times = Times { answer: times.answer.min(age), failure: times.failure.min(age), ..times };
         let mut known = host.known.lock();
         if known.counts(asked_at, Instant::now(), times) {
             return Some(known.take_turn(&host.name));

@@ -23,7 +23,7 @@ use crate::error::{SqlError, sqlstate};
 use crate::follow::{self, Followers};
 use crate::limits;
 use crate::listener::{Accepting, Inherited, Listeners};
-use crate::log::{self, Log, LogOptions};
+use crate::log::{self, Log, LogOptions, SyslogTarget};
 use crate::net::dns::Dns;
 use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
@@ -132,6 +132,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
         file: config.settings.logfile.clone(),
         quiet: options.quiet || options.daemon,
         verbosity: verbosity(&config, options),
+        syslog: syslog(&config),
         json: config.settings.log_format == LogFormat::Json,
         clock: jiff::Zoned::now,
     })?;
@@ -184,6 +185,12 @@ async fn listen(
             outcome => return Ok((outcome?, None)),
         }
     }
+}
+
+fn syslog(config: &Config) -> Option<SyslogTarget> {
+    let settings = &config.settings;
+    let target = || SyslogTarget { ident: settings.syslog_ident.clone(), facility: settings.syslog_facility };
+    settings.syslog.then(target)
 }
 
 fn verbosity(config: &Config, options: &Options) -> u8 {
@@ -416,6 +423,7 @@ impl Process {
         if let Err(error) = self.log.reopen(config.settings.logfile.as_deref()) {
             tracing::error!("cannot open logfile: {error}");
         }
+        self.log.set_syslog(syslog(&config));
         self.log.set_verbosity(verbosity(&config, &self.options));
         let files = control::read_files(&self.shared, &config.settings);
         control::apply(&self.shared, config).await;

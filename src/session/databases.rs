@@ -23,8 +23,8 @@ use crate::server;
 /// No database and no pool is dropped sooner after its last use: a login may still be on its way there.
 const IDLE_MIN: Duration = Duration::from_millis(500);
 
-/// How often names are looked at.
-const DNS_TICK: Duration = Duration::from_secs(1);
+/// How often it is looked for what nobody uses, and at host names.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// One database, for as long as anybody has used it.
 #[derive(Debug)]
@@ -113,8 +113,8 @@ pub struct Databases {
     openers: Arc<[UnboundedSender<OpenRequest>]>,
     tls: ArcSwap<Tls>,
     dns: Arc<Dns>,
-    /// When names were last looked at.
-    dns_at: Mutex<Option<Instant>>,
+    /// When [`Databases::tick`] last did something.
+    looked_at: Mutex<Option<Instant>>,
 }
 
 impl Databases {
@@ -133,7 +133,7 @@ impl Databases {
             openers,
             tls: ArcSwap::from_pointee(tls),
             dns,
-            dns_at: Mutex::new(None),
+            looked_at: Mutex::new(None),
         }
     }
 
@@ -142,14 +142,21 @@ impl Databases {
         &self.dns
     }
 
-    /// About once a second: names whose servers are in use are looked up again when their time is over.
-    pub fn tick_dns(&self, config: &Config, now: Instant) {
-        let mut last = self.dns_at.lock();
-        if last.is_some_and(|last| now.saturating_duration_since(last) < DNS_TICK) {
+    /// About once a second, lets go of what nobody uses and has names looked up again.
+    pub fn tick(&self, config: &Config, now: Instant) {
+        let mut last = self.looked_at.lock();
+        if last.is_some_and(|last| now.saturating_duration_since(last) < LOOK_EVERY) {
             return;
         }
         *last = Some(now);
         drop(last);
+        self.drop_idle(config, now);
+        self.forget_users(config);
+        self.tick_dns(config, now);
+    }
+
+    /// Names whose servers are in use are looked up again when their time is over.
+    fn tick_dns(&self, config: &Config, now: Instant) {
         let mut configured = BTreeSet::new();
         let mut used = BTreeSet::new();
         for pool in self.pools() {
@@ -218,6 +225,16 @@ impl Databases {
         Arc::clone(self.users.write().entry(name.into()).or_default())
     }
 
+    /// Lets go of users that no settings name, and that have neither clients nor pools.
+    fn forget_users(&self, config: &Config) {
+        // Clients and pools hold a quota each, and who is about to hold one holds the entry.
+        let is_free = |entry: &Arc<UserEntry>| {
+            let held = [&entry.clients, &entry.servers].map(Arc::strong_count);
+            Arc::strong_count(entry) == 1 && held == [1, 1]
+        };
+        self.users.write().retain(|name, entry| config.names_user(name) || !is_free(entry));
+    }
+
     /// The databases that anybody has used.
     pub fn known(&self) -> Vec<Arc<DatabaseEntry>> {
         self.databases.read().values().cloned().collect()
@@ -268,7 +285,7 @@ impl Databases {
 
     /// `autodb_idle_timeout` and `pool_idle_timeout`. A database of `*` that no server knows is kept no longer
     /// than `server_login_retry`: anyone may think of a name.
-    pub fn drop_idle(&self, config: &Config, now: Instant) {
+    fn drop_idle(&self, config: &Config, now: Instant) {
         let settings = &config.settings;
         for entry in self.known() {
             let unused_for = entry.unused_for(now);

@@ -457,7 +457,7 @@ impl Plane {
     pub fn tick(&self, now: Instant) {
         let mut seen = BTreeSet::new();
         let config = self.shared.config.load_full();
-        self.let_groups_go();
+        self.let_groups_go(&config);
         let groups = self.groups();
         // Pools without a session too: a login may wait for them, and their servers grow old.
         let pools = groups.iter().map(|group| Arc::clone(&group.pool)).chain(self.shared.databases.pools());
@@ -479,13 +479,15 @@ impl Plane {
         }
     }
 
-    /// A pool that is gone, and its last client too. What was counted stays, for as long as its database does.
-    fn let_groups_go(&self) {
+    /// The last client is gone, and so is the pool; or the user is one that no settings name, of whom there is no
+    /// end. What was counted stays, for as long as its database does.
+    fn let_groups_go(&self, config: &Config) {
         let databases = &self.shared.databases;
         let mut left = self.left.borrow_mut();
         left.retain(|database, _| databases.is_known(database));
-        self.groups.borrow_mut().retain(|(_, database, _), group| {
-            let stays = !group.pool.is_retired() || Rc::strong_count(group) > 1;
+        self.groups.borrow_mut().retain(|(user, database, _), group| {
+            let is_over = group.pool.is_retired() || !config.names_user(user);
+            let stays = !is_over || Rc::strong_count(group) > 1;
             if !stays && databases.is_known(database) {
                 left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());
             }
