@@ -56,6 +56,10 @@ fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(answer) => {
+            if answer.kind() == clap::error::ErrorKind::DisplayVersion && is_called_pgbouncer() {
+                println!("{}", pgweir::admin::version());
+                return ExitCode::SUCCESS;
+            }
             // With a closed stderr there is nobody to tell.
             let _ = answer.print();
             if answer.use_stderr() {
@@ -95,4 +99,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Scripts that ask `pgbouncer --version` look for its name and number, the same that SHOW VERSION says.
+fn is_called_pgbouncer() -> bool {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    name.is_some_and(|path| path.file_name().is_some_and(|name| name == "pgbouncer"))
 }

@@ -223,7 +223,7 @@ async fn with_certificates() {
     let front = |config: Config, mode: &str| {
         config.shows(mode, &shown).setting("client_tls_ca_file", text(&authority.certificate()))
     };
-    let mismatch = "08P01 TLS certificate name mismatch";
+    let mismatch = "08P01 certificate authentication failed";
     let rows = [
         row("app", "", "in").by(with(&own)),
         row("plain_user", "", mismatch).by(with(&own)),
@@ -236,7 +236,7 @@ async fn with_certificates() {
         "hostssl all app all cert\nhostssl all md5_user all cert map=ops\n",
         "ops robot md5_user\n",
     );
-    let required = "08P01 TLS client certificate required";
+    let required = "08P01 certificate authentication failed";
     let rows = [
         row("app", "", "in").by(with(&own)),
         row("md5_user", "", "in").by(with(&robot)),

@@ -65,7 +65,11 @@ fn both_names_tell_their_version() {
     let image = Image::assemble();
     for (name, owner) in image.names_and_owners() {
         let output = image.run(name, owner, &["--version"]);
-        let expected = format!("pgweir {}\n", env!("CARGO_PKG_VERSION"));
+        let own = concat!("pgweir ", env!("CARGO_PKG_VERSION"));
+        let expected = match name.ends_with("/pgbouncer") {
+            true => format!("PgBouncer 1.25.2 ({own})\n"),
+            false => format!("{own}\n"),
+        };
         assert!(output.status.success(), "{name} as {owner:?}: {output:?}");
         assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{name} as {owner:?}");
     }

@@ -24,7 +24,7 @@ use jiff::tz::TimeZone;
 
 pub use self::clusters::{ClusterView, MemberView};
 pub use self::command::{Command, CommandError, FakeParameter, Show, Shutdown};
-pub use self::show::{PGBOUNCER_VERSION, table};
+pub use self::show::{PGBOUNCER_VERSION, table, version};
 pub use self::table::Table;
 pub use self::view::*;
 use crate::error::{SqlError, sqlstate};

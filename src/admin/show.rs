@@ -106,7 +106,7 @@ pub(crate) fn parameter(parameter: FakeParameter) -> Table {
 }
 
 /// `PgBouncer 1.25.2 (pgweir 0.1.0)`: tools read the first two words.
-fn version() -> String {
+pub fn version() -> String {
     format!("PgBouncer {PGBOUNCER_VERSION} (pgweir {})", env!("CARGO_PKG_VERSION"))
 }
 

@@ -496,7 +496,7 @@ impl PoolView {
 
 impl DatabaseView {
     /// The console's own database, with the clients that are logged in to it.
-    pub fn console(listen_port: u16, server_lifetime_s: u64, clients: u32) -> DatabaseView {
+    pub fn console(listen_port: u16, server_lifetime_s: u64, clients: u32, clients_max: u32) -> DatabaseView {
         DatabaseView {
             name: "pgbouncer".to_owned(),
             port: listen_port,
@@ -505,6 +505,7 @@ impl DatabaseView {
             pool_size: 2,
             server_lifetime_s,
             pool_mode: Some("statement"),
+            max_client_connections: clients_max,
             current_client_connections: clients,
             ..DatabaseView::default()
         }

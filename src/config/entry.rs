@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Config;
 use super::error::Problem;
-use super::settings::{RESERVED_DATABASE, bad_value, reserved_auth_dbname};
+use super::settings::{RESERVED_DATABASE, bad_value};
 use super::value::{Host, LoadBalanceHosts, PoolMode, Role, Secret, SourceKind, Value};
 
 /// One key of an entry.
@@ -258,9 +258,6 @@ impl Entry {
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match self {
             Entry::Database(database) => {
-                if key == "auth_dbname" && value == RESERVED_DATABASE {
-                    return Err(reserved_auth_dbname());
-                }
                 let key = if key == "reserve_pool" { "reserve_pool_size" } else { key };
                 let of = format!("database \"{}\"", database.name);
                 set_key(Database::KEYS, database.as_mut(), key, value, &of)

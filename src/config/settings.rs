@@ -124,7 +124,7 @@ pub(super) fn bad_value(
 }
 
 /// The error for an auth_dbname that names the console.
-pub(super) fn reserved_auth_dbname() -> Problem {
+fn reserved_auth_dbname() -> Problem {
     Problem::NotAllowed(format!("cannot use the reserved \"{RESERVED_DATABASE}\" database as an auth_dbname"))
 }
 

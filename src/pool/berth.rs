@@ -136,7 +136,12 @@ impl Pool {
     pub(super) fn note_opened(&self, server: &crate::server::ServerConnection) {
         let super::Target { database, user } = &self.target;
         let endpoint = &server.endpoint;
-        tracing::info!("S-{:#x}: {database}/{user}@{endpoint} new connection to server", server.id);
+        let from = server.socket.local_address().map(|address| format!(" (from {address})"));
+        tracing::info!(
+            "S-{:#x}: {database}/{user}@{endpoint} new connection to server{}",
+            server.id,
+            from.unwrap_or_default()
+        );
         self.counters.connects.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -46,7 +46,7 @@ impl Lease {
         let limit = pooled.membership.pool.quick.statements_max.load(Ordering::Relaxed);
         pooled.server.statements.set_limit(limit);
         pooled.server.used_at = now;
-        pooled.loan = Loan::new(now);
+        pooled.loan = Loan { used: true, ..Loan::new(now) };
     }
 
     /// Whether the server is to be closed as soon as nobody uses it: RECONNECT, or new settings.

@@ -186,6 +186,8 @@ pub struct Loan {
     pub closing: bool,
     /// The server sent a FATAL error.
     pub fatal_seen: bool,
+    /// A client has got the server, and not only a login that looked whether there is one.
+    pub used: bool,
 }
 
 impl Loan {
@@ -197,6 +199,7 @@ impl Loan {
             proving: false,
             closing: false,
             fatal_seen: false,
+            used: false,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::access::{Seat, Site};
 use super::quota::Permit;
 use super::{Failure, Loan, Membership, NOT_WANTED, Pool, Pooled, Target, close};
+use crate::auth::AuthError;
 use crate::config::LoadBalanceHosts;
 use crate::error::{SqlError, sqlstate};
 use crate::server::ServerConnection;
@@ -25,7 +26,15 @@ impl Pool {
         if self.is_failing(now) || self.is_retired() {
             return;
         }
-        let wanted = self.state.lock().begin_openings(now);
+        let mut state = self.state.lock();
+        let reserve = state.reserve_used();
+        let wanted = state.begin_openings(now);
+        let from_reserve = state.reserve_used() - reserve;
+        drop(state);
+        for _ in 0..from_reserve {
+            let Target { database, user } = &self.target;
+            tracing::warn!("{database}/{user}: taking connection from reserve_pool");
+        }
         for _ in 0..wanted {
             self.request_open(worker);
         }
@@ -192,7 +201,14 @@ impl Pool {
 
     fn log_failure(&self, error: &OpenError, site: &Site) {
         let Target { database, user } = &self.target;
-        tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
+        let tag = format!("S: {database}/{user}@{}", site.endpoint);
+        match error {
+            OpenError::Refused(said) => {
+                tracing::warn!("{tag} server login failed: {} {}", said.severity.as_str(), said.message);
+                tracing::warn!("{tag} closing because: {}", said.message);
+            }
+            error => tracing::warn!("{tag} closing because: {error}"),
+        }
     }
 
     fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
@@ -207,8 +223,7 @@ impl Pool {
             OpenError::Refused(error) if error.code == sqlstate::CANNOT_CONNECT_NOW => None,
             OpenError::Refused(error) => Some(error.clone()),
             OpenError::Auth(error) => Some(
-                SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "server login failed")
-                    .detail(error.to_string()),
+                SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, login_failed(error)).detail(error.to_string()),
             ),
             OpenError::Io(_)
             | OpenError::Timeout
@@ -246,5 +261,14 @@ impl Pool {
         let message =
             format!("server login has been failing, cached error: {} (server_login_retry)", refusal.message);
         Some(SqlError { message: message.into(), ..refusal.clone() })
+    }
+}
+
+fn login_failed(error: &AuthError) -> &'static str {
+    match error {
+        AuthError::WrongPasswordType(_) | AuthError::ScramKeysMissing => {
+            "server login failed: wrong password type"
+        }
+        _ => "server login failed",
     }
 }

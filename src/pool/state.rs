@@ -323,6 +323,16 @@ impl<S, W> PoolState<S, W> {
         self.idle.iter().flatten().map(|idle| (&idle.server, idle.since))
     }
 
+    /// The idle servers of this worker, in no order.
+    pub fn idle_of(&self, worker: usize) -> impl Iterator<Item = &S> {
+        self.idle[worker].iter().map(|idle| &idle.server)
+    }
+
+    /// Servers beyond `pool_size`, of the reserve.
+    pub fn reserve_used(&self) -> u32 {
+        self.total().saturating_sub(self.limits.size)
+    }
+
     /// Everyone who waits, the first first.
     pub fn waiters(&self) -> impl Iterator<Item = &W> {
         self.waiting.iter().map(|waiting| &waiting.waiter)

@@ -32,7 +32,7 @@ impl Pool {
         }
         let lifetime = Duration::from_micros(self.quick.lifetime_us.load(Ordering::Relaxed));
         if lifetime.is_zero() {
-            return Some("server_lifetime is 0");
+            return pooled.loan.used.then_some("server_lifetime is 0");
         }
         (server.age(now) > lifetime && self.may_retire(lifetime, now)).then_some("server lifetime over")
     }
@@ -104,7 +104,9 @@ impl Pool {
     fn retire_one_idle(&self, worker: usize, now: Instant) {
         let lifetime = self.settings.load().policy.server_lifetime;
         let is_old = |pooled: &Pooled| pooled.server.age(now) > lifetime;
-        if !self.state.lock().idle().any(|(pooled, _)| is_old(pooled)) || !self.may_retire(lifetime, now) {
+        // Only for a server of our own: the turn of another worker's must not be spent here.
+        let any_old = self.state.lock().idle_of(worker).any(|pooled| is_old(pooled));
+        if !any_old || !self.may_retire(lifetime, now) {
             return;
         }
         let mut found = false;

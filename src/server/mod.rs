@@ -329,6 +329,7 @@ pub async fn cancel(
     }
 }
 
-fn next_id() -> u64 {
+/// A number that no other connection of this process has, client or server.
+pub fn next_id() -> u64 {
     LAST_ID.fetch_add(1, Ordering::Relaxed) + 1
 }

@@ -24,17 +24,20 @@ struct Inquiry {
 
 impl Inquiry {
     /// What the settings say of a client's database; `None` when nobody may ask about this user.
-    fn new(config: &Config, database: &str, user: &str) -> Result<Option<Inquiry>, SqlError> {
+    fn new(config: &Config, database: &str) -> Result<Option<Inquiry>, SqlError> {
         let entry = (database != CONSOLE_DATABASE).then(|| config.database(database)).flatten();
         let of_entry =
             |choose: fn(&Database) -> &Option<String>| entry.as_ref().and_then(|entry| choose(entry).clone());
         let settings = &config.settings;
         let asker = of_entry(|entry| &entry.auth_user).or_else(|| settings.auth_user.clone());
-        let Some(asker) = asker.filter(|asker| !asker.is_empty() && asker != user) else { return Ok(None) };
+        let Some(asker) = asker.filter(|asker| !asker.is_empty()) else { return Ok(None) };
         let query = of_entry(|entry| &entry.auth_query).unwrap_or_else(|| settings.auth_query.clone());
         let place = of_entry(|entry| &entry.auth_dbname).or_else(|| settings.auth_dbname.clone());
         let place = match &place {
+            Some(name) if name == CONSOLE_DATABASE => return Err(reserved()),
+            None if database == CONSOLE_DATABASE => return Err(reserved()),
             Some(name) => config.database(name).ok_or_else(|| {
+                tracing::error!("authentication database \"{name}\" is not configured.");
                 let detail = format!("auth_dbname is \"{name}\", which is no database of [databases].");
                 fatal("bouncer config error").detail(detail)
             })?,
@@ -57,6 +60,13 @@ impl Inquiry {
     }
 }
 
+/// The console has no users of PostgreSQL's.
+fn reserved() -> SqlError {
+    tracing::error!("cannot use the reserved \"{CONSOLE_DATABASE}\" database as an auth_dbname");
+    fatal("bouncer config error")
+        .detail("auth_query cannot run in the console; auth_dbname names a database.")
+}
+
 fn failed() -> SqlError {
     fatal("bouncer config error").detail("auth_query failed; the log says why.")
 }
@@ -71,14 +81,15 @@ impl Newcomer {
         database: &str,
         user: &str,
     ) -> Result<Option<Arc<Credentials>>, Refusal> {
-        let Some(inquiry) = Inquiry::new(config, database, user)? else { return Ok(None) };
+        let Some(inquiry) = Inquiry::new(config, database)? else { return Ok(None) };
         let mut lease = self.server_for(config, &inquiry).await?;
         match lease.row_for(&inquiry.query, user, &self.plane.shared.server).await {
             Ok(row) => {
                 lease.release(Instant::now());
                 let found = row.map(secret_of).transpose()?;
-                if let Some(found) = &found {
-                    self.plane.shared.has_seen(found.secret());
+                match &found {
+                    Some(found) => self.plane.shared.has_seen(found.secret()),
+                    None => self.asked_in_vain = true,
                 }
                 Ok(found)
             }
@@ -94,6 +105,9 @@ impl Newcomer {
     async fn server_for(&mut self, config: &Config, inquiry: &Inquiry) -> Result<Lease, Refusal> {
         let Inquiry { asker, place, .. } = inquiry;
         let shared = Arc::clone(&self.plane.shared);
+        if shared.databases.is_disabled(&place.name) {
+            return Err(fatal(format!("authentication database \"{}\" is disabled", place.name)).into());
+        }
         let known = shared.credentials(asker);
         let secret =
             known.map_or(Arc::new(ServerSecret::None), |known| known.server_secret(&Proof::default()));

@@ -159,7 +159,13 @@ impl Newcomer {
         let (known, channel) = (credentials.clone(), self.channel.take());
         let mut login = ClientLogin::new(method, user, known, channel, &settings, &mut rand::rng());
         let mut out = BytesMut::new();
-        let mut progress = login.start(&mut out)?;
+        let in_vain = self.asked_in_vain;
+        // PgBouncer's words; a query that makes up a row for strangers hides who is one.
+        let refused = |error: SqlError| match in_vain && error.code == sqlstate::INVALID_PASSWORD {
+            true => SqlError::fatal(sqlstate::INVALID_PASSWORD, "no such user"),
+            false => error,
+        };
+        let mut progress = login.start(&mut out).map_err(refused)?;
         loop {
             if !out.is_empty() {
                 self.socket().write_all(&out).await?;
@@ -169,7 +175,7 @@ impl Newcomer {
                 Progress::Done(proof) => return Ok((credentials, proof)),
                 Progress::Continue => {
                     let body = self.read_password().await?;
-                    progress = login.handle_password(&body, &mut out)?;
+                    progress = login.handle_password(&body, &mut out).map_err(refused)?;
                 }
             }
         }
@@ -193,20 +199,29 @@ impl Newcomer {
     /// The name in the certificate, which a CA of ours has signed, must be the user's or be mapped to it.
     fn check_certificate(&self, hba: &Hba, map: Option<&str>, user: &str) -> Result<(), SqlError> {
         let Some(Socket::Tls(stream)) = &self.socket else {
-            return Err(fatal("TLS connection required"));
+            return Err(self.no_certificate("TLS connection required"));
         };
         let tls = self.plane.shared.databases.tls();
         let name = tls.acceptor.as_ref().and_then(|acceptor| acceptor.proven_name(stream.connection()));
         let Some(name) = name else {
-            return Err(fatal("TLS client certificate required"));
+            return Err(self.no_certificate("TLS client certificate required"));
         };
-        match hba.maps(map, &name, user) {
-            true => Ok(()),
-            false => {
+        match (hba.maps(map, &name, user), map) {
+            (true, _) => Ok(()),
+            (false, Some(map)) => {
+                Err(self.no_certificate(&format!("ident map: {map} does not have a match")))
+            }
+            (false, None) => {
                 let detail = format!("The certificate is for \"{name}\", the login for \"{user}\".");
-                Err(fatal("TLS certificate name mismatch").detail(detail))
+                Err(self.no_certificate("TLS certificate name mismatch").detail(detail))
             }
         }
+    }
+
+    /// The log says why, and DETAIL.
+    fn no_certificate(&self, why: &str) -> SqlError {
+        tracing::error!("{} {why}", self.tag());
+        fatal("certificate authentication failed").detail(format!("{why}."))
     }
 
     /// The other process's user must be the client's or be mapped to it.
@@ -219,6 +234,9 @@ impl Newcomer {
         match name {
             Some(name) if hba.maps(map, &name, user) => Ok(()),
             name => {
+                if let Some(map) = map {
+                    tracing::error!("{} ident map {map} cannot be matched", self.tag());
+                }
                 let name = name.map_or("a user without a name".to_owned(), |name| format!("user \"{name}\""));
                 let detail =
                     format!("The process at the other end runs as {name}, the login is for \"{user}\".");

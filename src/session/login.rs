@@ -16,7 +16,7 @@ use super::console;
 use super::options::{add_host, client_parameters, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
-use crate::admin::CONSOLE_DATABASE;
+use crate::admin::{CONSOLE_DATABASE, Rights};
 use crate::auth::{ChannelBinding, Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
@@ -37,6 +37,8 @@ const MINOR_MAX: u16 = 2;
 /// From this one on a cancel key may be longer than eight bytes.
 const LONG_KEYS_SINCE: u16 = 2;
 
+const EXCEEDED_BY_DATABASE: &str = "client connections exceeded (max_db_client_connections)";
+const EXCEEDED_BY_USER: &str = "client connections exceeded (max_user_client_connections)";
 const LOGGED_IN: &str = "who is logged in has a socket";
 
 /// A client's place among the connection limits, given back when dropped.
@@ -84,6 +86,8 @@ pub(super) struct Newcomer {
     user: Option<String>,
     database: Option<String>,
     pub(super) waits_for_server: bool,
+    /// `auth_query` has found no such user.
+    pub(super) asked_in_vain: bool,
     pub(super) replication: Replication,
     /// The minor version of protocol 3 that is spoken.
     minor: u16,
@@ -102,6 +106,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
         user: None,
         database: None,
         waits_for_server: false,
+        asked_in_vain: false,
         replication: Replication::None,
         minor: 0,
     });
@@ -115,7 +120,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
             // In a function of its own, so that this future keeps nothing of the login.
             start_session(*newcomer, *start);
         }
-        Ok(Entry::Console(rights)) => {
+        Ok(Entry::Console(rights, _permits)) => {
             let Newcomer { plane, socket, peer, id, user, connected, .. } = *newcomer;
             let socket = socket.expect(LOGGED_IN);
             let client = console::Client { socket, peer, id, user: user.unwrap_or_default(), connected };
@@ -167,7 +172,7 @@ fn start_session(newcomer: Newcomer, start: Start) {
 /// What a login leads to.
 enum Entry {
     Session(Box<Start>),
-    Console(crate::admin::Rights),
+    Console(Rights, [Permit; 2]),
 }
 
 /// What a session begins with.
@@ -246,6 +251,9 @@ impl Newcomer {
         let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
+        if !config.databases.contains_key(&name) && !self.plane.shared.databases.has(&name) {
+            tracing::info!("registered new auto-database: {name}");
+        }
         let admission = self.admit_user(&config, &database, &user, place)?;
         if config.settings.auth_type == AuthType::Any && database.user.is_none() {
             return Err(fatal("bouncer config error").detail("auth_type=any requires forced user").into());
@@ -290,6 +298,16 @@ impl Newcomer {
         let came_to = self.socket.as_ref().and_then(Socket::local_address).map(|address| address.port());
         let by_port = (port != 0 && came_to == Some(port)).then_some(Role::ReadOnly);
         route::database_name(config, name, by_option, by_port).map_err(|error| fatal(error.to_string()))
+    }
+
+    /// The first words of its log lines.
+    pub(super) fn tag(&self) -> ClientTag<'_> {
+        ClientTag {
+            id: self.id,
+            database: self.database.as_deref(),
+            user: self.user.as_deref(),
+            peer: &self.peer,
+        }
     }
 
     // ---- the first packets ----
@@ -418,17 +436,10 @@ impl Newcomer {
         let databases = &self.plane.shared.databases;
         let policy = config.pool_policy(database, user);
         let of_database = databases.with_database(&database.name, |entry| {
-            permit(
-                &entry.clients,
-                policy.max_db_client_connections,
-                "client connections exceeded (max_db_client_connections)",
-            )
+            permit(&entry.clients, policy.max_db_client_connections, EXCEEDED_BY_DATABASE)
         })?;
-        let of_user = permit(
-            &databases.user(user).clients,
-            policy.max_user_client_connections,
-            "client connections exceeded (max_user_client_connections)",
-        )?;
+        let of_user =
+            permit(&databases.user(user).clients, policy.max_user_client_connections, EXCEEDED_BY_USER)?;
         Ok(Admission { _permits: [place, of_database, of_user] })
     }
 
@@ -539,37 +550,53 @@ impl Newcomer {
             && user == CONSOLE_DATABASE
             && self.socket.as_ref().is_some_and(console::is_own_user);
         if own_socket {
-            return Ok(Entry::Console(crate::admin::Rights::Admin));
+            return Ok(Entry::Console(Rights::Admin, self.admit_to_console(config, user, Rights::Admin)?));
         }
-        let Some(rights) = console::rights(config, user) else {
-            self.authenticate(config, CONSOLE_DATABASE, user).await?;
-            return Err(fatal("not allowed").into());
-        };
+        let rights = console::rights(config, user);
         self.authenticate(config, CONSOLE_DATABASE, user).await?;
-        Ok(Entry::Console(rights))
+        let Some(rights) = rights else { return Err(fatal("not allowed").into()) };
+        Ok(Entry::Console(rights, self.admit_to_console(config, user, rights)?))
+    }
+
+    /// Clients of the console count in the limits of databases and users; an administrator is let in
+    /// beyond them.
+    fn admit_to_console(&self, config: &Config, user: &str, rights: Rights) -> Result<[Permit; 2], SqlError> {
+        let own = config.users.get(user).and_then(|user| user.max_user_client_connections);
+        let of_user = own.unwrap_or(config.settings.max_user_client_connections);
+        let [of_database, of_user] = match rights {
+            Rights::Admin => [0, 0],
+            Rights::Stats => [config.settings.max_db_client_connections, of_user],
+        };
+        let shared = &self.plane.shared;
+        Ok([
+            permit(&shared.console_clients, of_database, EXCEEDED_BY_DATABASE)?,
+            permit(&shared.databases.user(user).clients, of_user, EXCEEDED_BY_USER)?,
+        ])
     }
 
     async fn refuse(mut self: Box<Self>, refusal: Refusal) {
-        let tag = ClientTag {
-            id: self.id,
-            database: self.database.as_deref(),
-            user: self.user.as_deref(),
-            peer: &self.peer,
-        };
+        let tag = self.tag().to_string();
         let settings = &self.plane.shared.config.load().settings;
+        let age = self.connected.elapsed().as_secs();
+        let closing = |reason: &str| {
+            if settings.log_disconnections {
+                tracing::info!("{tag} closing because: {reason} (age={age}s)");
+            }
+        };
         match refusal {
             // Not under client_login_timeout: the peers have a time of their own. Boxed, so that no login
             // needs room for it.
             Refusal::Cancel(request) => Box::pin(cancel::serve(&self.plane, &self.peer, request)).await,
             Refusal::Quiet("") => {}
-            Refusal::Quiet(reason) => tracing::info!("{tag} closing because: {reason}"),
-            Refusal::Io(error) => tracing::info!("{tag} closing because: client unexpected eof ({error})"),
+            Refusal::Quiet(reason) => closing(reason),
+            Refusal::Io(error) => closing(&format!("client unexpected eof ({error})")),
             Refusal::Tls(error) => {
                 self.plane.metrics.borrow_mut().tls_failures += 1;
-                tracing::info!("{tag} closing because: TLS handshake failed: {error}");
+                closing(&format!("TLS handshake failed: {error}"));
             }
             Refusal::Error(error) => {
                 self.plane.metrics.borrow_mut().errors.record(&error.code);
+                closing(&error.message);
                 if settings.log_pooler_errors {
                     tracing::warn!("{tag} pooler error: {}", error.message);
                 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -128,8 +128,8 @@ pub struct Shared {
     pub lifecycle: Lifecycle,
     /// Clients that are logged in or log in, the console's left out, against `max_client_conn`.
     pub clients: Arc<Quota>,
-    /// Sessions begun, for their numbers.
-    pub last_client: AtomicU64,
+    /// Clients of the console, against `max_db_client_connections`.
+    pub console_clients: Arc<Quota>,
     /// Where the console's averages are counted from.
     pub stats_period: Mutex<StatsPeriod>,
     /// The process's own salt.
@@ -169,7 +169,7 @@ impl Shared {
             process,
             lifecycle: Lifecycle::default(),
             clients: Arc::default(),
-            last_client: AtomicU64::new(0),
+            console_clients: Arc::default(),
             stats_period: Mutex::new(StatsPeriod::new(Instant::now())),
             mock_key: MockKey::new(&mut rand::rng()),
             rules: ArcSwap::from_pointee(rules),
@@ -227,9 +227,9 @@ impl Shared {
         }
     }
 
-    /// A number for a new client.
+    /// A number for a new client; servers have numbers of the same row, as PgBouncer's sockets have.
     pub fn next_client(&self) -> u64 {
-        self.last_client.fetch_add(1, Ordering::Relaxed) + 1
+        server::next_id()
     }
 
     /// A key for a new client, entered under its address. The sign bit is clear, as in PgBouncer's, and

@@ -257,7 +257,9 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     snapshot.pools.push(PoolView::console(consoles));
     snapshot.databases = databases(shared, &config);
     let lifetime = config.settings.server_lifetime.as_secs();
-    snapshot.databases.push(DatabaseView::console(config.settings.listen_port, lifetime, consoles));
+    let clients_max = config.settings.max_db_client_connections;
+    let port = config.settings.listen_port;
+    snapshot.databases.push(DatabaseView::console(port, lifetime, consoles, clients_max));
     snapshot.users = users(shared, &config);
     let (stats, elapsed) = stats(shared, &parts, now);
     snapshot.stats = stats;

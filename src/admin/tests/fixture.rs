@@ -150,7 +150,7 @@ fn snapshot() -> Snapshot {
             PoolView::console(1),
         ],
         databases: vec![
-            DatabaseView::console(27431, 3600, 1),
+            DatabaseView::console(27431, 3600, 1, 0),
             DatabaseView {
                 name: "lb".into(),
                 host: Some("127.0.0.1,127.0.0.2".into()),
