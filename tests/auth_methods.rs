@@ -21,6 +21,8 @@ use support::rules::Ruled;
 use support::{Address, Login, Pooler, Raw};
 
 const WRONG_PASSWORD: &str = "28P01 password authentication failed";
+/// Of auth_query.
+const NO_USER: &str = "28P01 no such user";
 const WRONG_PROOF: &str = "28P01 SASL authentication failed";
 const WRONG_IN_DIRECTORY: &str = "28P01 LDAP authentication failed";
 const WRONG_FOR_PAM: &str = "28P01 PAM authentication failed";
@@ -203,10 +205,10 @@ async fn with_secrets_of_postgresql() {
     for row in [
         row("scram_user", "scram-secret", "in"),
         row("scram_user", "wrong", WRONG_PROOF),
-        row("nobody", "x", WRONG_PROOF),
+        row("nobody", "x", NO_USER),
         row("md5_user", "md5-secret", "in"),
         row("md5_user", "wrong", WRONG_PASSWORD),
-        row("nobody", "x", WRONG_PASSWORD),
+        row("nobody", "x", NO_USER),
         row("app", "wrong", WRONG_PASSWORD),
     ] {
         row.check(&pooler, "auth_query").await;

@@ -195,7 +195,6 @@ fn a_wrong_entry_is_an_error_with_its_line() {
         "a = pool_mode=x",
         "3: pool_mode of database \"a\" is x: it must be session, transaction or statement (Overrides pool_mode)",
     );
-    check("a = auth_dbname=pgbouncer", "3: cannot use the reserved \"pgbouncer\" database as an auth_dbname");
     check("[users]\nu = port=5", "4: there is no setting port of user \"u\"");
     check("[peers]\n0 = host=x", "4: peer is 0: it must be 1 to 65535 (its peer_id)");
     check("[peers]\nx = host=x", "4: peer is x: it must be 1 to 65535 (its peer_id)");

@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts, ServerOrderingStrategy,
 };
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
+use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -109,7 +110,7 @@ pub struct Dns {
     hosts: Mutex<BTreeMap<Arc<str>, Arc<Host>>>,
     zones: Mutex<BTreeMap<String, Zone>>,
     /// With the state of the files that it was made from.
-    resolver: Mutex<Option<(Stamps, TokioResolver)>>,
+    sources: Mutex<Option<(Stamps, Sources)>>,
     queries: AtomicU32,
 }
 
@@ -158,7 +159,7 @@ impl Dns {
             times: ArcSwap::from_pointee(Times::new(settings)),
             hosts: Mutex::default(),
             zones: Mutex::default(),
-            resolver: Mutex::default(),
+            sources: Mutex::default(),
             queries: AtomicU32::new(0),
         })
     }
@@ -245,27 +246,34 @@ impl Dns {
     }
 
     async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
-        let found = self.resolver()?.lookup_ip(name).await.map_err(Failure::from)?;
-        let found: BTreeSet<IpAddr> = found.iter().take(ADDRESSES_MAX).collect();
+        let sources = self.sources()?;
+        let mut found = sources.in_hosts_file(name);
+        if found.is_empty() {
+            let answer = sources.resolver.lookup_ip(name).await.map_err(Failure::from)?;
+            found = answer.iter().take(ADDRESSES_MAX).collect();
+        }
         Ok(found.into_iter().collect())
     }
 
     /// What asks, made anew when one of its files has changed.
-    fn resolver(&self) -> Result<TokioResolver, Failure> {
+    fn sources(&self) -> Result<Sources, Failure> {
         let changed = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
         let stamps = [changed(&self.file), changed(Path::new(HOSTS_FILE))];
-        let mut current = self.resolver.lock();
-        if let Some((made_from, resolver)) = &*current
+        let mut current = self.sources.lock();
+        if let Some((made_from, sources)) = &*current
             && *made_from == stamps
         {
-            return Ok(resolver.clone());
+            return Ok(sources.clone());
         }
         let resolver = make_resolver(&self.file).map_err(|error| {
             let reason = format!("{}: {error}", self.file.display());
             Failure { is_certain: false, reason: reason.into() }
         })?;
-        *current = Some((stamps, resolver.clone()));
-        Ok(resolver)
+        // Without the file there are no names in it.
+        let hosts = Arc::new(Hosts::from_system().unwrap_or_default());
+        let sources = Sources { resolver, hosts };
+        *current = Some((stamps, sources.clone()));
+        Ok(sources)
     }
 
     /// What no event tells of, about once a second: names in `used` whose time is over are looked up again,
@@ -307,7 +315,7 @@ impl Dns {
     async fn serial_of(&self, zone: &str) -> Option<u32> {
         let mut name = Name::from_utf8(zone).ok()?;
         name.set_fqdn(true);
-        let found = self.resolver().ok()?.lookup(name, RecordType::SOA).await.ok()?;
+        let found = self.sources().ok()?.resolver.lookup(name, RecordType::SOA).await.ok()?;
         found.answers().iter().find_map(|record| match &record.data {
             RData::SOA(soa) => Some(soa.serial),
             _ => None,
@@ -458,6 +466,29 @@ fn zone_of(name: &str) -> Option<&str> {
 }
 
 /// As the C library does, without a file, or without a name server in it, one on this host is asked.
+/// Where addresses come from.
+#[derive(Clone, Debug)]
+struct Sources {
+    resolver: TokioResolver,
+    hosts: Arc<Hosts>,
+}
+
+impl Sources {
+    /// As in the C library, a name that the file has is not asked for elsewhere, even if the file has only
+    /// its IPv4 or its IPv6 addresses.
+    fn in_hosts_file(&self, name: &str) -> BTreeSet<IpAddr> {
+        let Ok(name) = Name::from_utf8(name) else { return BTreeSet::new() };
+        let of = |kind| self.hosts.lookup_static_host(&Query::query(name.clone(), kind));
+        let lookups = [RecordType::A, RecordType::AAAA].into_iter().filter_map(of);
+        lookups
+            .flat_map(|lookup| {
+                lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>()
+            })
+            .take(ADDRESSES_MAX)
+            .collect()
+    }
+}
+
 fn make_resolver(file: &Path) -> Result<TokioResolver, NetError> {
     let text = match fs::read(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && file == Path::new(SYSTEMS_FILE) => {
