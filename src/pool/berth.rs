@@ -44,7 +44,7 @@ impl Berth {
     /// Opens the server, with these startup parameters besides the pool's own. Runs on the thread of the
     /// worker that asked for the berth.
     ///
-    /// Fails as [`Recipe::open`] does; the log has the reason then.
+    /// Fails as [`Recipe::open`](crate::server::login::Recipe::open) does; the log has the reason then.
     pub async fn open(
         mut self,
         replication: Replication,
