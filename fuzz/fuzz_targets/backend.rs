@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use pgweir::protocol::statements::Change;
+use pgweir::protocol::statements::{Change, Statement};
 use pgweir::protocol::{Answer, OutOfStep, Pipeline, RequestKind, Stop};
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -26,6 +26,10 @@ enum Request {
     CopyEnd,
 }
 
+fn statement() -> std::sync::Arc<Statement> {
+    std::sync::Arc::new(Statement { id: 1, definition: Box::default() })
+}
+
 fn push(pipeline: &mut Pipeline, request: Request) {
     let name = || Box::from(*b"s");
     match request {
@@ -36,7 +40,7 @@ fn push(pipeline: &mut Pipeline, request: Request) {
             pipeline.push_with_change(RequestKind::Parse, Answer::Discard, Change::ServerParse(1));
         }
         Request::MadeParse => {
-            let change = Change::ClientParse { name: name(), id: 1, sent: false };
+            let change = Change::ClientParse { name: name(), statement: statement(), sent: false };
             pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
         }
         Request::Duplicate => {
