@@ -16,7 +16,8 @@ use crate::error::SqlError;
 use crate::server::login::{OpenError, Welcome};
 use crate::wire::startup::Replication;
 
-const MADE_ROOM: &str = "made room for a replication connection";
+/// PgBouncer's word.
+const MADE_ROOM: &str = "evicted";
 
 /// Room for one server. Dropping it gives the room back.
 #[derive(Debug)]
@@ -125,8 +126,15 @@ impl Pool {
     }
 
     fn note_refusal(&self, error: &OpenError, site: &super::access::Site) {
-        let super::Target { database, user } = &self.target;
-        tracing::warn!("S: {database}/{user}@{} closing because: {error}", site.endpoint);
+        match error {
+            // PgBouncer's words: a client of replication hears no more than that either.
+            OpenError::Refused(said) => {
+                let tag = format!("S: {}/{}@{}", self.target.database, self.target.user, site.endpoint);
+                tracing::warn!("{tag} server login failed: {} {}", said.severity.as_str(), said.message);
+                tracing::warn!("{tag} closing because: login failed (age=0s)");
+            }
+            error => self.log_failure(error, site),
+        }
         if error.tells_of_the_server() {
             site.report(&error.to_string());
         }

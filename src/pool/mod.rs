@@ -486,7 +486,8 @@ fn close(mut pooled: Box<Pooled>, reason: &str) {
 
 /// The last word to a server; its owner then drops it.
 fn part(server: &mut ServerConnection, site: &Site, reason: &str) {
-    tracing::info!("S-{:#x}: {} closing because: {reason}", server.id, server.endpoint);
+    let age = server.age(Instant::now()).as_secs();
+    tracing::info!("S-{:#x}: {} closing because: {reason} (age={age}s)", server.id, server.endpoint);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");

@@ -199,15 +199,15 @@ impl Pool {
         }
     }
 
-    fn log_failure(&self, error: &OpenError, site: &Site) {
+    pub(super) fn log_failure(&self, error: &OpenError, site: &Site) {
         let Target { database, user } = &self.target;
         let tag = format!("S: {database}/{user}@{}", site.endpoint);
         match error {
             OpenError::Refused(said) => {
                 tracing::warn!("{tag} server login failed: {} {}", said.severity.as_str(), said.message);
-                tracing::warn!("{tag} closing because: {}", said.message);
+                tracing::warn!("{tag} closing because: {} (age=0s)", said.message);
             }
-            error => tracing::warn!("{tag} closing because: {error}"),
+            error => tracing::warn!("{tag} closing because: {error} (age=0s)"),
         }
     }
 
@@ -235,7 +235,7 @@ impl Pool {
         let mut state = self.state.lock();
         state.end_opening();
         let turned_away = match &refusal {
-            Some(_) if state.leased() + state.idle_count() == 0 => state.take_waiters(),
+            Some(_) if !self.has_usable_servers() => state.take_waiters(),
             _ => Vec::new(),
         };
         drop(state);
@@ -247,6 +247,11 @@ impl Pool {
         }
     }
 
+    /// Whether there is a server, lent or idle, that is not to be closed as soon as nobody uses it.
+    fn has_usable_servers(&self) -> bool {
+        self.members.lock().contains_key(&self.epoch())
+    }
+
     /// Why a login need not wait: the server refused the last one, and it is too early to try again.
     pub fn cached_refusal(&self, now: Instant) -> Option<SqlError> {
         if !self.is_failing(now) {
@@ -254,8 +259,7 @@ impl Pool {
         }
         let failure = self.failure.lock();
         let refusal = failure.as_ref()?.refusal.as_ref()?;
-        let state = self.state.lock();
-        if state.leased() + state.idle_count() > 0 {
+        if self.has_usable_servers() {
             return None;
         }
         let message =

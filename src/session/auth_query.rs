@@ -114,7 +114,7 @@ impl Newcomer {
         let paused = shared.lifecycle.paused.load(Ordering::Acquire);
         let pool = shared.databases.pool(config, place, asker, secret, paused);
         if let Some(error) = pool.cached_refusal(Instant::now()) {
-            return Err(inquiry.failed(error.message).into());
+            return Err(error.into());
         }
         let refusal = match self.server_of(&pool).await {
             Ok(lease) => return Ok(lease),
@@ -124,10 +124,11 @@ impl Newcomer {
         if !config.databases.contains_key(&place.name) {
             shared.databases.forget_unused(&place.name);
         }
-        Err(match refusal {
-            Refusal::Error(error) => inquiry.failed(error.message).into(),
-            other => other,
-        })
+        // What the server says of the login is passed on, as to any client of the pool.
+        if let Refusal::Error(error) = &refusal {
+            tracing::error!("auth_query failed in database {} as {asker}: {}", place.name, error.message);
+        }
+        Err(refusal)
     }
 }
 
@@ -137,5 +138,7 @@ fn secret_of(row: Vec<Option<String>>) -> Result<Arc<Credentials>, SqlError> {
         tracing::error!("auth_query failed: it must return two columns, user and secret");
         return Err(failed());
     };
-    Ok(Arc::new(Credentials::new(Secret::parse(secret.unwrap_or_default()))))
+    // As in PgBouncer, who has no password is asked for an MD5 one, and none is right.
+    let impossible = || format!("md5{:032x}", rand::random::<u128>());
+    Ok(Arc::new(Credentials::new(Secret::parse(secret.unwrap_or_else(impossible)))))
 }

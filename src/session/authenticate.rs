@@ -161,7 +161,8 @@ impl Newcomer {
         let mut out = BytesMut::new();
         let in_vain = self.asked_in_vain;
         // PgBouncer's words; a query that makes up a row for strangers hides who is one.
-        let refused = |error: SqlError| match in_vain && error.code == sqlstate::INVALID_PASSWORD {
+        let refusals = [sqlstate::INVALID_PASSWORD, sqlstate::INVALID_AUTHORIZATION];
+        let refused = |error: SqlError| match in_vain && refusals.contains(&&*error.code) {
             true => SqlError::fatal(sqlstate::INVALID_PASSWORD, "no such user"),
             false => error,
         };

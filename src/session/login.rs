@@ -506,12 +506,17 @@ impl Newcomer {
         let lease = match pool.acquire(self.plane.worker, Instant::now(), false) {
             Acquired::Lease(lease) => lease,
             Acquired::Wait(mut place) => {
-                let limit = pool.settings().policy.query_wait_timeout;
+                let settings = pool.settings().clone();
+                let policy = &settings.policy;
+                let limit = [policy.query_wait_timeout, policy.query_timeout].into_iter().flatten().min();
                 let wait = std::future::poll_fn(|context: &mut Context<'_>| place.poll(context));
                 match limit {
                     None => wait.await?,
                     Some(limit) => match tokio::time::timeout(limit, wait).await {
                         Ok(outcome) => outcome?,
+                        Err(_) if policy.query_timeout == Some(limit) => {
+                            return Err(super::time::query_timeout_of_waiting(limit).into());
+                        }
                         Err(_) => {
                             let user = self.user.as_deref().unwrap_or_default();
                             return Err(super::time::query_wait_timeout(pool, user, limit).into());

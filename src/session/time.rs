@@ -73,7 +73,7 @@ impl Session {
         if let Some(limit) = policy.query_timeout
             && waited > limit
         {
-            return Some(over("query_timeout", "A query waited for a server", limit, "query_timeout"));
+            return Some(query_timeout_of_waiting(limit));
         }
         let limit = policy.query_wait_timeout?;
         (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
@@ -108,6 +108,11 @@ impl Session {
         (since(loan.began, now) > limit)
             .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
     }
+}
+
+/// What a client is told that waited for a server longer than a query may take.
+pub(super) fn query_timeout_of_waiting(limit: Duration) -> SqlError {
+    over("query_timeout", "A query waited for a server", limit, "query_timeout")
 }
 
 fn fast_close() -> SqlError {

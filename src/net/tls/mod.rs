@@ -20,10 +20,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ClientConnection, Connection, InconsistentKeys, ServerConfig, ServerConnection};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::net::TcpStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::auth::ChannelBinding;
 use crate::config::{Settings, SslMode, TlsProtocol};
@@ -256,6 +258,25 @@ impl Side<'_> {
     }
 }
 
+/// A certificate and its key, to be shown. rustls would take no certificate of X.509 version 1 here, as OpenSSL
+/// does, since it reads it with the eyes of one who must believe it.
+///
+/// Fails when the key is not the certificate's.
+fn identity(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    provider: &CryptoProvider,
+) -> Result<Arc<SingleCertAndKey>, rustls::Error> {
+    let key = provider.key_provider.load_private_key(key)?;
+    let shown = chain.first().and_then(|leaf| X509Certificate::from_der(leaf).ok());
+    if let (Some((_, shown)), Some(own)) = (shown, key.public_key())
+        && *shown.public_key().raw != *own
+    {
+        return Err(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch));
+    }
+    Ok(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))))
+}
+
 impl Acceptor {
     fn load(side: &Side<'_>, warnings: &mut Vec<String>) -> Result<Option<Self>, TlsError> {
         if side.mode == SslMode::Disable {
@@ -284,7 +305,8 @@ impl Acceptor {
         let trust = Trust::new(check, authorities, &provider).map_err(side.failed("ca_file"))?;
         let channel = chain.first().and_then(binding::end_point);
         let builder = builder.with_client_cert_verifier(Arc::clone(&trust) as Arc<dyn ClientCertVerifier>);
-        let mut config = builder.with_single_cert(chain, key).map_err(side.failed("key_file"))?;
+        let identity = identity(chain, key, &provider).map_err(side.failed("key_file"))?;
+        let mut config = builder.with_cert_resolver(identity);
         config.alpn_protocols = vec![ALPN.to_vec()];
         // As PostgreSQL: a connection lives long, and none is resumed.
         config.send_tls13_tickets = 0;
@@ -343,7 +365,8 @@ impl Connector {
         let builder = builder.dangerous().with_custom_certificate_verifier(trust);
         let mut config = match files.identity.take() {
             Some((chain, key)) => {
-                builder.with_client_auth_cert(chain, key).map_err(side.failed("key_file"))?
+                let identity = identity(chain, key, &provider).map_err(side.failed("key_file"))?;
+                builder.with_client_cert_resolver(identity)
             }
             None => builder.with_no_client_auth(),
         };
