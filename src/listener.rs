@@ -216,6 +216,7 @@ fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<TcpListene
         // The IPv4 wildcard is a listener of its own.
         socket.set_only_v6(true)?;
     }
+    TcpOptions::new(settings).size_buffers(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;

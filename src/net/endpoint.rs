@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::Socket;
@@ -69,6 +69,23 @@ impl TcpOptions {
         }
     }
 
+    /// Connects. The buffers have their size before: packets of the other side that do not fit into one that
+    /// shrinks are lost, and come again only after a while.
+    async fn connect(&self, place: SocketAddr) -> io::Result<TcpStream> {
+        let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        self.size_buffers(&SockRef::from(&socket))?;
+        socket.connect(place).await
+    }
+
+    /// Sets `tcp_socket_buffer`; accepted sockets have the sizes of the listener's.
+    pub fn size_buffers(&self, socket: &socket2::Socket) -> io::Result<()> {
+        if self.buffer > 0 {
+            socket.set_recv_buffer_size(self.buffer)?;
+            socket.set_send_buffer_size(self.buffer)?;
+        }
+        Ok(())
+    }
+
     /// Sets them on a TCP socket, and switches Nagle's delay off.
     pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
@@ -89,11 +106,7 @@ impl TcpOptions {
         if !self.user_timeout.is_zero() {
             socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         }
-        if self.buffer > 0 {
-            socket.set_recv_buffer_size(self.buffer)?;
-            socket.set_send_buffer_size(self.buffer)?;
-        }
-        Ok(())
+        self.size_buffers(&socket)
     }
 }
 
@@ -139,7 +152,7 @@ impl Endpoint {
         }
         let addresses = dns.addresses(name).await?;
         let places = addresses.iter().map(|address| SocketAddr::new(address.ip, self.port)).collect();
-        let stream = connect_to_any(places).await?;
+        let stream = connect_to_any(places, how.tcp).await?;
         let ip = stream.peer_addr()?.ip();
         let address = addresses.into_iter().find(|address| address.ip == ip);
         Ok((self.begin(stream, how, name).await?, address))
@@ -149,8 +162,8 @@ impl Endpoint {
     pub async fn dial_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
         match &self.host {
             Host::Tcp(name) => {
-                let stream = match ip {
-                    Some(ip) => TcpStream::connect((ip, self.port)).await?,
+                let stream = match ip.or_else(|| name.parse().ok()) {
+                    Some(ip) => how.tcp.connect(SocketAddr::new(ip, self.port)).await?,
                     None => TcpStream::connect((name.as_str(), self.port)).await?,
                 };
                 self.begin(stream, how, name).await
@@ -183,13 +196,13 @@ impl Endpoint {
 
 /// The first connection that can be had, in this order: an address that refuses, or is silent for a moment,
 /// gives the next one its turn.
-async fn connect_to_any(places: Vec<SocketAddr>) -> io::Result<TcpStream> {
+async fn connect_to_any(places: Vec<SocketAddr>, tcp: TcpOptions) -> io::Result<TcpStream> {
     let mut attempts = JoinSet::new();
     let mut places = places.into_iter().peekable();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(place) = places.next() {
-            attempts.spawn(TcpStream::connect(place));
+            attempts.spawn(async move { tcp.connect(place).await });
         }
         tokio::select! {
             attempt = attempts.join_next() => match attempt {
