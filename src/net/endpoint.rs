@@ -222,7 +222,12 @@ async fn encrypt(mut stream: TcpStream, connector: &Connector, name: &str) -> io
     stream.write_all(&SSL_REQUEST).await?;
     match stream.read_u8().await? {
         b'S' => {
-            let failed = |error| io::Error::other(format!("TLS handshake failed: {error}"));
+            // With OpenSSL's words where they are looked for.
+            let failed = |error: io::Error| {
+                let words =
+                    error.to_string().replace("invalid peer certificate", "certificate verify failed");
+                io::Error::other(format!("TLS handshake failed: {words}"))
+            };
             Ok(Socket::Tls(Box::new(connector.connect(stream, name).await.map_err(failed)?)))
         }
         b'N' if connector.is_required() => Err(io::Error::other("server refused SSL")),

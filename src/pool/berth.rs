@@ -38,7 +38,7 @@ impl Berth {
     /// A lent server closes to make room.
     pub(super) fn instead_of(pooled: Box<Pooled>, worker: usize) -> Self {
         let Pooled { mut server, membership, seat, _permits, .. } = *pooled;
-        part(&mut server, &seat.0, MADE_ROOM);
+        part(&mut server, &seat.0, &membership.pool.target, MADE_ROOM);
         Berth { pool: Arc::clone(&membership.pool), worker, held: Some((seat, _permits)) }
     }
 

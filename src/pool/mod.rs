@@ -480,14 +480,15 @@ impl Pool {
 
 /// Tells the server goodbye, if it is at a place where it listens, and closes the connection.
 fn close(mut pooled: Box<Pooled>, reason: &str) {
-    let Pooled { server, seat, .. } = &mut *pooled;
-    part(server, &seat.0, reason);
+    let Pooled { server, seat, membership, .. } = &mut *pooled;
+    part(server, &seat.0, &membership.pool.target, reason);
 }
 
 /// The last word to a server; its owner then drops it.
-fn part(server: &mut ServerConnection, site: &Site, reason: &str) {
+fn part(server: &mut ServerConnection, site: &Site, target: &Target, reason: &str) {
     let age = server.age(Instant::now()).as_secs();
-    tracing::info!("S-{:#x}: {} closing because: {reason} (age={age}s)", server.id, server.endpoint);
+    let (Target { database, user }, endpoint) = (target, &server.endpoint);
+    tracing::info!("S-{:#x}: {database}/{user}@{endpoint} closing because: {reason} (age={age}s)", server.id);
     if server.pipeline.is_idle() && server.backlog.is_empty() {
         // Best effort: without it PostgreSQL merely notices the end of the stream.
         let _ = server.socket.write_now(b"X\0\0\0\x04");

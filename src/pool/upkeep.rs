@@ -24,7 +24,10 @@ impl Pool {
             return Some("replication client was closed");
         }
         let is_old = server.epoch != self.epoch.load(Ordering::Acquire) || server.is_elsewhere();
-        if is_old || pooled.seat.0.is_closed() {
+        if is_old {
+            return Some("obsolete connection");
+        }
+        if pooled.seat.0.is_closed() {
             return Some(NOT_WANTED);
         }
         if self.is_uneven(pooled, now) {
@@ -135,10 +138,14 @@ impl Pool {
     /// Closes the server that has been idle longest, to make room for another pool under a common
     /// limit. Returns whether there was one.
     pub fn evict_idle(&self) -> bool {
+        self.close_longest_idle("evicted")
+    }
+
+    fn close_longest_idle(&self, reason: &str) -> bool {
         let taken = self.state.lock().take_longest_idle();
         let found = taken.is_some();
         if let Some(pooled) = taken {
-            close(pooled, "evicted");
+            close(pooled, reason);
         }
         found
     }
@@ -158,7 +165,7 @@ impl Pool {
         drop(state);
         self.grant_all(served);
         if paused {
-            while self.evict_idle() {}
+            while self.close_longest_idle("pause mode") {}
         }
     }
 
@@ -223,7 +230,7 @@ impl Pool {
     /// RECONNECT: every server of now is closed as soon as nobody uses it.
     pub fn reconnect(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        while self.evict_idle() {}
+        while self.close_longest_idle("database configuration changed") {}
     }
 
     /// New settings after a RELOAD. Servers that lead elsewhere now are closed as after RECONNECT.
@@ -241,6 +248,8 @@ impl Pool {
         self.quick.store(&settings);
         self.settings.store(Arc::new(settings));
         if elsewhere {
+            // What failed there says nothing about here.
+            *self.failure.lock() = None;
             self.reconnect();
         }
     }
