@@ -26,6 +26,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("RESUME", "08P01 pooler is not paused/suspended"),
     ("PAUSE", "PAUSE"),
     ("PAUSE", "08P01 already suspended/paused"),
+    ("SUSPEND", "08P01 already suspended/paused"),
     ("RESUME", "RESUME"),
     ("PAUSE nowhere", "08P01 no such database: nowhere"),
     ("PAUSE pgbouncer", "08P01 cannot pause admin db: pgbouncer"),

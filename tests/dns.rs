@@ -95,6 +95,30 @@ async fn when_a_name_moves_its_servers_are_replaced_and_no_client_notices() {
 }
 
 #[tokio::test]
+async fn with_server_fast_close_a_session_ends_between_its_transactions_when_the_name_has_moved() {
+    if !NameServer::is_possible() {
+        return;
+    }
+    let postgres = two_addresses().await;
+    let names = NameServer::start("db 127.0.0.1");
+    let config = front_door(&names, &postgres, "db.weir.test", "").pool_size(3).setting("dns_max_ttl", "1");
+    let pooler = config.mode("session").setting("server_fast_close", "1").start().await;
+    let (mut idle, mut busy) = (named(&pooler).await, named(&pooler).await);
+    assert_eq!(idle.query(SERVERS_ADDRESS).await.value(), "127.0.0.1");
+    busy.query("BEGIN").await.is("C Z(T)");
+    names.set("db 127.0.0.2");
+    eventually("a new session is at the new address", async || {
+        let mut client = named(&pooler).await;
+        client.query(SERVERS_ADDRESS).await.value() == "127.0.0.2"
+    })
+    .await;
+    assert_eq!(idle.rest().await.farewell(), "FATAL 08P01 database configuration changed");
+    busy.query("SELECT 2").await.is("T D(2) C Z(T)");
+    busy.query("COMMIT").await.is("C Z(I)");
+    assert_eq!(busy.rest().await.farewell(), "FATAL 08P01 database configuration changed");
+}
+
+#[tokio::test]
 async fn search_domains_ndots_and_the_hosts_file_count_as_in_the_c_library() {
     if !NameServer::is_possible() {
         return;

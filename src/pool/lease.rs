@@ -49,10 +49,10 @@ impl Lease {
         pooled.loan = Loan { used: true, ..Loan::new(now) };
     }
 
-    /// Whether the server is to be closed as soon as nobody uses it: RECONNECT, or new settings.
+    /// Whether the server is to be closed as soon as nobody uses it: RECONNECT, new settings, or a name that has
+    /// moved.
     pub fn is_outdated(&self) -> bool {
-        let pooled = self.pooled();
-        pooled.server.epoch != pooled.membership.pool.epoch.load(Ordering::Acquire)
+        self.pool().is_outdated(self.server())
     }
 
     /// What is known of the loan.

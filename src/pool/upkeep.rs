@@ -23,8 +23,7 @@ impl Pool {
         if server.replication != Replication::None {
             return Some("replication client was closed");
         }
-        let is_old = server.epoch != self.epoch.load(Ordering::Acquire) || server.is_elsewhere();
-        if is_old {
+        if self.is_outdated(server) {
             return Some("obsolete connection");
         }
         if pooled.seat.0.is_closed() {
@@ -38,6 +37,11 @@ impl Pool {
             return pooled.loan.used.then_some("server_lifetime is 0");
         }
         (server.age(now) > lifetime && self.may_retire(lifetime, now)).then_some("server lifetime over")
+    }
+
+    /// Whether it is of before the last RECONNECT, or its host's name has moved.
+    pub(super) fn is_outdated(&self, server: &ServerConnection) -> bool {
+        server.epoch != self.epoch() || server.is_elsewhere()
     }
 
     /// Whether another standby has room for it. One at a time: one that does not answer has the fewest.
@@ -78,7 +82,6 @@ impl Pool {
 
     fn close_unwanted(&self, worker: usize, now: Instant) {
         let mut context = Context::from_waker(Waker::noop());
-        let epoch = self.epoch.load(Ordering::Acquire);
         let settings = self.settings.load();
         let mut reasons = Vec::new();
         let mut buffer = [0; 512];
@@ -88,7 +91,7 @@ impl Pool {
             let reason = if let Err(reason) = server.poll_idle(&mut context, &mut buffer, &self.session) {
                 pooled.seat.0.report(reason);
                 Some(reason)
-            } else if server.epoch != epoch || server.is_elsewhere() || pooled.seat.0.is_closed() {
+            } else if self.is_outdated(server) || pooled.seat.0.is_closed() {
                 Some(NOT_WANTED)
             } else if settings.idle_timeout.is_some_and(|limit| idle_for > limit) {
                 Some("server idle timeout")

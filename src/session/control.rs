@@ -71,6 +71,20 @@ impl Control {
         handle.commands.send(command).await.map_err(|_| no_such())
     }
 
+    /// From now on databases that are entered are paused too.
+    fn begin_pause(&self) -> Result<(), ConsoleError> {
+        match self.shared().lifecycle.paused.swap(true, Ordering::AcqRel) {
+            true => Err(ConsoleError::AlreadyPaused),
+            false => Ok(()),
+        }
+    }
+
+    /// Pauses these databases, and waits until they have no servers.
+    async fn drain(&self, meant: &[Arc<DatabaseEntry>]) {
+        meant.iter().for_each(|entry| entry.set_paused(true));
+        self.until(|| meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()))).await;
+    }
+
     async fn until(&self, mut done: impl FnMut() -> bool) {
         while !done() {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -148,16 +162,12 @@ impl Pooler for Control {
     }
 
     async fn pause(&self, database: Option<&str>) -> Result<(), ConsoleError> {
-        let paused = &self.shared().lifecycle.paused;
         let meant = self.meant(database)?;
         // A database may be paused again, as in PgBouncer: the command then waits like the first one.
-        if database.is_none() && paused.swap(true, Ordering::AcqRel) {
-            return Err(ConsoleError::AlreadyPaused);
+        if database.is_none() {
+            self.begin_pause()?;
         }
-        for entry in &meant {
-            entry.set_paused(true);
-        }
-        self.until(|| meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()))).await;
+        self.drain(&meant).await;
         Ok(())
     }
 
@@ -187,19 +197,21 @@ impl Pooler for Control {
     }
 
     async fn suspend(&self) -> Result<(), ConsoleError> {
-        if self.shared().databases.known().iter().any(|entry| entry.paused.load(Ordering::Acquire)) {
+        let lifecycle = &self.shared().lifecycle;
+        let meant = self.shared().databases.known();
+        let any = meant.iter().any(|entry| entry.paused.load(Ordering::Acquire));
+        // PAUSE without a name pauses each of them too.
+        if any && !lifecycle.paused.load(Ordering::Acquire) {
             return Err(ConsoleError::PausedDatabases);
         }
-        self.shared().lifecycle.suspended.store(true, Ordering::Release);
+        self.begin_pause()?;
+        lifecycle.suspended.store(true, Ordering::Release);
         // A session holds no bytes that its poll could write, so what is waited for are the transactions.
         let limit = self.shared().config.load().settings.suspend_timeout;
-        match tokio::time::timeout(limit, self.pause(None)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                tracing::warn!("suspend_timeout={}: transactions are still open", limit.as_secs_f64());
-                Ok(())
-            }
+        if tokio::time::timeout(limit, self.drain(&meant)).await.is_err() {
+            tracing::warn!("suspend_timeout={}: transactions are still open", limit.as_secs_f64());
         }
+        Ok(())
     }
 
     async fn kill(&self, database: Option<&str>) -> Result<(), ConsoleError> {
@@ -283,9 +295,7 @@ impl Pooler for Control {
         let is_meant = |name: &str| name.split('@').next() == Some(database);
         let meant: Vec<_> = shared.databases.known().into_iter().filter(|e| is_meant(&e.name)).collect();
         let meant: Vec<_> = meant.into_iter().filter(|e| !e.paused.load(Ordering::Acquire)).collect();
-        meant.iter().for_each(|entry| entry.set_paused(true));
-        let empty = || meant.iter().all(|entry| entry.pools().iter().all(|pool| pool.is_empty()));
-        let drained = tokio::time::timeout(REROUTE_MAX, self.until(empty)).await.is_ok();
+        let drained = tokio::time::timeout(REROUTE_MAX, self.drain(&meant)).await.is_ok();
         if drained {
             apply(shared, config).await;
         }
