@@ -180,8 +180,7 @@ fn unescape(value: &str) -> Result<String, String> {
             continue;
         }
         let digits = after.get(..2).and_then(|digits| str::from_utf8(digits).ok());
-        let escaped = digits.filter(|digits| !digits.starts_with('+'));
-        let escaped = escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let escaped = digits.and_then(super::hex_byte);
         bytes.push(escaped.ok_or_else(|| format!("\"\\\" needs two hex digits behind it in \"{value}\""))?);
         rest = &after[2..];
     }

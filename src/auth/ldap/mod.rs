@@ -240,12 +240,18 @@ fn is_ldaps(scheme: &str) -> Option<bool> {
     }
 }
 
+/// Of two hex digits, and nothing else that the number's own parser takes.
+fn hex_byte(digits: &str) -> Option<u8> {
+    let digits = Some(digits).filter(|digits| !digits.starts_with('+'))?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
 fn percent_decoded(text: &str) -> Option<String> {
     let mut parts = text.split('%');
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
         let (digits, rest) = part.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.push(hex_byte(digits)?);
         bytes.extend_from_slice(rest.as_bytes());
     }
     String::from_utf8(bytes).ok()
@@ -334,6 +340,7 @@ mod tests {
         check("ldapurl=http://a/dc=x", "must be like");
         check("ldapurl=ldap://a:x/dc=x", "must be like");
         check("ldapurl=ldap://a/%zz", "must be like");
+        check("ldapurl=ldap://a/%+f", "must be like");
         check("ldapurl=ldap://a/dc=x?uid?all", "scope");
     }
 
