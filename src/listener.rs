@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::config::{Host, Settings};
 use crate::log::Peer;
 use crate::net::DetachedSocket;
-use crate::net::endpoint::TcpOptions;
+use crate::net::endpoint::{TcpOptions, socket_name};
 use crate::session::plane::{Message, Shared};
 
 /// With `tcp_defer_accept` the kernel keeps a connection on which nothing is said to itself for about so long, in
@@ -111,7 +111,7 @@ impl Listeners {
                 tracing::info!("listening on {address}");
             }
         }
-        let name = format!(".s.PGSQL.{}", settings.listen_port);
+        let name = socket_name(settings.listen_port);
         match settings.default_host() {
             Some(Host::Unix(directory)) => {
                 let path = directory.join(name);

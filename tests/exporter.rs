@@ -58,7 +58,8 @@ impl Exporter {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/venv/bin/pgbouncer-exporter");
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("--config").arg(file);
-        let child = spawn(command_without_output(command));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = spawn(command);
         eventually("the exporter listens", async || TcpStream::connect(("127.0.0.1", port)).await.is_ok())
             .await;
         Exporter { port, child, _directory: directory }
@@ -83,11 +84,6 @@ impl Drop for Exporter {
         signal(self.child.id(), "KILL");
         let _ = self.child.wait();
     }
-}
-
-fn command_without_output(mut command: Command) -> Command {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command
 }
 
 #[tokio::test]

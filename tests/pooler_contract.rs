@@ -13,7 +13,6 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 use support::message::{query, startup};
-use support::network::Network;
 use support::pod::{ARBITRARY_USER, Cluster, PoolerPod, Specification, nobody};
 use support::{Login, Raw, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,10 +38,7 @@ fn parameter(name: &'static str, value: &str) -> (&'static str, String) {
 
 #[tokio::test]
 async fn it_takes_the_ini_file_as_its_only_argument_and_stays_in_the_foreground() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let command = fs::read(format!("/proc/{}/cmdline", pod.pid())).unwrap();
     assert_eq!(command, b"/usr/bin/pgbouncer\0/controller/configs/pgbouncer.ini\0");
@@ -116,10 +112,7 @@ const PARAMETERS: &[(&str, &str)] = &[
 
 #[tokio::test]
 async fn every_parameter_that_the_operator_allows_is_read_and_has_its_value() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = PARAMETERS.iter().map(|(name, value)| parameter(name, value)).collect();
     let pod = PoolerPod::start(&cluster, Specification { parameters, ..Specification::default() }).await;
     let config = pod.console().await.query("SHOW CONFIG").await.rows();
@@ -134,10 +127,7 @@ async fn every_parameter_that_the_operator_allows_is_read_and_has_its_value() {
 
 #[tokio::test]
 async fn a_secret_of_type_basic_auth_comes_in_a_user_list_with_doubled_quotes() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let role = r#"CREATE ROLE asker LOGIN PASSWORD 'a "quoted" secret'"#;
     cluster.postgres.sql("postgres", role).await;
     let basic_auth = Some(("asker", r#"a "quoted" secret"#));
@@ -154,10 +144,7 @@ async fn a_secret_of_type_basic_auth_comes_in_a_user_list_with_doubled_quotes() 
 
 #[tokio::test]
 async fn it_runs_as_an_arbitrary_user_and_writes_nothing_but_its_socket() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let specification = Specification { user: ARBITRARY_USER, ..Specification::default() };
     let pod = PoolerPod::start(&cluster, specification).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
@@ -181,10 +168,7 @@ async fn it_runs_as_an_arbitrary_user_and_writes_nothing_but_its_socket() {
 
 #[tokio::test]
 async fn it_listens_everywhere_within_300_ms_with_no_server_and_a_socket_of_a_dead_process() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut times = Vec::new();
     // The promise is about our work, not about a machine that is busy with other tests.
     while times.len() < 10 && times.iter().all(|time| *time > UP_WITHIN) {
@@ -212,10 +196,7 @@ async fn it_listens_everywhere_within_300_ms_with_no_server_and_a_socket_of_a_de
 
 #[tokio::test]
 async fn a_probe_that_connects_and_says_nothing_is_accepted_without_a_primary_and_leaves_no_trace() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start_with(&cluster, Specification::default(), nobody(), |_| {}).await;
     let mut console = pod.console().await;
     let before = pod.log().lines().count();
@@ -241,10 +222,7 @@ async fn a_probe_that_connects_and_says_nothing_is_accepted_without_a_primary_an
 
 #[tokio::test]
 async fn the_managers_driver_is_told_what_it_demands_of_a_session() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     // Its two pools of connections log in anew for each command, and at the same time.
     let mut consoles = Vec::new();
@@ -274,10 +252,7 @@ async fn the_managers_driver_is_told_what_it_demands_of_a_session() {
 
 #[tokio::test]
 async fn show_lists_has_the_twelve_rows_that_the_manager_knows() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     let rows = pod.console().await.query("SHOW LISTS;").await.rows();
     let names: Vec<&str> = rows.iter().map(|row| row[0].as_str()).collect();
@@ -301,10 +276,7 @@ fn scan(row: &[String], texts: &[usize], nulls: &[usize]) {
 
 #[tokio::test]
 async fn show_pools_and_show_stats_have_columns_in_the_number_and_form_that_are_scanned() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     client.query("SELECT 1").await.is("T D(1) C Z(I)");
@@ -343,10 +315,7 @@ async fn psql(pod: &PoolerPod, options: &str, sql: &str) -> String {
 
 #[tokio::test]
 async fn servers_are_asked_for_tls_and_shown_the_poolers_certificate() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     assert_eq!(psql(&pod, "sslmode=require", "SELECT 'in'").await, "in");
     let sql = "SELECT DISTINCT usename, ssl, client_dn FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
@@ -358,10 +327,7 @@ async fn servers_are_asked_for_tls_and_shown_the_poolers_certificate() {
 
 #[tokio::test]
 async fn a_server_of_another_ca_is_not_believed() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = vec![parameter("query_wait_timeout", "1"), parameter("server_login_retry", "1")];
     let pod = PoolerPod::start(&cluster, Specification { parameters, ..Specification::default() }).await;
     pod.write("server-tls/ca.crt", &fs::read(cluster.client_ca.certificate()).unwrap());
@@ -373,10 +339,7 @@ async fn a_server_of_another_ca_is_not_believed() {
 
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_after_reload_and_no_client_is_dropped() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     let checked = |authority: &support::certificates::Authority| {
         format!("sslmode=verify-ca sslrootcert={}", authority.certificate().display())
@@ -400,10 +363,7 @@ async fn a_renewed_certificate_is_shown_after_reload_and_no_client_is_dropped() 
 
 #[tokio::test]
 async fn a_client_certificate_of_the_clusters_ca_is_asked_for_where_the_user_says_so() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = vec![parameter("client_tls_sslmode", "verify-full")];
     let pod = PoolerPod::start(&cluster, Specification { parameters, ..Specification::default() }).await;
     let refused = psql(&pod, "sslmode=require", "SELECT 'in'").await;
@@ -421,10 +381,7 @@ async fn a_client_certificate_of_the_clusters_ca_is_asked_for_where_the_user_say
 
 #[tokio::test]
 async fn users_log_in_with_the_verifier_that_postgresql_has_and_no_password_is_anywhere() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     let mut console = pod.console().await;
@@ -442,10 +399,7 @@ async fn users_log_in_with_the_verifier_that_postgresql_has_and_no_password_is_a
 
 #[tokio::test]
 async fn the_users_rules_stand_before_those_of_the_operator() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let hba =
         vec!["host all plain_user all reject", "hostssl all scram_user all cert", "host all app all trust"];
     let pod = PoolerPod::start(&cluster, Specification { hba, ..Specification::default() }).await;
@@ -460,10 +414,7 @@ async fn the_users_rules_stand_before_those_of_the_operator() {
 
 #[tokio::test]
 async fn a_login_waits_while_there_is_no_primary_to_ask() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = vec![parameter("server_login_retry", "0.1")];
     let specification = Specification { parameters, ..Specification::default() };
     let pod = PoolerPod::start_with(&cluster, specification, nobody(), |_| {}).await;
@@ -485,10 +436,7 @@ async fn a_login_waits_while_there_is_no_primary_to_ask() {
 
 #[tokio::test]
 async fn pause_returns_when_no_server_is_held_and_reload_works_meanwhile() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     client.query("BEGIN").await.is("C Z(T)");
@@ -516,10 +464,7 @@ async fn pause_returns_when_no_server_is_held_and_reload_works_meanwhile() {
 
 #[tokio::test]
 async fn a_signal_of_the_manager_lets_running_transactions_end_and_then_ends_with_zero() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     let mut other = Raw::login(&pod.tcp(), &application()).await;
@@ -537,10 +482,7 @@ async fn a_signal_of_the_manager_lets_running_transactions_end_and_then_ends_wit
 
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     client.query("BEGIN").await.is("C Z(T)");
@@ -552,10 +494,7 @@ async fn a_second_signal_ends_at_once() {
 
 #[tokio::test]
 async fn the_hook_before_the_stop_waits_for_the_clients() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     let shut = pod.psql("SHUTDOWN WAIT_FOR_CLIENTS");
@@ -579,10 +518,7 @@ fn matches_the_managers_expression(line: &str) -> bool {
 
 #[tokio::test]
 async fn each_line_of_the_log_is_one_that_the_manager_can_take_apart() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let mut pod = PoolerPod::start(&cluster, Specification::default()).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;
     client.query("SELECT 1").await.is("T D(1) C Z(I)");
@@ -605,10 +541,7 @@ async fn each_line_of_the_log_is_one_that_the_manager_can_take_apart() {
 
 #[tokio::test]
 async fn more_clients_than_open_files_is_a_warning_and_no_end() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = vec![parameter("max_client_conn", "5000")];
     let specification = Specification { parameters, files_max: 512, ..Specification::default() };
     let pod = PoolerPod::start(&cluster, specification).await;
@@ -622,10 +555,7 @@ async fn more_clients_than_open_files_is_a_warning_and_no_end() {
 
 #[tokio::test]
 async fn our_metrics_have_a_port_of_their_own_beside_the_managers() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let environment = vec![("PGWEIR_METRICS_LISTEN_ADDR", "0.0.0.0:9128")];
     let pod = PoolerPod::start(&cluster, Specification { environment, ..Specification::default() }).await;
     let mut page = tokio::net::TcpStream::connect((pod.address(), 9128)).await.unwrap();
@@ -640,10 +570,7 @@ async fn our_metrics_have_a_port_of_their_own_beside_the_managers() {
 
 #[tokio::test]
 async fn without_a_topology_a_primary_that_is_away_means_waiting_and_no_error() {
-    if !Network::is_possible() {
-        return;
-    }
-    let cluster = Cluster::start().await;
+    let Some(cluster) = Cluster::start().await else { return };
     let parameters = vec![parameter("server_login_retry", "0.1")];
     let pod = PoolerPod::start(&cluster, Specification { parameters, ..Specification::default() }).await;
     let mut client = Raw::login(&pod.tcp(), &application()).await;

@@ -46,8 +46,8 @@ fn rows() -> Vec<Row> {
         .map(|line| {
             let fields: Vec<&str> = line.split('|').map(str::trim).collect();
             let [name, kind, sample, effect] = fields[..] else { panic!("four fields in: {line}") };
-            let shown = kind.strip_prefix("hidden ").unwrap_or(kind);
-            let mut words = shown.split(' ');
+            let hidden = kind.strip_prefix("hidden ");
+            let mut words = hidden.unwrap_or(kind).split(' ');
             let kind = match words.next().unwrap() {
                 "bool" => Kind::Bool,
                 "whole" => {
@@ -60,13 +60,9 @@ fn rows() -> Vec<Row> {
                 "file" => Kind::File,
                 other => panic!("{other} in: {line}"),
             };
-            Row { name, is_hidden: kind_is_hidden(line), kind, sample, effect }
+            Row { name, is_hidden: hidden.is_some(), kind, sample, effect }
         })
         .collect()
-}
-
-fn kind_is_hidden(line: &str) -> bool {
-    line.contains("| hidden ")
 }
 
 impl Kind {

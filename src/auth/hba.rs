@@ -309,25 +309,11 @@ fn rule(
             }
         }
     };
-    let method = single(&method)?;
     let mut unsupported = |wrong: String| {
         warnings.push(format!("auth_hba_file line {number}: {wrong}: nobody gets in by this line"));
         HbaMethod::Unsupported
     };
-    let mut method = match (method, transport) {
-        ("trust", _) => HbaMethod::Trust,
-        ("reject", _) => HbaMethod::Reject,
-        ("password", _) => HbaMethod::Password,
-        ("md5", _) => HbaMethod::Md5,
-        ("scram-sha-256", _) => HbaMethod::ScramSha256,
-        ("cert", Transport::HostSsl) => HbaMethod::Cert,
-        ("cert", _) => unsupported("cert is for hostssl only".into()),
-        ("peer", Transport::Local) => HbaMethod::Peer,
-        ("peer", _) => unsupported("peer is for local only".into()),
-        ("ldap", _) => HbaMethod::Ldap,
-        ("pam", _) => HbaMethod::Pam,
-        (other, _) => unsupported(format!("the method \"{other}\" is not supported")),
-    };
+    let mut method = method_of(single(&method)?, transport).unwrap_or_else(&mut unsupported);
     let (mut map, mut of_ldap) = (None, Vec::new());
     for option in fields {
         let option = single(&option)?.to_owned();
@@ -346,6 +332,23 @@ fn rule(
         }
     }
     Ok(Some(Rule { transport, databases, users, addresses, method, map, ldap, line: number }))
+}
+
+fn method_of(name: &str, transport: Transport) -> Result<HbaMethod, String> {
+    match (name, transport) {
+        ("trust", _) => Ok(HbaMethod::Trust),
+        ("reject", _) => Ok(HbaMethod::Reject),
+        ("password", _) => Ok(HbaMethod::Password),
+        ("md5", _) => Ok(HbaMethod::Md5),
+        ("scram-sha-256", _) => Ok(HbaMethod::ScramSha256),
+        ("cert", Transport::HostSsl) => Ok(HbaMethod::Cert),
+        ("cert", _) => Err("cert is for hostssl only".into()),
+        ("peer", Transport::Local) => Ok(HbaMethod::Peer),
+        ("peer", _) => Err("peer is for local only".into()),
+        ("ldap", _) => Ok(HbaMethod::Ldap),
+        ("pam", _) => Ok(HbaMethod::Pam),
+        (other, _) => Err(format!("the method \"{other}\" is not supported")),
+    }
 }
 
 fn ldap_options(options: &[(String, String)]) -> Result<LdapOptions, String> {

@@ -83,7 +83,8 @@ impl Setting {
     /// Sets it, or says what is wrong; `shown_as` is how the error calls it.
     pub(super) fn set(&self, settings: &mut Settings, value: &str, shown_as: &str) -> Result<(), Problem> {
         if self.name == "auth_dbname" && value == RESERVED_DATABASE {
-            return Err(reserved_auth_dbname());
+            let message = format!("cannot use the reserved \"{value}\" database as an auth_dbname");
+            return Err(Problem::NotAllowed(message));
         }
         if value.contains('\0') || !(self.set)(settings, value) {
             return Err(bad_value(shown_as, value, (self.allowed)(), self.meaning));
@@ -121,11 +122,6 @@ pub(super) fn bad_value(
     };
     let meaning = meaning.trim().trim_end_matches('.');
     Problem::BadValue { setting: setting.to_owned(), value, allowed: allowed.into(), meaning }
-}
-
-/// The error for an auth_dbname that names the console.
-fn reserved_auth_dbname() -> Problem {
-    Problem::NotAllowed(format!("cannot use the reserved \"{RESERVED_DATABASE}\" database as an auth_dbname"))
 }
 
 impl Settings {

@@ -169,12 +169,12 @@ impl Endpoint {
                 self.begin(stream, how, name).await
             }
             Host::Unix(directory) => {
-                let path = directory.join(self.socket_name());
+                let path = directory.join(socket_name(self.port));
                 Ok(Socket::Unix(UnixStream::connect(path).await?))
             }
             Host::Abstract(directory) => {
                 // tokio takes a path that begins with NUL for a name in the abstract namespace.
-                let path = PathBuf::from(format!("\0{directory}/{}", self.socket_name()));
+                let path = PathBuf::from(format!("\0{directory}/{}", socket_name(self.port)));
                 Ok(Socket::Unix(UnixStream::connect(path).await?))
             }
         }
@@ -188,10 +188,11 @@ impl Endpoint {
             Some(connector) => encrypt(stream, connector, how.tls_name.as_deref().unwrap_or(name)).await,
         }
     }
+}
 
-    fn socket_name(&self) -> String {
-        format!(".s.PGSQL.{}", self.port)
-    }
+/// The name of a Unix socket in its directory, PostgreSQL's and ours.
+pub fn socket_name(port: u16) -> String {
+    format!(".s.PGSQL.{port}")
 }
 
 /// The first connection that can be had, in this order: an address that refuses, or is silent for a moment,

@@ -113,7 +113,11 @@ pub async fn bind(
         }
         tracing::warn!("LDAP server \"{server}\": {unreachable}");
     }
-    Err(LdapError::Unreachable { server: last.to_owned(), error: unreachable })
+    Err(unreachable_at(last)(unreachable))
+}
+
+fn unreachable_at(server: &str) -> impl Fn(io::Error) -> LdapError {
+    |error| LdapError::Unreachable { server: server.to_owned(), error }
 }
 
 /// A connection to one server.
@@ -166,35 +170,27 @@ impl<'a> Directory<'a> {
         user: &str,
         password: &Password,
     ) -> Result<(), LdapError> {
+        let server = self.server;
         let asking = self.ask_about(options, user, password);
         let outcome = tokio::time::timeout(ASK_TIME_MAX, asking).await;
-        let outcome = outcome.unwrap_or_else(|_| Ok(Err(io::ErrorKind::TimedOut.into())));
-        outcome?.map_err(|error| LdapError::Unreachable { server: self.server.to_owned(), error })
+        outcome.unwrap_or_else(|_| Err(unreachable_at(server)(io::ErrorKind::TimedOut.into())))
     }
 
-    /// The outer error is the directory's word, the inner one that it had none.
     async fn ask_about(
         &mut self,
         options: &LdapOptions,
         user: &str,
         password: &Password,
-    ) -> Result<io::Result<()>, LdapError> {
+    ) -> Result<(), LdapError> {
         let name = match &options.entry {
-            LdapEntry::Named { prefix, suffix } => Ok(format!("{prefix}{}{suffix}", escaped_for_name(user))),
+            LdapEntry::Named { prefix, suffix } => format!("{prefix}{}{suffix}", escaped_for_name(user)),
             LdapEntry::Sought(search) => self.find(search, user).await?,
         };
-        let name = match name {
-            Ok(name) => name,
-            Err(error) => return Ok(Err(error)),
-        };
-        let result = match self.bind_as(&name, password).await {
-            Ok(result) => result,
-            Err(error) => return Ok(Err(error)),
-        };
+        let result = self.bind_as(&name, password).await.map_err(unreachable_at(self.server))?;
         // Nobody waits for the answer to a goodbye: it has none.
         let _ = self.send(LdapOp::UnbindRequest).await;
         match result.code {
-            LdapResultCode::Success => Ok(Ok(())),
+            LdapResultCode::Success => Ok(()),
             _ => {
                 let (server, result) = (self.server.to_owned(), shown(&result));
                 Err(LdapError::WrongPassword { name, server, result })
@@ -203,28 +199,24 @@ impl<'a> Directory<'a> {
     }
 
     /// The name of the user's entry.
-    async fn find(&mut self, search: &LdapSearch, user: &str) -> Result<io::Result<String>, LdapError> {
-        let refused = |what, server: &str, result: &LdapResult| LdapError::Refused {
+    async fn find(&mut self, search: &LdapSearch, user: &str) -> Result<String, LdapError> {
+        let server = self.server;
+        let refused = |what, result: &LdapResult| LdapError::Refused {
             what,
             server: server.to_owned(),
             result: shown(result),
         };
-        let result = match self.bind_as(&search.bind_name, &search.bind_password).await {
-            Ok(result) => result,
-            Err(error) => return Ok(Err(error)),
-        };
+        let result = self.bind_as(&search.bind_name, &search.bind_password).await;
+        let result = result.map_err(unreachable_at(server))?;
         if result.code != LdapResultCode::Success {
-            return Err(refused("perform initial LDAP bind for ldapbinddn", self.server, &result));
+            return Err(refused("perform initial LDAP bind for ldapbinddn", &result));
         }
-        let (mut names, result) = match self.search(search, user).await {
-            Ok(found) => found,
-            Err(error) => return Ok(Err(error)),
-        };
+        let (mut names, result) = self.search(search, user).await.map_err(unreachable_at(server))?;
         let found = match (names.pop(), names.is_empty(), &result.code) {
-            (Some(name), true, LdapResultCode::Success) => return Ok(Ok(name)),
+            (Some(name), true, LdapResultCode::Success) => return Ok(name),
             (Some(_), false, LdapResultCode::Success | LdapResultCode::SizeLimitExceeded) => "is not unique",
             (None, _, LdapResultCode::Success) => "does not exist",
-            _ => return Err(refused("search LDAP", self.server, &result)),
+            _ => return Err(refused("search LDAP", &result)),
         };
         Err(LdapError::NotOne { user: user.to_owned(), found })
     }

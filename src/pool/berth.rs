@@ -5,7 +5,6 @@
 //! the berth, or else a server that comes back goes to make room.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::access::Seat;
@@ -57,7 +56,10 @@ impl Berth {
         let recipe = pool.recipe(&site).for_replication(replication, parameters);
         let epoch = pool.epoch();
         let opened = pool.open_at(&site, &recipe, self.worker, epoch).await;
-        let (server, welcome) = opened.inspect_err(|error| pool.note_refusal(error, &site))?;
+        let (server, welcome) = opened.inspect_err(|error| {
+            // PgBouncer's words: a client of replication hears no more than that either.
+            pool.note_failed_attempt(error, &site, Some("login failed"));
+        })?;
         pool.note_opened(&server);
         let (seat, permits) = self.held.take().expect("a berth has its room until it is given away");
         let membership = Membership::new(&pool, epoch);
@@ -123,33 +125,5 @@ impl Pool {
         // Who has left meanwhile does not need it, and it goes back.
         drop(slot.settle(Grant::Berth(berth)));
         Ok(())
-    }
-
-    fn note_refusal(&self, error: &OpenError, site: &super::access::Site) {
-        match error {
-            // PgBouncer's words: a client of replication hears no more than that either.
-            OpenError::Refused(said) => {
-                let tag = format!("S: {}/{}@{}", self.target.database, self.target.user, site.endpoint);
-                tracing::warn!("{tag} server login failed: {} {}", said.severity.as_str(), said.message);
-                tracing::warn!("{tag} closing because: login failed (age=0s)");
-            }
-            error => self.log_failure(error, site),
-        }
-        if error.tells_of_the_server() {
-            site.report(&error.to_string());
-        }
-        self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn note_opened(&self, server: &crate::server::ServerConnection) {
-        let super::Target { database, user } = &self.target;
-        let endpoint = &server.endpoint;
-        let from = server.socket.local_address().map(|address| format!(" (from {address})"));
-        tracing::info!(
-            "S-{:#x}: {database}/{user}@{endpoint} new connection to server{}",
-            server.id,
-            from.unwrap_or_default()
-        );
-        self.counters.connects.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -104,7 +104,7 @@ impl Pool {
             seat.0.note_attempt(opened.is_ok(), Instant::now());
             match opened {
                 Err(error) if attempts > 0 && error.tells_of_the_server() => {
-                    self.log_failure(&error, &seat.0);
+                    self.log_failure(&error, &seat.0, None);
                     self.pass_turn_on(&seat.0);
                 }
                 opened => return Some((seat, opened)),
@@ -199,25 +199,45 @@ impl Pool {
         }
     }
 
-    pub(super) fn log_failure(&self, error: &OpenError, site: &Site) {
+    /// A server has logged in.
+    pub(super) fn note_opened(&self, server: &ServerConnection) {
+        let Target { database, user } = &self.target;
+        let endpoint = &server.endpoint;
+        let from = server.socket.local_address().map(|address| format!(" (from {address})"));
+        tracing::info!(
+            "S-{:#x}: {database}/{user}@{endpoint} new connection to server{}",
+            server.id,
+            from.unwrap_or_default()
+        );
+        self.counters.connects.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says why there is no server. `refused` stands in the last line for what a server said that refused; `None`
+    /// leaves its own words.
+    fn log_failure(&self, error: &OpenError, site: &Site, refused: Option<&str>) {
         let Target { database, user } = &self.target;
         let tag = format!("S: {database}/{user}@{}", site.endpoint);
         match error {
             OpenError::Refused(said) => {
                 tracing::warn!("{tag} server login failed: {} {}", said.severity.as_str(), said.message);
-                tracing::warn!("{tag} closing because: {} (age=0s)", said.message);
+                tracing::warn!("{tag} closing because: {} (age=0s)", refused.unwrap_or(&said.message));
             }
             error => tracing::warn!("{tag} closing because: {error} (age=0s)"),
         }
     }
 
-    fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
-        self.log_failure(error, site);
-        self.pass_turn_on(site);
+    /// An attempt has failed, for the log, the follower and the counters.
+    pub(super) fn note_failed_attempt(&self, error: &OpenError, site: &Site, refused: Option<&str>) {
+        self.log_failure(error, site, refused);
         if error.tells_of_the_server() {
             site.report(&error.to_string());
         }
         self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
+        self.note_failed_attempt(error, site, None);
+        self.pass_turn_on(site);
         let refusal = match error {
             // Not an answer to the login, but to the moment: the next attempt may well succeed.
             OpenError::Refused(error) if error.code == sqlstate::CANNOT_CONNECT_NOW => None,

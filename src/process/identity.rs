@@ -12,6 +12,7 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::StartError;
 use crate::config::{Host, Settings};
+use crate::net::endpoint::socket_name;
 
 /// Becomes this user, with all its groups. Nothing to do for who is that user already.
 ///
@@ -39,7 +40,7 @@ pub(super) fn refuse_root() -> Result<(), StartError> {
 /// Fails when another process answers where our Unix socket will be.
 pub(super) fn check_socket(settings: &Settings) -> Result<(), StartError> {
     let Some(Host::Unix(directory)) = settings.default_host() else { return Ok(()) };
-    let path = directory.join(format!(".s.PGSQL.{}", settings.listen_port));
+    let path = directory.join(socket_name(settings.listen_port));
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(StartError::SocketInUse),
         Err(_) => Ok(()),

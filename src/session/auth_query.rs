@@ -53,10 +53,8 @@ impl Inquiry {
         Ok(Some(Inquiry { asker, query, place }))
     }
 
-    /// What a client is told; the reason is the log's.
-    fn failed(&self, reason: impl fmt::Display) -> SqlError {
+    fn log_failure(&self, reason: impl fmt::Display) {
         tracing::error!("auth_query failed in database {} as {}: {reason}", self.place.name, self.asker);
-        failed()
     }
 }
 
@@ -67,6 +65,7 @@ fn reserved() -> SqlError {
         .detail("auth_query cannot run in the console; auth_dbname names a database.")
 }
 
+/// What a client is told; the reason is the log's.
 fn failed() -> SqlError {
     fatal("bouncer config error").detail("auth_query failed; the log says why.")
 }
@@ -96,7 +95,8 @@ impl Newcomer {
             Err(error) => {
                 // In whatever state it is now.
                 lease.close("auth_query failed");
-                Err(inquiry.failed(error).into())
+                inquiry.log_failure(error);
+                Err(failed().into())
             }
         }
     }
@@ -126,7 +126,7 @@ impl Newcomer {
         }
         // What the server says of the login is passed on, as to any client of the pool.
         if let Refusal::Error(error) = &refusal {
-            tracing::error!("auth_query failed in database {} as {asker}: {}", place.name, error.message);
+            inquiry.log_failure(&error.message);
         }
         Err(refusal)
     }

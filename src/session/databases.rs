@@ -217,11 +217,6 @@ impl Databases {
         Arc::clone(self.databases.write().entry(Arc::clone(&name)).or_insert_with(entry))
     }
 
-    /// Whether it has been asked for before.
-    pub fn has(&self, name: &str) -> bool {
-        self.databases.read().contains_key(name)
-    }
-
     /// The user of this name, entered if need be.
     pub fn user(&self, name: &str) -> Arc<UserEntry> {
         if let Some(known) = self.users.read().get(name) {

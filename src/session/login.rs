@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::admission::Admission;
 use super::cancel;
 use super::console;
 use super::options::{add_host, client_parameters, role_option};
@@ -23,7 +24,7 @@ use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::net::tls::Acceptor;
-use crate::pool::quota::{Permit, Quota};
+use crate::pool::quota::Permit;
 use crate::pool::{Acquired, Lease, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::route;
@@ -37,15 +38,7 @@ const MINOR_MAX: u16 = 2;
 /// From this one on a cancel key may be longer than eight bytes.
 const LONG_KEYS_SINCE: u16 = 2;
 
-const EXCEEDED_BY_DATABASE: &str = "client connections exceeded (max_db_client_connections)";
-const EXCEEDED_BY_USER: &str = "client connections exceeded (max_user_client_connections)";
 const LOGGED_IN: &str = "who is logged in has a socket";
-
-/// A client's place among the connection limits, given back when dropped.
-#[derive(Debug)]
-pub struct Admission {
-    _permits: [Permit; 3],
-}
 
 /// How a login ends without a session.
 pub(super) enum Refusal {
@@ -210,7 +203,7 @@ impl Newcomer {
     }
 
     async fn log_in(&mut self) -> Result<Entry, Refusal> {
-        let startup = self.read_startup().await?;
+        let mut startup = self.read_startup().await?;
         for (name, value) in &startup.parameters {
             tracing::debug!("C-{:#x}: got var: {name}={value}", self.id);
         }
@@ -225,11 +218,7 @@ impl Newcomer {
         let Some(user) = user.map(str::to_owned) else {
             return Err(fatal("no username supplied").into());
         };
-        let name = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(&user).to_owned();
-        let name = match name == CONSOLE_DATABASE {
-            true => name,
-            false => self.with_role(&startup, &config, &name)?,
-        };
+        let name = self.database_name(&startup, &config, &user)?;
         self.user = Some(user.clone());
         self.database = Some(name.clone());
         if name == CONSOLE_DATABASE {
@@ -240,7 +229,6 @@ impl Newcomer {
         }
         self.replication = replication::asked_for(&startup)?;
         let is_ordinary = self.replication == Replication::None;
-        let mut startup = startup;
         if config.settings.application_name_add_host {
             add_host(&mut startup, &self.peer);
         }
@@ -251,7 +239,7 @@ impl Newcomer {
         let Some(database) = config.database(&name) else {
             return Err(fatal(format!("no such database: {name}")).into());
         };
-        if !config.databases.contains_key(&name) && !self.plane.shared.databases.has(&name) {
+        if !config.databases.contains_key(&name) && !self.plane.shared.databases.is_known(&name) {
             tracing::info!("registered new auto-database: {name}");
         }
         let admission = self.admit_user(&config, &database, &user, place)?;
@@ -261,35 +249,26 @@ impl Newcomer {
         self.check_enabled(&name)?;
         self.check_enabled(base)?;
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
-        if !is_ordinary {
+        let start = if is_ordinary {
+            let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
+            let (parameters, proven) = self.own_parameters(&welcome, &wanted);
+            Start { group, welcome, parameters, proven, admission, own_server: None }
+        } else {
             let asked = replication::parameters(&startup, &config);
             let (pool, lease, welcome) = self.own_server(&config, &database, &user, secret, &asked).await?;
             let group = self.plane.group(&user, &database.name, &pool, self.replication);
-            let parameters = Arc::clone(&lease.parameters);
-            let (welcome, own_server) = (Arc::new(welcome), Some(lease));
-            return Ok(Entry::Session(Box::new(Start {
-                group,
-                welcome,
-                parameters,
-                proven: true,
-                admission,
-                own_server,
-            })));
-        }
-        let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
-        let (parameters, proven) = self.own_parameters(&welcome, &wanted);
-        Ok(Entry::Session(Box::new(Start {
-            group,
-            welcome,
-            parameters,
-            proven,
-            admission,
-            own_server: None,
-        })))
+            let (welcome, parameters) = (Arc::new(welcome), Arc::clone(&lease.parameters));
+            Start { group, welcome, parameters, proven: true, admission, own_server: Some(lease) }
+        };
+        Ok(Entry::Session(Box::new(start)))
     }
 
-    /// The database's name with the role that the client asks for.
-    fn with_role(&self, startup: &Startup, config: &Config, name: &str) -> Result<String, SqlError> {
+    /// The name of the client's database, with the role that it asks for.
+    fn database_name(&self, startup: &Startup, config: &Config, user: &str) -> Result<String, SqlError> {
+        let name = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(user);
+        if name == CONSOLE_DATABASE {
+            return Ok(name.to_owned());
+        }
         let by_option = match startup.get("options").and_then(role_option) {
             Some(value) => Some(route::role(&value).map_err(|error| fatal(error.to_string()))?),
             None => None,
@@ -420,29 +399,6 @@ impl Newcomer {
 
     // ---- whether it may ----
 
-    fn admit(&self, config: &Config) -> Result<Permit, SqlError> {
-        let limit = config.settings.max_client_conn;
-        permit(&self.plane.shared.clients, limit, "no more connections allowed (max_client_conn)")
-    }
-
-    /// After the password, so that strangers leave no trace.
-    fn admit_user(
-        &self,
-        config: &Config,
-        database: &Database,
-        user: &str,
-        place: Permit,
-    ) -> Result<Admission, SqlError> {
-        let databases = &self.plane.shared.databases;
-        let policy = config.pool_policy(database, user);
-        let of_database = databases.with_database(&database.name, |entry| {
-            permit(&entry.clients, policy.max_db_client_connections, EXCEEDED_BY_DATABASE)
-        })?;
-        let of_user =
-            permit(&databases.user(user).clients, policy.max_user_client_connections, EXCEEDED_BY_USER)?;
-        Ok(Admission { _permits: [place, of_database, of_user] })
-    }
-
     /// What proves to the server that we are the user.
     fn server_secret(
         &self,
@@ -563,22 +519,6 @@ impl Newcomer {
         Ok(Entry::Console(rights, self.admit_to_console(config, user, rights)?))
     }
 
-    /// Clients of the console count in the limits of databases and users; an administrator is let in
-    /// beyond them.
-    fn admit_to_console(&self, config: &Config, user: &str, rights: Rights) -> Result<[Permit; 2], SqlError> {
-        let own = config.users.get(user).and_then(|user| user.max_user_client_connections);
-        let of_user = own.unwrap_or(config.settings.max_user_client_connections);
-        let [of_database, of_user] = match rights {
-            Rights::Admin => [0, 0],
-            Rights::Stats => [config.settings.max_db_client_connections, of_user],
-        };
-        let shared = &self.plane.shared;
-        Ok([
-            permit(&shared.console_clients, of_database, EXCEEDED_BY_DATABASE)?,
-            permit(&shared.databases.user(user).clients, of_user, EXCEEDED_BY_USER)?,
-        ])
-    }
-
     async fn refuse(mut self: Box<Self>, refusal: Refusal) {
         let tag = self.tag().to_string();
         let settings = &self.plane.shared.config.load().settings;
@@ -632,15 +572,4 @@ pub(super) fn has_servers(config: &Config, database: &Database) -> Result<(), Sq
 
 pub(super) fn fatal(message: impl Into<std::borrow::Cow<'static, str>>) -> SqlError {
     SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message)
-}
-
-/// One more connection under a limit; the message names the setting in parentheses.
-fn permit(quota: &Arc<Quota>, limit: u32, message: &'static str) -> Result<Permit, SqlError> {
-    quota.set_limit(limit);
-    quota.take().ok_or_else(|| {
-        let setting = message.split(['(', ')']).nth(1).unwrap_or(message);
-        fatal(message)
-            .detail(format!("{} of {limit} client connections are in use.", quota.used()))
-            .hint(format!("Raise {setting}, or close connections."))
-    })
 }

@@ -4,6 +4,7 @@
 //! An idle session owns no buffer and no server. Everything happens inside one poll, with the
 //! thread's own buffers: read, look at the headers, write to the other side.
 
+mod admission;
 mod auth_query;
 mod authenticate;
 pub mod cancel;
@@ -163,7 +164,7 @@ pub struct Session {
     /// Set from outside: the session ends with this.
     doom: Option<Box<Farewell>>,
     waker: Option<Waker>,
-    _admission: login::Admission,
+    _admission: admission::Admission,
 }
 
 /// What a finished login hands over.
@@ -181,7 +182,7 @@ pub struct NewSession {
     /// Whether a server has accepted the parameters.
     pub proven: bool,
     /// Its place among the connection limits.
-    pub admission: login::Admission,
+    pub admission: admission::Admission,
     /// When it connected.
     pub connected: Instant,
     /// Whether its cancel key may be longer than eight bytes.

@@ -342,12 +342,14 @@ impl Group {
         if !Arc::ptr_eq(&settings, &self.settings.borrow()) {
             self.configure(settings);
         }
-        let known = Arc::ptr_eq(config, &self.policy.borrow().1);
+        if Arc::ptr_eq(config, &self.policy.borrow().1) {
+            return;
+        }
         self.rules.set(Rules {
             message_max: config.settings.max_packet_size as usize,
             simple_queries: !config.settings.disable_pqexec,
         });
-        if let (false, Some(database)) = (known, config.database(&self.database)) {
+        if let Some(database) = config.database(&self.database) {
             let policy = config.pool_policy(&database, &self.user);
             let policy = match self.replication {
                 Replication::None => policy,

@@ -105,7 +105,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub async fn start() -> Cluster {
+    /// `None` where this user may not make the pod's network; then that is printed.
+    pub async fn start() -> Option<Cluster> {
+        if !Network::is_possible() {
+            return None;
+        }
         let (server_ca, client_ca) = (Authority::new(), Authority::new());
         let shown = server_ca.issue("pg-rw", "DNS:pg-rw,DNS:pg-rw.default,DNS:pg-r,DNS:pg-ro");
         let files = server_ca.certificate();
@@ -125,7 +129,7 @@ impl Cluster {
         let postgres = Postgres::start(&settings).await;
         postgres.sql("postgres", "CREATE ROLE cnpg_pooler_pgbouncer LOGIN").await;
         postgres.sql("postgres", USER_SEARCH).await;
-        Cluster { postgres, server_ca, client_ca, shown }
+        Some(Cluster { postgres, server_ca, client_ca, shown })
     }
 
     fn address(&self) -> SocketAddr {
