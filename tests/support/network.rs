@@ -93,6 +93,18 @@ impl Network {
         ] {
             process::run(self.inside(&ip(&words)));
         }
+        self.is_carrying();
+    }
+
+    /// Waits until the kernel has seen that both ends are up: what is sent before that is dropped, and sent
+    /// again a second later.
+    fn is_carrying(&self) {
+        let state = format!("/sys/class/net/{}/operstate", self.cable);
+        let deadline = Instant::now() + PATIENCE;
+        while fs::read_to_string(&state).expect("each interface has its state").trim() != "up" {
+            assert!(Instant::now() < deadline, "{state} becomes \"up\"");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Pulls the cable: what is sent vanishes, in both directions, and nobody is told.
@@ -103,6 +115,7 @@ impl Network {
     /// Plugs it in again.
     pub fn heal(&self) {
         process::run(self.inside(&ip(&format!("link set {INSIDE} up"))));
+        self.is_carrying();
     }
 
     /// The same command, on this host.
