@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgweir::pool::state::{Limits, PoolState};
+use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{ClientStatements, Interner, ServerStatements};
 use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Upstream};
 use pgweir::protocol::{Answer, Pipeline, RequestKind, Stop};
@@ -131,6 +132,7 @@ impl Pair {
             tracking: true,
             counts: &mut self.counts,
             rules: Rules::default(),
+            state: &SessionState::default(),
         };
         let taken = upstream.take(input, &mut self.body, out).expect("the bench's client keeps step");
         taken.forward.len()

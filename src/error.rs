@@ -53,6 +53,12 @@ pub mod sqlstate {
     pub const ADMIN_SHUTDOWN: SqlState = "57P01";
     /// `cannot_connect_now`
     pub const CANNOT_CONNECT_NOW: SqlState = "57P03";
+    /// idle_session_timeout
+    pub const IDLE_SESSION_TIMEOUT: SqlState = "57P05";
+    /// too_many_connections
+    pub const TOO_MANY_CONNECTIONS: SqlState = "53300";
+    /// object_not_in_prerequisite_state
+    pub const NOT_IN_PREREQUISITE_STATE: SqlState = "55000";
     /// `program_limit_exceeded`
     pub const PROGRAM_LIMIT_EXCEEDED: SqlState = "54000";
     /// `feature_not_supported`

@@ -137,6 +137,10 @@ metrics! {
         "WAL that the standby has not replayed.";
     MEMBER_LAG: Gauge, Seconds, "pgweir_member_replay_lag_seconds", ["cluster", "member"],
         "Age of the newest state of the primary that the standby has replayed.";
+    PINNED: Gauge, Count, "pgweir_pinned_clients", ["reason"],
+        "Clients that keep their server connections, by what they have made of their sessions.";
+    PINS: Counter, Count, "pgweir_pins_total", ["reason"],
+        "How often a client began to keep its server connection, by reason.";
     SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
         "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
@@ -282,9 +286,18 @@ pub struct WorkerMetrics {
     pub statements_evicted: u64,
     /// Statements that went to another server, because the first refused to begin.
     pub sent_again: u64,
+    /// How often a client began to keep its server, by reason.
+    pub pins: BTreeMap<&'static str, u64>,
 }
 
 impl WorkerMetrics {
+    /// Counts that a client begins to keep its server. Returns whether it is the first one for this reason.
+    pub fn note_pin(&mut self, reason: &'static str) -> bool {
+        let count = self.pins.entry(reason).or_default();
+        *count += 1;
+        *count == 1
+    }
+
     /// Adds another worker's counts.
     pub fn merge(&mut self, other: &WorkerMetrics) {
         self.login.merge(&other.login);
@@ -301,6 +314,9 @@ impl WorkerMetrics {
         self.server_logins_failed += other.server_logins_failed;
         self.statements_evicted += other.statements_evicted;
         self.sent_again += other.sent_again;
+        for (reason, count) in &other.pins {
+            *self.pins.entry(reason).or_default() += count;
+        }
     }
 
     /// Puts the counts on a page.

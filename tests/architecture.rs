@@ -47,8 +47,10 @@ const PURE_FLOORS_NEVER_SAY: &[&str] = &[
 
 /// Dependencies with a home: replacing one touches its home and nothing else.
 const HOMES: &[(&str, &[&str])] = &[
+    ("aho-corasick", &["sql"]),
     ("axum", &["admin", "process"]),
     ("base64", &["auth"]),
+    ("bitflags", &["sql", "protocol"]),
     ("clap", &["command", "main"]),
     ("dashmap", &["protocol", "session"]),
     ("daemonize", &["process"]),

@@ -276,6 +276,7 @@ async fn clients_and_servers_use_ipv4_ipv6_and_unix_sockets() {
 async fn a_startup_parameter_that_cannot_be_kept_is_refused_unless_it_is_ignored() {
     let pooler = Pooler::config()
         .setting("ignore_startup_parameters", "extra_float_digits, search_path")
+        .environment("PGWEIR_SESSION_STATE", "pgbouncer")
         .start()
         .await;
     let login = Login::new("app", "app");
@@ -294,7 +295,11 @@ async fn a_startup_parameter_that_cannot_be_kept_is_refused_unless_it_is_ignored
 
 #[tokio::test]
 async fn where_options_are_ignored_those_that_cannot_be_kept_are_left_out_and_the_others_count() {
-    let pooler = Pooler::config().setting("ignore_startup_parameters", "options, geqo").start().await;
+    let pooler = Pooler::config()
+        .setting("ignore_startup_parameters", "options, geqo")
+        .environment("PGWEIR_SESSION_STATE", "pgbouncer")
+        .start()
+        .await;
     let login = Login::new("app", "app").option("geqo", "off");
     let options = "-c work_mem=1MB --datestyle=German -c search_path=nowhere";
     let mut client = Raw::login(&pooler.tcp(), &login.clone().option("options", options)).await;

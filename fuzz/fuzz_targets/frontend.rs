@@ -4,13 +4,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use pgweir::protocol::Pipeline;
+use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{Interner, ServerStatements};
 use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Stop, Upstream};
 use pgweir::wire::Malformed;
 
 /// What the server gets of these pieces, or why the client is sent away.
 fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(Vec<u8>, usize), Malformed> {
-    let mut pipeline = Pipeline::default();
+    let mut pipeline = Pipeline { watching: true, ..Pipeline::default() };
     let mut server = ServerStatements::new(2);
     let (mut client, mut unnamed_present) = (None, false);
     let (mut counts, mut body) = (StatementCounts::default(), Body::default());
@@ -27,6 +28,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             tracking,
             counts: &mut counts,
             rules: Rules::default(),
+            state: &SessionState::default(),
         };
         let taken = upstream.take(&carry, &mut body, &mut sent)?;
         sent.extend_from_slice(&carry[taken.forward]);

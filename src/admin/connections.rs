@@ -170,7 +170,7 @@ fn address(peer: &Peer) -> Value {
     }
 }
 
-fn time(unix_us: i64, zone: &TimeZone) -> Value {
+pub(super) fn time(unix_us: i64, zone: &TimeZone) -> Value {
     let timestamp = Timestamp::from_microsecond(unix_us).unwrap_or(Timestamp::UNIX_EPOCH);
     text(timestamp.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string())
 }

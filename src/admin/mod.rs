@@ -13,6 +13,7 @@ mod clusters;
 mod command;
 mod connections;
 pub mod http;
+mod pins;
 pub mod scrape;
 mod show;
 mod stats;
@@ -24,6 +25,7 @@ use jiff::tz::TimeZone;
 
 pub use self::clusters::{ClusterView, MemberView};
 pub use self::command::{Command, CommandError, FakeParameter, Show, Shutdown};
+pub use self::pins::PinView;
 pub use self::show::{PGBOUNCER_VERSION, table, version};
 pub use self::table::Table;
 pub use self::view::*;

@@ -1,10 +1,13 @@
 //! The metrics page: the data plane at one moment, as Prometheus reads it. [`Scrape`] is what the
 //! data plane gathers, [`Scrape::page`] the text.
 
+use std::collections::BTreeMap;
+
 use super::clusters::{self, ClusterView};
 use super::show::PGBOUNCER_VERSION;
 use super::view::{DatabaseView, PoolView, StateView, Stats};
 use crate::metrics::{self, Histogram, Page, WorkerMetrics};
+use crate::protocol::state::Pins;
 
 /// Everything on the page, all workers together.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +22,8 @@ pub struct Scrape {
     pub work: Vec<Work>,
     /// The clusters.
     pub clusters: Vec<ClusterView>,
+    /// Clients that keep their servers, by reason.
+    pub pins: BTreeMap<&'static str, u32>,
     /// The workers' own counts, merged.
     pub workers: WorkerMetrics,
 }
@@ -45,6 +50,11 @@ impl Scrape {
         self.pools.iter().for_each(|view| pool(view, &mut page));
         self.work.iter().for_each(|work| work.publish(&mut page));
         self.clusters.iter().for_each(|view| clusters::publish(view, &mut page));
+        for reason in Pins::all().reasons() {
+            page.gauge(&metrics::PINNED, &[reason], self.pins.get(reason).copied().unwrap_or_default());
+            let pins = self.workers.pins.get(reason).copied().unwrap_or_default();
+            page.counter(&metrics::PINS, &[reason], pins);
+        }
         self.workers.publish(&mut page);
         page.render()
     }
@@ -130,6 +140,7 @@ mod tests {
     #[test]
     fn the_page_has_every_metric_and_the_values_given() {
         let scrape = Scrape {
+            pins: [("listen", 1)].into(),
             state: StateView::Paused,
             databases: vec![DatabaseView {
                 name: "p0".into(),

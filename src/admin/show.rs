@@ -5,6 +5,7 @@ use jiff::tz::TimeZone;
 use super::clusters;
 use super::command::{FakeParameter, Show};
 use super::connections::{clients, servers, sockets};
+use super::pins;
 use super::stats::{averages, stats, totals, totals_by_name};
 use super::table::{Columns, Table, Value, int4, number, text};
 use super::view::*;
@@ -19,7 +20,7 @@ pub(crate) const HELP: &str = "
 \tSHOW PEERS|PEER_POOLS
 \tSHOW SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
 \tSHOW DNS_HOSTS|DNS_ZONES
-\tSHOW CLUSTERS|MEMBERS
+\tSHOW CLUSTERS|MEMBERS|PINS
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
 \tSET key = arg
 \tRELOAD
@@ -53,6 +54,7 @@ pub(crate) fn view_of(show: Show) -> Option<View> {
         Show::Mem => View::Memory,
         Show::PeerPools => View::PeerPools,
         Show::Peers => View::Peers,
+        Show::Pins => View::Pins,
         Show::Pools => View::Pools,
         Show::Servers => View::Servers,
         Show::State => View::State,
@@ -69,6 +71,7 @@ pub fn table(show: Show, snapshot: &Snapshot, zone: &TimeZone) -> Table {
         Show::Version => Table::new(VERSION, [vec![text(version())]]),
         Show::Clients => clients(snapshot, zone),
         Show::Clusters => clusters::clusters(&snapshot.clusters),
+        Show::Pins => pins::pins(&snapshot.pins, zone),
         Show::Members => clusters::members(&snapshot.clusters),
         Show::Servers => servers(snapshot, zone),
         Show::Sockets => sockets(snapshot, zone, |_| true),

@@ -2,6 +2,7 @@
 //! The data plane fills them, [`Snapshot`] carries them, and nothing here knows how they are shown.
 
 use super::clusters::ClusterView;
+use super::pins::PinView;
 use std::time::Duration;
 
 use crate::log::Peer;
@@ -42,6 +43,8 @@ pub enum View {
     DnsZones,
     /// `clusters`
     Clusters,
+    /// `pins`
+    Pins,
 }
 
 /// The data plane at one moment: only what the [`View`] asked for is filled.
@@ -77,6 +80,8 @@ pub struct Snapshot {
     pub dns_hosts: Vec<DnsHostView>,
     /// DNS zones whose serial is watched.
     pub dns_zones: Vec<DnsZoneView>,
+    /// The clients that keep their servers, by their numbers.
+    pub pins: Vec<PinView>,
     /// The clusters, by name.
     pub clusters: Vec<ClusterView>,
 }

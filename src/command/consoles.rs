@@ -11,9 +11,9 @@ use crate::auth::{Password, ServerSecret};
 use crate::config::{Host, RESERVED_DATABASE};
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::net::tls::Connector;
-use crate::protocol::parameters::{Interner, Tracked};
+use crate::protocol::parameters::Tracked;
+use crate::server::Session;
 use crate::server::login::Recipe;
-use crate::server::{Session, Versions};
 use crate::topology::kube::operate::{ApiFailure, Operated};
 
 /// How long a pooler may take to log us in.
@@ -92,11 +92,7 @@ impl Consoles {
             Ok(password) => ServerSecret::plain(Password::new(&password)),
             Err(_) => ServerSecret::None,
         };
-        let session = Session {
-            tracked: Tracked::new(std::iter::empty()),
-            parameters: Interner::default(),
-            versions: Versions::default(),
-        };
+        let session = Session::new(Tracked::new(std::iter::empty()));
         Ok(Consoles {
             poolers,
             user: admin_user.clone(),

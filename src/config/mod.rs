@@ -38,7 +38,7 @@ pub use policy::PoolPolicy;
 pub use settings::{RESERVED_DATABASE, Settings};
 pub use value::{
     AuthType, CheckQuery, DheParameters, Host, HostPort, LoadBalanceHosts, LogFormat, PoolMode, Role, Secret,
-    SourceKind, SslMode, SyslogFacility, TlsProtocol,
+    SessionStateMode, SourceKind, SslMode, SyslogFacility, TlsProtocol,
 };
 
 /// How the environment is asked for a variable.

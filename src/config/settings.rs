@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::cores;
 use super::error::Problem;
 use super::value::{
-    AuthType, CheckQuery, DheParameters, Host, HostPort, LogFormat, PoolMode, Secret, SourceKind, SslMode,
-    SyslogFacility, TlsProtocol, Value,
+    AuthType, CheckQuery, DheParameters, Host, HostPort, LogFormat, PoolMode, Secret, SessionStateMode,
+    SourceKind, SslMode, SyslogFacility, TlsProtocol, Value,
 };
 
 /// The database name of the console; no database may have it.
@@ -422,6 +422,16 @@ settings! {
     ///
     /// A Service needs a moment to notice that a pod is not ready. Only with shutdown_drain_timeout.
     shutdown_listen_delay: Duration = "0", Live Ours;
+    /// What becomes of settings, temporary tables and the like, in transaction and statement mode.
+    ///
+    /// replay_and_pin carries settings, roles and SQL's PREPARE to the client's next server, and lets the
+    /// client keep its server while there is what cannot be carried. pgbouncer leaves all of it where it was
+    /// made. error disconnects a client that leaves anything behind.
+    session_state: SessionStateMode = "replay_and_pin", Live Ours;
+    /// Time for which a client may keep a server and not use it; 0 is for ever.
+    pin_timeout: Duration = "0", Live Ours;
+    /// Clients of one pool that may keep their servers; 0 is no limit.
+    max_pinned_per_pool: u32 = "0", Live Ours;
     /// Form of the log's lines.
     log_format: LogFormat = "pgbouncer", Live Ours;
     /// Source of the clusters that a host NAME-rw, NAME-ro or NAME-r means; empty is off.

@@ -532,6 +532,16 @@ choices! {
         Json = "json",
     }
 
+    /// What becomes of what a client makes of its session, where servers change clients.
+    SessionStateMode {
+        /// It is set up again on the next server, or the client keeps its server.
+        ReplayAndPin = "replay_and_pin",
+        /// As in PgBouncer: it stays where it was made.
+        Pgbouncer = "pgbouncer",
+        /// A client that leaves anything behind is disconnected.
+        Error = "error",
+    }
+
     /// Diffie-Hellman parameters for TLS.
     DheParameters {
         /// No DHE.

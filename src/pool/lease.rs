@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::access::Site;
 use super::{Loan, Pool, Pooled, close};
 use crate::server::{QueryError, ServerConnection};
+use crate::sql::state::Touched;
 
 /// A loan of one server; `None` only while the server is being given away.
 #[derive(Debug)]
@@ -46,6 +47,7 @@ impl Lease {
         let limit = pooled.membership.pool.quick.statements_max.load(Ordering::Relaxed);
         pooled.server.statements.set_limit(limit);
         pooled.server.used_at = now;
+        pooled.server.pipeline.touched = Touched::default();
         pooled.loan = Loan { used: true, ..Loan::new(now) };
     }
 
@@ -96,6 +98,26 @@ impl Lease {
         });
     }
 
+    /// As [`Lease::run_and_release`], for a query that resets the session, or some of it.
+    pub fn reset_and_release(mut self, sql: String, purpose: &'static str) {
+        match self.state.doubted() {
+            // DISCARD ALL says that it has done so.
+            Some(doubted) => self.state = self.pool().session.states.intern(doubted),
+            None if sql.trim().eq_ignore_ascii_case("discard all") => {}
+            None => return self.close("its prepared statements may be gone or not"),
+        }
+        self.run_and_release(sql, purpose);
+    }
+
+    /// Runs a query of our own, for at most `server_connect_timeout`, and returns its rows.
+    ///
+    /// Fails as [`ServerConnection::rows`] does.
+    pub async fn rows_in_time(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, QueryError> {
+        let pool = Arc::clone(self.pool());
+        let limit = pool.settings.load().connect_timeout;
+        within(limit, self.rows(sql, &pool.session)).await
+    }
+
     /// Closes the server, with the reason in the log.
     pub fn close(mut self, reason: &str) {
         if let Some(pooled) = self.take() {
@@ -140,10 +162,10 @@ impl DerefMut for Lease {
 }
 
 /// Runs a statement of our own, for at most `server_connect_timeout`.
-async fn within(
+async fn within<T>(
     limit: Option<Duration>,
-    statement: impl Future<Output = Result<(), QueryError>>,
-) -> Result<(), QueryError> {
+    statement: impl Future<Output = Result<T, QueryError>>,
+) -> Result<T, QueryError> {
     match limit {
         None => statement.await,
         Some(limit) => match tokio::time::timeout(limit, statement).await {

@@ -291,6 +291,10 @@ pub struct Pool {
     last_moved: Mutex<Option<Instant>>,
     /// Open servers, lent or not, by epoch.
     members: Mutex<BTreeMap<u64, u32>>,
+    /// Clients that keep their servers, because of what they have made of their sessions.
+    pub pinned: AtomicU32,
+    /// Whether some client has used `currval` or `lastval`: from then on no client sees another's.
+    pub sequences: AtomicBool,
     /// The database is gone: nothing is opened any more.
     retired: AtomicBool,
     /// When it was last seen to have clients or servers.
@@ -363,6 +367,8 @@ impl Pool {
             last_retired: Mutex::new(None),
             last_moved: Mutex::new(None),
             members: Mutex::default(),
+            pinned: AtomicU32::new(0),
+            sequences: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             used_at: Mutex::new(now),
             quotas,

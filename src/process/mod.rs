@@ -27,7 +27,7 @@ use crate::log::{self, Log, LogOptions, SyslogTarget};
 use crate::net::dns::Dns;
 use crate::net::tls::{Tls, TlsError};
 use crate::pool::OpenRequest;
-use crate::protocol::parameters::{Interner, Tracked};
+use crate::protocol::parameters::Tracked;
 use crate::server;
 use crate::session::control::{self, ProcessCommand};
 use crate::session::databases::Databases;
@@ -214,11 +214,7 @@ fn share(
     let (openers, openings): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::unbounded_channel()).unzip();
     let (process, commands) = mpsc::unbounded_channel();
     let extra = config.settings.track_extra_parameters.iter().map(String::as_str);
-    let session = Arc::new(server::Session {
-        tracked: Tracked::new(extra),
-        parameters: Interner::default(),
-        versions: server::Versions::default(),
-    });
+    let session = Arc::new(server::Session::new(Tracked::new(extra)));
     let dns = Dns::new(&config.settings);
     let databases = Databases::new(Arc::clone(&session), openers.into(), tls, dns);
     let shared = Shared::new(config, session, databases, senders, process, rules);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use crate::auth::ServerSecret;
 use crate::config::{RESERVED_DATABASE, Settings};
 use crate::net::endpoint::Endpoint;
-use crate::protocol::parameters::{Interner, Tracked};
+use crate::protocol::parameters::Tracked;
 use crate::server::login::Recipe;
-use crate::server::{ServerConnection, Session, Versions};
+use crate::server::{ServerConnection, Session};
 
 /// Longest time for an answer of its console.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -24,11 +24,7 @@ impl Predecessor {
     /// Logs in at the console on the Unix socket, where the same system user may. `None` when nobody is there.
     pub(super) async fn find(settings: &Settings) -> Option<Predecessor> {
         let endpoint = Endpoint { host: settings.default_host()?, port: settings.listen_port };
-        let session = Session {
-            tracked: Tracked::new(std::iter::empty()),
-            parameters: Interner::default(),
-            versions: Versions::default(),
-        };
+        let session = Session::new(Tracked::new(std::iter::empty()));
         let own = Recipe::own(endpoint, RESERVED_DATABASE, RESERVED_DATABASE, Arc::new(ServerSecret::None));
         let recipe = Recipe { timeout: Some(ANSWER_MAX), ..own };
         match recipe.open(&session, 0, 0).await {

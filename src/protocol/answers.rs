@@ -179,6 +179,9 @@ impl Pipeline {
         if kind == Some(RequestKind::Execute) {
             self.pop();
         }
+        if self.watching && !discard {
+            self.touched.add_tag(body.unwrap_or_default());
+        }
         let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
         match (discard, drops_statements) {
             (false, false) => Action::Forward,

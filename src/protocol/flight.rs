@@ -194,7 +194,7 @@ fn portal_of(body: &[u8]) -> Object<'_> {
 fn definition<'a>(client: &'a ClientStatements, name: &[u8]) -> Option<&'a [u8]> {
     match name {
         b"" => client.unnamed(),
-        name => client.get(name).map(|statement| &*statement.definition),
+        name => client.get(name).map(|statement| statement.definition()),
     }
 }
 

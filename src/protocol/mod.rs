@@ -6,7 +6,9 @@
 
 mod answers;
 pub mod flight;
+pub mod intern;
 pub mod parameters;
+pub mod state;
 pub mod statements;
 pub mod upstream;
 
@@ -15,6 +17,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::sql::state::{Touched, touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
 use statements::Change;
@@ -198,6 +201,12 @@ pub struct Pipeline {
     body_discarded: bool,
     /// Largest message that the server may send, its header included: `max_packet_size`.
     pub message_max: usize,
+    /// Whether what the client does to the session is watched.
+    pub watching: bool,
+    /// What the client may have changed of the session since somebody last asked the server.
+    pub touched: Touched,
+    /// Whether the session's sequences may have been used by another client.
+    pub others_sequences: bool,
 }
 
 impl Default for Pipeline {
@@ -220,6 +229,9 @@ impl Default for Pipeline {
             body_left: 0,
             body_discarded: false,
             message_max: usize::MAX,
+            watching: false,
+            touched: Touched::default(),
+            others_sequences: false,
         }
     }
 }
@@ -267,6 +279,26 @@ impl Pipeline {
         self.queries += usize::from(request.is_client_query());
         self.requests.push_back(request);
         true
+    }
+
+    /// Notes what a text of the client's may change; `None` when it is too large to be looked at.
+    #[inline]
+    pub fn note_text(&mut self, text: Option<&[u8]>) {
+        if !self.watching {
+            return;
+        }
+        match text {
+            Some(text) => self.note_touched(&touched(text)),
+            None => self.touched.add_anything(),
+        }
+    }
+
+    /// Notes what a statement may change.
+    #[inline]
+    pub fn note_touched(&mut self, touched: &Touched) {
+        if self.watching && !touched.is_empty() {
+            self.touched.add(touched);
+        }
     }
 
     /// Takes the front request away, and its change. The oldest go first, so what is left of the
@@ -345,6 +377,13 @@ impl Pipeline {
     pub fn runs_own_query(&self) -> bool {
         let is_own = |r: &Request| r.kind == RequestKind::Query && r.answer == Answer::Discard;
         self.requests.front().is_some_and(is_own)
+    }
+
+    /// Whether nothing of the client's is under way and no transaction is open: a query of ours may stand here.
+    pub fn is_before_client(&self) -> bool {
+        let is_own = |r: &Request| r.kind == RequestKind::Query && r.answer == Answer::Discard;
+        let is_free = !self.batch_open && !self.skipping && self.body_left == 0;
+        is_free && self.status == TransactionStatus::Idle && self.requests.iter().all(is_own)
     }
 
     /// Whether no more requests should be sent until answers have come.

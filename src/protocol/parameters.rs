@@ -2,10 +2,7 @@
 //! server. Start with [`ParameterSet`]; sets are interned, so that "nothing differs" is one pointer
 //! comparison on the way of a query.
 
-use std::collections::HashSet;
 use std::sync::Arc;
-
-use parking_lot::Mutex;
 
 /// Reported by every server and always tracked, as PgBouncer does. `track_extra_parameters` adds more.
 const ALWAYS_TRACKED: [&str; 5] =
@@ -25,6 +22,11 @@ impl Tracked {
             }
         }
         Tracked(names.into())
+    }
+
+    /// All of them.
+    pub fn names(&self) -> &[Box<str>] {
+        &self.0
     }
 
     /// The place of a name; names of settings have no case.
@@ -74,7 +76,7 @@ impl ParameterSet {
 }
 
 /// A string literal that means the same whatever standard_conforming_strings is.
-fn push_literal(sql: &mut String, value: &str) {
+pub(super) fn push_literal(sql: &mut String, value: &str) {
     if value.contains('\\') {
         sql.push('E');
     }
@@ -87,29 +89,6 @@ fn push_literal(sql: &mut String, value: &str) {
         }
     }
     sql.push('\'');
-}
-
-/// Every set in use, once.
-#[derive(Default)]
-pub struct Interner {
-    sets: Mutex<HashSet<Arc<ParameterSet>>>,
-}
-
-impl Interner {
-    /// The one pointer for these values.
-    pub fn intern(&self, set: ParameterSet) -> Arc<ParameterSet> {
-        let mut sets = self.sets.lock();
-        if let Some(known) = sets.get(&set) {
-            return Arc::clone(known);
-        }
-        // Cleaning when the table would grow keeps it within a constant factor of what is in use.
-        if sets.len() == sets.capacity() {
-            sets.retain(|set| Arc::strong_count(set) > 1);
-        }
-        let set = Arc::new(set);
-        sets.insert(Arc::clone(&set));
-        set
-    }
 }
 
 #[cfg(test)]
@@ -153,17 +132,5 @@ mod tests {
             "SET application_name='x''; DROP TABLE t; --';",
         );
         check(&[("application_name", "")], &[("application_name", r"\'")], r"SET application_name=E'\\''';");
-    }
-
-    #[test]
-    fn equal_sets_are_one_pointer_and_unused_ones_go() {
-        let interner = Interner::default();
-        let tracked = Tracked::new([]);
-        let first = interner.intern(set(&tracked, &[("TimeZone", "UTC")]));
-        assert!(Arc::ptr_eq(&first, &interner.intern(set(&tracked, &[("TimeZone", "UTC")]))));
-        for number in 0..5_000 {
-            interner.intern(set(&tracked, &[("application_name", &number.to_string())]));
-        }
-        assert!(interner.sets.lock().len() < 100);
     }
 }

@@ -4,7 +4,7 @@
 //! it knows each distinct definition (query and parameter types) once, as `PGWEIR_<number>`. Start
 //! with [`Statement`].
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use dashmap::DashSet;
 use lru::LruCache;
+
+use crate::sql::state::{Touched, touched};
 
 /// Statements that are forgotten only when no client uses them are looked for at this many, then at
 /// twice as many as were left.
@@ -25,11 +27,27 @@ const SERVER_NAMES: &str = "PGWEIR_";
 pub struct Statement {
     /// Its number, in its name on every server.
     pub id: u64,
-    /// The query with its NUL, the number of parameter types and their OIDs.
-    pub definition: Box<[u8]>,
+    /// The query with its NUL, the number of parameter types and their OIDs; behind them what decides what its
+    /// names mean.
+    key: Box<[u8]>,
+    /// How much of the key is the definition.
+    definition: usize,
+    /// What it may change of the session, if anything.
+    pub touched: Option<Box<Touched>>,
 }
 
 impl Statement {
+    /// The query with its NUL, the number of parameter types and their OIDs.
+    pub fn definition(&self) -> &[u8] {
+        &self.key[..self.definition]
+    }
+
+    /// One of this number, for tests that need no more.
+    #[cfg(test)]
+    pub(super) fn numbered(id: u64) -> Statement {
+        Statement { id, key: Box::default(), definition: 0, touched: None }
+    }
+
     /// The name on the server.
     pub fn server_name(id: u64) -> String {
         format!("{SERVER_NAMES}{id}")
@@ -45,19 +63,19 @@ struct ByDefinition(Arc<Statement>);
 
 impl Borrow<[u8]> for ByDefinition {
     fn borrow(&self) -> &[u8] {
-        &self.0.definition
+        &self.0.key
     }
 }
 
 impl Hash for ByDefinition {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.definition[..].hash(state);
+        self.0.key[..].hash(state);
     }
 }
 
 impl PartialEq for ByDefinition {
     fn eq(&self, other: &Self) -> bool {
-        self.0.definition == other.0.definition
+        self.0.key == other.0.key
     }
 }
 
@@ -72,14 +90,20 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// The statement of this definition.
-    pub fn intern(&self, definition: &[u8]) -> Arc<Statement> {
-        if let Some(known) = self.statements.get(definition) {
+    /// The statement of this definition, where its names mean what `environment` says.
+    pub fn intern(&self, definition: &[u8], environment: &[u8]) -> Arc<Statement> {
+        let joined = match environment {
+            [] => Cow::Borrowed(definition),
+            _ => Cow::Owned([definition, environment].concat()),
+        };
+        if let Some(known) = self.statements.get(&joined[..]) {
             return Arc::clone(&known.0);
         }
         self.clean();
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let statement = Arc::new(Statement { id, definition: definition.into() });
+        let touched = touched_by(definition);
+        let (key, definition) = (Box::from(joined), definition.len());
+        let statement = Arc::new(Statement { id, key, definition, touched });
         // Two workers may come here with the same text: then it has two numbers, which does no harm.
         self.statements.insert(ByDefinition(Arc::clone(&statement)));
         statement
@@ -112,6 +136,8 @@ pub struct ClientStatements {
     /// The definition of the unnamed statement; empty when there is none. PostgreSQL keeps it across
     /// transactions, and so must we, although the next transaction may run on another server.
     unnamed: Vec<u8>,
+    /// What it may change of the session.
+    unnamed_touched: Option<Box<Touched>>,
 }
 
 impl ClientStatements {
@@ -149,6 +175,12 @@ impl ClientStatements {
     pub fn set_unnamed(&mut self, definition: &[u8]) {
         self.unnamed.clear();
         self.unnamed.extend_from_slice(definition);
+        self.unnamed_touched = touched_by(definition);
+    }
+
+    /// What the unnamed statement may change of the session, if anything.
+    pub fn unnamed_touched(&self) -> Option<&Touched> {
+        self.unnamed_touched.as_deref().filter(|_| !self.unnamed.is_empty())
     }
 
     /// A simple Query drops the unnamed statement, as does a failed Parse of it.
@@ -287,6 +319,18 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
     }
 }
 
+/// What the text of a definition may change of the session.
+fn touched_by(definition: &[u8]) -> Option<Box<Touched>> {
+    let touched = touched(text_of(definition));
+    (!touched.is_empty()).then(|| Box::new(touched))
+}
+
+/// The text at the start of a definition.
+pub(super) fn text_of(definition: &[u8]) -> &[u8] {
+    let end = definition.iter().position(|byte| *byte == 0);
+    &definition[..end.unwrap_or(definition.len())]
+}
+
 /// Whether a definition's command begins with DISCARD or DEALLOCATE, so that its end may be that of all
 /// statements.
 pub fn may_drop_all(definition: &[u8]) -> bool {
@@ -396,20 +440,29 @@ mod tests {
     #[test]
     fn the_same_definition_is_the_same_statement_and_other_types_are_another() {
         let interner = Interner::default();
-        let first = interner.intern(b"select $1\0\0\0");
-        assert_eq!(first.id, interner.intern(b"select $1\0\0\0").id);
-        assert_ne!(first.id, interner.intern(b"select $1\0\0\x01\0\0\0\x17").id);
+        let first = interner.intern(b"select $1\0\0\0", b"");
+        assert_eq!(first.id, interner.intern(b"select $1\0\0\0", b"").id);
+        assert_ne!(first.id, interner.intern(b"select $1\0\0\x01\0\0\0\x17", b"").id);
+    }
+
+    #[test]
+    fn the_same_definition_under_another_search_path_is_another_statement() {
+        let interner = Interner::default();
+        let (here, there) =
+            (interner.intern(b"select a\0\0\0", b""), interner.intern(b"select a\0\0\0", b"s\0\0\0"));
+        assert_ne!(here.id, there.id);
+        assert_eq!(here.definition(), there.definition());
     }
 
     #[test]
     fn the_interner_forgets_what_nobody_uses() {
         let interner = Interner::default();
-        let kept = interner.intern(b"kept");
+        let kept = interner.intern(b"kept", b"");
         for number in 0..10_000 {
-            interner.intern(format!("select {number}").as_bytes());
+            interner.intern(format!("select {number}").as_bytes(), b"");
         }
         assert!(interner.len() <= CLEAN_FIRST + 1, "{}", interner.len());
-        assert_eq!(interner.intern(b"kept").id, kept.id);
+        assert_eq!(interner.intern(b"kept", b"").id, kept.id);
     }
 
     #[test]
@@ -424,7 +477,7 @@ mod tests {
     #[test]
     fn undoing_goes_backwards() {
         let interner = Interner::default();
-        let (old, new) = (interner.intern(b"old"), interner.intern(b"new"));
+        let (old, new) = (interner.intern(b"old", b""), interner.intern(b"new", b""));
         let (mut client, mut server) = (ClientStatements::default(), ServerStatements::new(9));
         server.insert(new.id);
         client.insert(b"s", new.clone());

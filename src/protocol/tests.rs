@@ -513,5 +513,5 @@ fn more_requests_than_the_limit_are_refused() {
 }
 
 fn statement(id: u64) -> std::sync::Arc<statements::Statement> {
-    std::sync::Arc::new(statements::Statement { id, definition: Box::default() })
+    std::sync::Arc::new(statements::Statement::numbered(id))
 }

@@ -5,9 +5,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all};
+use super::state::SessionState;
+use super::statements::{
+    Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all, text_of,
+};
 use super::{Answer, Pipeline, RequestKind};
-use crate::wire::frontend::{self, Object};
+use crate::sql::state::Parts;
+use crate::wire::frontend::{self, Object, Parse};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 
 /// Largest named Parse: it is held whole, since it may have to be sent to another server again.
@@ -19,6 +23,9 @@ const NAMES_MAX: usize = 64 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
+
+/// Forgets what `currval` and `lastval` would say.
+const DISCARD_SEQUENCES: &[u8] = b"DISCARD SEQUENCES\0";
 
 /// The client message whose header was read, while its body still comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +58,8 @@ pub enum Stop {
     Terminate,
     /// A simple Query, which is not allowed.
     Disallowed,
+    /// `currval` or `lastval` inside of a transaction, on a server where another client may have used sequences.
+    OthersSequences,
 }
 
 /// Counters of prepared statements, for the console.
@@ -82,6 +91,8 @@ pub struct Upstream<'a> {
     pub counts: &'a mut StatementCounts,
     /// What may be sent at all.
     pub rules: Rules,
+    /// What the client has made of its session.
+    pub state: &'a SessionState,
 }
 
 /// What a client may send, whatever it means.
@@ -126,6 +137,8 @@ enum Fate {
     Wait,
     Terminate,
     Disallowed,
+    /// It would be answered from what another client did.
+    OthersSequences,
 }
 
 /// What becomes of a statement's name.
@@ -134,6 +147,8 @@ enum Name {
     Server(Vec<u8>),
     /// Earlier answers decide.
     Wait,
+    /// As [`Fate::OthersSequences`].
+    OthersSequences,
 }
 
 /// A client must not reach a statement by the name that it has on the server, where it may be another
@@ -232,6 +247,7 @@ impl Upstream<'_> {
                 Fate::Wait => break Stop::Full,
                 Fate::Terminate => break Stop::Terminate,
                 Fate::Disallowed => break Stop::Disallowed,
+                Fate::OthersSequences => break Stop::OthersSequences,
             }
             body.left = length - (end - at);
             at = end;
@@ -253,11 +269,19 @@ impl Upstream<'_> {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
                 self.note_unnamed();
+                self.pipeline.note_text(message.is_whole().then(|| text_of(message.body)));
+                if self.reads_others_sequences(self.pipeline.touched.parts, message.at, output) {
+                    return Ok(Fate::OthersSequences);
+                }
                 RequestKind::Query
             }
             FrontendTag::Sync => RequestKind::Sync,
             FrontendTag::Execute => RequestKind::Execute,
-            FrontendTag::FunctionCall => RequestKind::FunctionCall,
+            FrontendTag::FunctionCall => {
+                // It names its function by a number.
+                self.pipeline.note_text(None);
+                RequestKind::FunctionCall
+            }
             FrontendTag::CopyDone | FrontendTag::CopyFail => RequestKind::CopyEnd,
             FrontendTag::CopyData | FrontendTag::Flush => return Ok(Fate::Verbatim),
             FrontendTag::Parse => return self.parse(message, output),
@@ -279,6 +303,34 @@ impl Upstream<'_> {
         *self.unnamed_present = true;
     }
 
+    /// Notes what the unnamed statement may change, which is used now.
+    fn unnamed_reads_others_sequences(&mut self, at: usize, output: &mut Output<'_>) -> bool {
+        let touched = self.client.as_deref().and_then(ClientStatements::unnamed_touched);
+        let Some(touched) = touched else { return false };
+        self.pipeline.note_touched(touched);
+        let parts = touched.parts;
+        self.reads_others_sequences(parts, at, output)
+    }
+
+    /// `currval` and `lastval` answer from what the session did, be it for another client. In front of a
+    /// transaction that is forgotten; returns whether it is too late for that.
+    fn reads_others_sequences(&mut self, parts: Parts, at: usize, output: &mut Output<'_>) -> bool {
+        if !self.pipeline.watching || !self.pipeline.others_sequences || !parts.contains(Parts::SEQUENCES) {
+            return false;
+        }
+        if !self.pipeline.is_before_client() {
+            return true;
+        }
+        output.flush(at);
+        write_header(b'Q', HEADER_LENGTH + DISCARD_SEQUENCES.len(), output.out);
+        output.out.extend_from_slice(DISCARD_SEQUENCES);
+        self.pipeline.push(RequestKind::Query, Answer::Discard);
+        self.pipeline.others_sequences = false;
+        // Our Query has dropped it.
+        *self.unnamed_present = false;
+        false
+    }
+
     fn forget_unnamed(&mut self) {
         if let Some(client) = self.client {
             client.drop_unnamed();
@@ -288,6 +340,11 @@ impl Upstream<'_> {
     fn parse(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {
         let Message { length, body, at, .. } = message;
         if !self.tracking || streams(length, body) {
+            let parse = message.is_whole().then(|| frontend::parse(body).ok()).flatten();
+            self.pipeline.note_text(parse.map(|parse| text_of(parse.definition)));
+            if self.reads_others_sequences(self.pipeline.touched.parts, at, output) {
+                return Ok(Fate::OthersSequences);
+            }
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
             self.forget_unnamed();
             self.note_unnamed();
@@ -302,29 +359,47 @@ impl Upstream<'_> {
             return Ok(Fate::Incomplete);
         }
         let parse = frontend::parse(body)?;
-        let client = self.client.get_or_insert_default();
-        if parse.name.is_empty() {
-            client.set_unnamed(parse.definition);
-            self.note_unnamed();
-            self.pipeline.push(RequestKind::Parse, Answer::Forward);
-            return Ok(Fate::Verbatim);
+        match parse.name {
+            b"" => Ok(self.parse_unnamed(parse.definition, at, output)),
+            _ => Ok(self.parse_named(parse, message, output)),
         }
+    }
+
+    fn parse_unnamed(&mut self, definition: &[u8], at: usize, output: &mut Output<'_>) -> Fate {
+        let client = self.client.get_or_insert_default();
+        client.set_unnamed(definition);
+        let parts = client.unnamed_touched().map_or(Parts::empty(), |touched| touched.parts);
+        if self.reads_others_sequences(parts, at, output) {
+            return Fate::OthersSequences;
+        }
+        self.note_unnamed();
+        self.pipeline.push(RequestKind::Parse, Answer::Forward);
+        Fate::Verbatim
+    }
+
+    fn parse_named(&mut self, parse: Parse<'_>, message: Message<'_>, output: &mut Output<'_>) -> Fate {
+        let Message { length, at, .. } = message;
         if self.pipeline.awaits_name(parse.name) || self.pipeline.may_drop_statements() {
             // Whether the name is in use then depends on whether that batch fails.
-            return Ok(Fate::Wait);
+            return Fate::Wait;
         }
+        let client = self.client.get_or_insert_default();
         if let Some(statement) = client.get(parse.name).cloned() {
             output.flush(at);
             self.duplicate(parse.name, &statement, output.out);
-            return Ok(Fate::Rewritten(length));
+            return Fate::Rewritten(length);
         }
-        let statement = self.interner.intern(parse.definition);
+        let statement = self.interner.intern(parse.definition, &self.state.environment());
+        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
+        if self.reads_others_sequences(parts, at, output) {
+            return Fate::OthersSequences;
+        }
         let present = self.server.touch(statement.id);
         if present && self.pipeline.awaits_parse(statement.id) {
-            return Ok(Fate::Wait);
+            return Fate::Wait;
         }
         self.counts.client_parses += 1;
-        client.insert(parse.name, Arc::clone(&statement));
+        self.client.get_or_insert_default().insert(parse.name, Arc::clone(&statement));
         let change = Change::ClientParse {
             name: parse.name.into(),
             statement: Arc::clone(&statement),
@@ -335,10 +410,10 @@ impl Upstream<'_> {
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
         } else {
             self.make_room(statement.id, output.out);
-            write_parse(statement.id, &statement.definition, output.out);
+            write_parse(statement.id, statement.definition(), output.out);
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
         }
-        Ok(Fate::Rewritten(length))
+        Fate::Rewritten(length)
     }
 
     /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
@@ -366,6 +441,7 @@ impl Upstream<'_> {
                 Name::AsItIs => None,
                 Name::Server(name) => Some(name),
                 Name::Wait => return Ok(Fate::Wait),
+                Name::OthersSequences => return Ok(Fate::OthersSequences),
             };
             if let Some(name) = name {
                 output.flush(at);
@@ -401,6 +477,7 @@ impl Upstream<'_> {
                 match self.resolve(name, at, output) {
                     Name::AsItIs => {}
                     Name::Wait => return Ok(Fate::Wait),
+                    Name::OthersSequences => return Ok(Fate::OthersSequences),
                     Name::Server(name) => {
                         output.flush(at);
                         write_object(b'D', &name, output.out);
@@ -447,6 +524,9 @@ impl Upstream<'_> {
             if self.pipeline.awaits_unnamed() {
                 return Name::Wait;
             }
+            if self.unnamed_reads_others_sequences(at, output) {
+                return Name::OthersSequences;
+            }
             self.ensure_unnamed(at, output);
             let unnamed = self.client.as_deref().and_then(ClientStatements::unnamed);
             if unnamed.is_some_and(may_drop_all) {
@@ -468,9 +548,15 @@ impl Upstream<'_> {
         if self.server.touch(statement.id) && self.pipeline.awaits_parse(statement.id) {
             return Name::Wait;
         }
+        if let Some(touched) = &statement.touched {
+            self.pipeline.note_touched(touched);
+            if self.reads_others_sequences(touched.parts, at, output) {
+                return Name::OthersSequences;
+            }
+        }
         output.flush(at);
         self.ensure_present(&statement, output.out);
-        if may_drop_all(&statement.definition) {
+        if may_drop_all(statement.definition()) {
             self.pipeline.note_dropping();
         }
         Name::Server(Statement::server_name(statement.id).into_bytes())
@@ -482,7 +568,7 @@ impl Upstream<'_> {
             return;
         }
         self.make_room(statement.id, out);
-        write_parse(statement.id, &statement.definition, out);
+        write_parse(statement.id, statement.definition(), out);
         let change = Change::ServerParse(statement.id);
         self.pipeline.push_with_change(RequestKind::Parse, Answer::Discard, change);
     }

@@ -17,6 +17,7 @@ use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::Pipeline;
 use crate::protocol::flight::Flight;
 use crate::protocol::parameters::ParameterSet;
+use crate::protocol::state::SessionState;
 use crate::protocol::statements::ServerStatements;
 use crate::wire::BackendTag;
 use crate::wire::backend::{self, ErrorFields};
@@ -124,10 +125,14 @@ impl OpenError {
 }
 
 impl Welcome {
+    /// The value of a parameter that it reported.
+    pub fn get(&self, wanted: &str) -> Option<&str> {
+        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
+
     /// Whether the server is in recovery, as it reports since PostgreSQL 14.
     pub fn in_recovery(&self) -> Option<bool> {
-        let reported = self.0.iter().find(|(name, _)| name == "in_hot_standby")?;
-        Some(reported.1 == "on")
+        Some(self.get("in_hot_standby")? == "on")
     }
 }
 
@@ -221,6 +226,9 @@ impl Recipe {
             in_recovery: welcome.in_recovery() == Some(true),
             statements: ServerStatements::new(self.statements_max),
             parameters: session.parameters.intern(parameters),
+            state: session.states.intern(SessionState::default()),
+            served: 0,
+            refusal: None,
             unnamed_present: false,
             carry: Vec::new(),
             backlog: Vec::new(),

@@ -20,7 +20,9 @@ use crate::net::Socket;
 use crate::net::dns::Address;
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::flight::Flight;
-use crate::protocol::parameters::{Interner, ParameterSet, Tracked};
+use crate::protocol::intern::Interner;
+use crate::protocol::parameters::{ParameterSet, Tracked};
+use crate::protocol::state::SessionState;
 use crate::protocol::statements::ServerStatements;
 use crate::protocol::{OutOfStep, Pipeline, Stop};
 use crate::wire::backend::{self, TransactionStatus};
@@ -30,6 +32,9 @@ use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 /// Largest message that is read whole outside of the relay.
 const MESSAGE_MAX: usize = 1024 * 1024;
 
+/// Most rows of a query of our own: there are not half as many settings.
+const ROWS_MAX: usize = 4096;
+
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
 /// What is the same for all servers of a process: the tracked parameters and their interned values.
@@ -37,9 +42,23 @@ pub struct Session {
     /// Which parameters follow a client.
     pub tracked: Tracked,
     /// Their values.
-    pub parameters: Interner,
+    pub parameters: Interner<ParameterSet>,
+    /// What clients have made of their sessions.
+    pub states: Interner<SessionState>,
     /// Which protocol each server is asked for.
     pub versions: Versions,
+}
+
+impl Session {
+    /// One that knows nothing yet.
+    pub fn new(tracked: Tracked) -> Self {
+        Session {
+            tracked,
+            parameters: Interner::default(),
+            states: Interner::default(),
+            versions: Versions::default(),
+        }
+    }
 }
 
 /// A connection that is logged in. It belongs to one client at a time, or to the pool.
@@ -63,6 +82,12 @@ pub struct ServerConnection {
     pub in_recovery: bool,
     /// The values of the tracked parameters.
     pub parameters: Arc<ParameterSet>,
+    /// What has been made of its session, beyond these.
+    pub state: Arc<SessionState>,
+    /// The client that it was last lent to, 0 for none since its sequences are as new.
+    pub served: u64,
+    /// Why it refused the last query of ours in front of a client's request.
+    pub refusal: Option<String>,
     /// Whether its unnamed statement is the present client's.
     pub unnamed_present: bool,
     /// The beginning of a message whose end has not come yet.
@@ -227,6 +252,10 @@ impl ServerConnection {
                     if matches!(&body[..], b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") =>
                 {
                     self.statements.clear();
+                    if body.starts_with(b"DISCARD") {
+                        self.state = session.states.intern(SessionState::default());
+                        self.served = 0;
+                    }
                 }
                 BackendTag::DataRow => note_row(&body),
                 BackendTag::ReadyForQuery => break self.own_query_done(&body, failure),
@@ -255,6 +284,41 @@ impl ServerConnection {
             Some(Some(row)) => Ok(row),
             Some(None) => Err(QueryError::Refused("its row is malformed".into())),
             None => Err(QueryError::Refused("it returned no row".into())),
+        }
+    }
+
+    /// Undoes what a client has made of its session, where we ask something of our own.
+    ///
+    /// Fails as [`ServerConnection::run`] does.
+    pub async fn clean(&mut self, session: &Session) -> Result<(), QueryError> {
+        if self.state.is_clean() {
+            return Ok(());
+        }
+        let clean = SessionState::default();
+        let (undo, _) = self.state.toward(&clean);
+        self.run(&undo, session).await?;
+        self.state = session.states.intern(clean);
+        Ok(())
+    }
+
+    /// Runs a query of our own and returns its rows; more than 4096 are an error.
+    ///
+    /// Fails as [`ServerConnection::run`] does.
+    pub async fn rows(
+        &mut self,
+        sql: &str,
+        session: &Session,
+    ) -> Result<Vec<Vec<Option<String>>>, QueryError> {
+        let mut rows = Vec::new();
+        let mut malformed = false;
+        self.run_with(sql, session, |body| match backend::data_row(body) {
+            Some(row) if rows.len() < ROWS_MAX => rows.push(row),
+            Some(_) | None => malformed = true,
+        })
+        .await?;
+        match malformed {
+            true => Err(QueryError::Refused("there are too many rows, or one is malformed".into())),
+            false => Ok(rows),
         }
     }
 

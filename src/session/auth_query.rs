@@ -82,7 +82,12 @@ impl Newcomer {
     ) -> Result<Option<Arc<Credentials>>, Refusal> {
         let Some(inquiry) = Inquiry::new(config, database)? else { return Ok(None) };
         let mut lease = self.server_for(config, &inquiry).await?;
-        match lease.row_for(&inquiry.query, user, &self.plane.shared.server).await {
+        let session = &self.plane.shared.server;
+        let row = match lease.clean(session).await {
+            Ok(()) => lease.row_for(&inquiry.query, user, session).await,
+            Err(error) => Err(error),
+        };
+        match row {
             Ok(row) => {
                 lease.release(Instant::now());
                 let found = row.map(secret_of).transpose()?;

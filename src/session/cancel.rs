@@ -136,7 +136,8 @@ impl Session {
     pub(super) fn cancel(&mut self, plane: &Rc<Plane>) {
         let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
         let lease = match &mut self.phase {
-            Phase::Idle => {
+            // What we ask the server is none of the client's business.
+            Phase::Idle | Phase::Asking(_) => {
                 plane.metrics.borrow_mut().cancels_idle += 1;
                 return;
             }

@@ -1,6 +1,7 @@
 //! A session without a server: what it answers itself, and how it gets a server.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -331,21 +332,38 @@ impl Session {
         scratch.out.clear();
         lease.begin(now);
         lease.pipeline.message_max = self.group.rules.get().message_max;
-        let proving = self.carry_parameters(&mut lease, &mut scratch.out);
+        lease.pipeline.watching = self.group.is_watching();
+        let is_anothers = lease.served != 0 && lease.served != self.id;
+        lease.pipeline.others_sequences = is_anothers;
+        lease.served = self.id;
+        let proving = self.carry_over(&mut lease, &mut scratch.out);
         lease.parts().1.proving = proving;
         self.phase = Phase::Leased(lease);
         Ok(())
     }
 
-    /// Puts SETs for what differs in front. Returns whether the client's bytes must wait for their
-    /// success, because no server has accepted these values yet.
-    fn carry_parameters(&mut self, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
-        if Arc::ptr_eq(&self.parameters, &lease.parameters) {
+    /// Puts in front what turns the server's session into the client's. Returns whether the client's bytes must
+    /// wait for its success: because no server has accepted these values yet, or because they must not be
+    /// executed without them.
+    fn carry_over(&mut self, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
+        let is_same_state = Arc::ptr_eq(&self.state, &lease.state);
+        let forgets_sequences =
+            lease.pipeline.others_sequences && self.group.pool.sequences.load(Ordering::Relaxed);
+        if is_same_state && Arc::ptr_eq(&self.parameters, &lease.parameters) && !forgets_sequences {
             self.proven = true;
             return false;
         }
+        let (mut sql, redo) = match is_same_state {
+            true => <(String, String)>::default(),
+            false => lease.state.toward(&self.state),
+        };
         let tracked = &self.plane.shared.server.tracked;
-        let sql = lease.parameters.sets_toward(&self.parameters, tracked);
+        sql.push_str(&lease.parameters.sets_toward(&self.parameters, tracked));
+        sql.push_str(&redo);
+        if forgets_sequences {
+            sql.push_str("DISCARD SEQUENCES;");
+            lease.pipeline.others_sequences = false;
+        }
         if sql.is_empty() {
             self.parameters = Arc::clone(&lease.parameters);
             self.proven = true;
@@ -355,6 +373,7 @@ impl Session {
         originate::query(&sql, &mut query);
         out.extend_from_slice(&query);
         lease.pipeline.push(RequestKind::Query, Answer::Discard);
-        !self.proven
+        let is_risky = !is_same_state && (self.state.acts_as_another() || lease.state.has_time_limit());
+        !self.proven || is_risky
     }
 }

@@ -27,6 +27,7 @@ use crate::net::tls::Acceptor;
 use crate::pool::quota::Permit;
 use crate::pool::{Acquired, Lease, Pool};
 use crate::protocol::parameters::ParameterSet;
+use crate::protocol::state::SessionState;
 use crate::route;
 use crate::server::login::Welcome;
 use crate::wire::originate;
@@ -128,7 +129,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
 }
 
 fn start_session(newcomer: Newcomer, start: Start) {
-    let Start { group, welcome, parameters, proven, admission, own_server } = start;
+    let Start { group, welcome, parameters, state, proven, admission, own_server } = start;
     let Newcomer { plane, socket, peer, id, connected, minor, .. } = newcomer;
     let socket = socket.expect(LOGGED_IN);
     let config = plane.shared.config.load_full();
@@ -150,6 +151,7 @@ fn start_session(newcomer: Newcomer, start: Start) {
         id,
         group,
         parameters,
+        state,
         proven,
         admission,
         connected,
@@ -174,7 +176,9 @@ struct Start {
     /// What its server says of itself.
     welcome: Arc<Welcome>,
     parameters: Arc<ParameterSet>,
-    /// Whether a server has accepted the parameters.
+    /// What it has asked for beyond these.
+    state: Arc<SessionState>,
+    /// Whether a server has accepted both.
     proven: bool,
     admission: Admission,
     /// Of a replication connection.
@@ -251,14 +255,18 @@ impl Newcomer {
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
         let start = if is_ordinary {
             let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
-            let (parameters, proven) = self.own_parameters(&welcome, &wanted);
-            Start { group, welcome, parameters, proven, admission, own_server: None }
+            let (parameters, proven) = self.own_parameters(&welcome, &wanted.tracked);
+            let state = SessionState::of_settings(wanted.others);
+            let proven = proven && state.is_clean();
+            let state = self.plane.shared.server.states.intern(state);
+            Start { group, welcome, parameters, state, proven, admission, own_server: None }
         } else {
             let asked = replication::parameters(&startup, &config);
             let (pool, lease, welcome) = self.own_server(&config, &database, &user, secret, &asked).await?;
             let group = self.plane.group(&user, &database.name, &pool, self.replication);
             let (welcome, parameters) = (Arc::new(welcome), Arc::clone(&lease.parameters));
-            Start { group, welcome, parameters, proven: true, admission, own_server: Some(lease) }
+            let state = Arc::clone(&lease.state);
+            Start { group, welcome, parameters, state, proven: true, admission, own_server: Some(lease) }
         };
         Ok(Entry::Session(Box::new(start)))
     }

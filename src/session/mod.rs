@@ -13,6 +13,7 @@ pub mod console;
 pub mod control;
 pub mod databases;
 mod idle;
+mod keeping;
 pub mod login;
 mod options;
 mod outside;
@@ -44,6 +45,7 @@ use crate::net::Socket;
 use crate::pool::{Lease, Waiting};
 use crate::protocol::OutOfStep;
 use crate::protocol::parameters::ParameterSet;
+use crate::protocol::state::SessionState;
 use crate::protocol::statements::ClientStatements;
 use crate::protocol::upstream::Body;
 use crate::server::login::Welcome;
@@ -51,6 +53,7 @@ use crate::topology::Place;
 use crate::wire::startup::{CancelKey, Replication};
 use crate::wire::{Malformed, originate};
 use cancel::CancelsInFlight;
+use keeping::{Asking, Pinned};
 use plane::{Group, Plane, Scratch};
 
 /// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
@@ -114,6 +117,8 @@ enum Phase {
     Waiting(Box<Wait>),
     /// A server is this client's own.
     Leased(Lease),
+    /// The transaction has ended, and the server says what it has changed of the session.
+    Asking(Asking),
 }
 
 #[derive(Debug)]
@@ -139,7 +144,11 @@ pub struct Session {
     connected: Instant,
     last_request: Instant,
     parameters: Arc<ParameterSet>,
-    /// Whether some server has accepted the parameters.
+    /// What it has made of its session, beyond the parameters.
+    state: Arc<SessionState>,
+    /// Why it keeps its server, if it does.
+    pinned: Option<Box<Pinned>>,
+    /// Whether some server has accepted the parameters and the state.
     proven: bool,
     /// Whether its servers are a cluster's, which moves.
     follows: bool,
@@ -179,7 +188,9 @@ pub struct NewSession {
     pub group: Rc<Group>,
     /// Its parameters.
     pub parameters: Arc<ParameterSet>,
-    /// Whether a server has accepted the parameters.
+    /// What its StartupMessage asks for beyond these.
+    pub state: Arc<SessionState>,
+    /// Whether a server has accepted both.
     pub proven: bool,
     /// Its place among the connection limits.
     pub admission: admission::Admission,
@@ -219,6 +230,8 @@ impl Session {
             connected: new.connected,
             last_request: new.connected,
             parameters: new.parameters,
+            state: new.state,
+            pinned: None,
             proven: new.proven,
             follows,
             sent_again: 0,
@@ -309,6 +322,7 @@ impl Session {
                 Phase::Idle => self.poll_idle(context, scratch),
                 Phase::Waiting(_) => self.poll_waiting(context, scratch),
                 Phase::Leased(_) => self.poll_leased(context, scratch),
+                Phase::Asking(_) => self.poll_asking(context),
             };
             if let Err(farewell) = ready!(step) {
                 return Poll::Ready(farewell);
@@ -441,13 +455,15 @@ impl Session {
     /// Frees the server, or closes it when it is not ready or `broken`; leaves the queue.
     fn leave_server(&mut self, broken: bool) {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
+            // Its server is closed, as nobody knows what is left on it.
+            Phase::Asking(_) => {}
             Phase::Idle | Phase::Waiting(_) => {}
             Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
                 if broken || lease.loan().fatal_seen {
                     lease.close("server conn crashed?");
                 } else if ready && !self.sends_a_body() {
-                    self.give_back(lease, Instant::now());
+                    self.leave(lease, Instant::now());
                 } else {
                     lease.close("client disconnect while server was not ready");
                 }
@@ -468,6 +484,11 @@ impl Session {
         }
         let resets = self.group.mode.get() == PoolMode::Session || self.group.reset_always.get();
         let reset = if resets { self.group.settings.borrow().reset_query.clone() } else { String::new() };
+        self.give_back_after(lease, reset, now);
+    }
+
+    /// As [`Session::give_back`], after this query of ours, if it is any.
+    fn give_back_after(&mut self, lease: Lease, reset: String, now: Instant) {
         match self.cancels.take().filter(|cancels| cancels.are_pending()) {
             None => finish_loan(lease, reset, now),
             Some(cancels) => {
@@ -485,7 +506,7 @@ impl Session {
 fn finish_loan(lease: Lease, reset: String, now: Instant) {
     match reset.is_empty() {
         true => lease.release(now),
-        false => lease.run_and_release(reset, "server_reset_query"),
+        false => lease.reset_and_release(reset, "server_reset_query"),
     }
 }
 

@@ -3,11 +3,29 @@
 
 use super::login::fatal;
 use super::plane::Plane;
-use crate::config::Config;
+use crate::config::{Config, SessionStateMode};
 use crate::error::SqlError;
 use crate::log::Peer;
 use crate::route::ROLE_OPTION;
 use crate::wire::startup::Startup;
+
+/// What a StartupMessage asks for.
+#[derive(Default)]
+pub(super) struct Wanted {
+    /// Tracked parameters, by their places.
+    pub(super) tracked: Vec<(usize, String)>,
+    /// Others, which no server reports.
+    pub(super) others: Vec<(String, String)>,
+}
+
+impl Wanted {
+    fn add(&mut self, name: &str, value: &str, plane: &Plane) {
+        match plane.shared.server.tracked.index(name) {
+            Some(index) => self.tracked.push((index, value.to_owned())),
+            None => self.others.push((name.to_owned(), value.to_owned())),
+        }
+    }
+}
 
 /// The startup parameters that follow the client; an error for those that would be lost. The `options` of a
 /// connection for replication are the server's business.
@@ -16,17 +34,20 @@ pub(super) fn client_parameters(
     config: &Config,
     plane: &Plane,
     for_replication: bool,
-) -> Result<Vec<(usize, String)>, SqlError> {
+) -> Result<Wanted, SqlError> {
     let tracked = &plane.shared.server.tracked;
-    let mut wanted = Vec::new();
+    let follows = |name: &str| follows(config) || tracked.index(name).is_some();
+    let mut wanted = Wanted::default();
     for (name, value) in &startup.parameters {
         if name == "options" {
             if !for_replication {
                 options(value, plane, config, &mut wanted)?;
             }
         } else if matches!(name.as_str(), "user" | "database" | "replication") || ignored(config, name) {
-        } else if let Some(index) = tracked.index(name) {
-            wanted.push((index, value.clone()));
+        } else if name.starts_with("_pq_.") {
+            // Options of the protocol, which NegotiateProtocolVersion has answered.
+        } else if follows(name) {
+            wanted.add(name, value, plane);
         } else {
             let hint = format!(
                 "Add it to ignore_startup_parameters to go on without it, or to track_extra_parameters if the server reports it: {name}"
@@ -39,12 +60,7 @@ pub(super) fn client_parameters(
 
 /// `-c name=value` and `--name=value`, as libpq's `options` has them; a backslash escapes. Where
 /// `ignore_startup_parameters` has "options", what cannot follow the client is left out, as in PgBouncer.
-fn options(
-    text: &str,
-    plane: &Plane,
-    config: &Config,
-    wanted: &mut Vec<(usize, String)>,
-) -> Result<(), SqlError> {
+fn options(text: &str, plane: &Plane, config: &Config, wanted: &mut Wanted) -> Result<(), SqlError> {
     let unsupported = || {
         fatal("unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed")
     };
@@ -61,15 +77,21 @@ fn options(
         if name == ROLE_OPTION {
             continue;
         }
-        match plane.shared.server.tracked.index(&name) {
-            Some(index) => wanted.push((index, value.to_owned())),
-            None if ignored(config, &name) || ignored(config, "options") => {}
-            None => {
-                return Err(fatal(format!("unsupported startup parameter in options: {name}")));
-            }
+        if plane.shared.server.tracked.index(&name).is_some() {
+            wanted.add(&name, value, plane);
+        } else if ignored(config, &name) || ignored(config, "options") {
+        } else if follows(config) {
+            wanted.add(&name, value, plane);
+        } else {
+            return Err(fatal(format!("unsupported startup parameter in options: {name}")));
         }
     }
     Ok(())
+}
+
+/// Whether settings that no server reports follow the client too.
+fn follows(config: &Config) -> bool {
+    config.settings.session_state != SessionStateMode::Pgbouncer
 }
 
 /// The role among the options, the last one if there are several.

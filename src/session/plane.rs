@@ -19,6 +19,7 @@ use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
+use super::keeping::Keeping;
 use super::pam::Pam;
 use super::peers::Peers;
 use super::replication::without_time_limits;
@@ -297,6 +298,8 @@ pub struct Group {
     pub tracking: Cell<bool>,
     /// Whether the reset query runs at each release.
     pub reset_always: Cell<bool>,
+    /// What becomes of what they make of their sessions.
+    pub keeping: Cell<Keeping>,
     /// What they may send: `max_packet_size` and `disable_pqexec`.
     pub rules: Cell<Rules>,
     /// The pool's settings.
@@ -326,6 +329,7 @@ impl Group {
             mode: Cell::new(PoolMode::Session),
             tracking: Cell::new(false),
             reset_always: Cell::new(false),
+            keeping: Cell::default(),
             rules: Cell::default(),
             settings: RefCell::new(Arc::clone(&settings)),
             replication,
@@ -345,6 +349,7 @@ impl Group {
         if Arc::ptr_eq(config, &self.policy.borrow().1) {
             return;
         }
+        self.keeping.set(Keeping::new(config));
         self.rules.set(Rules {
             message_max: config.settings.max_packet_size as usize,
             simple_queries: !config.settings.disable_pqexec,

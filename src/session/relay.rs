@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::keeping::Between;
 use super::resend::is_going_away;
-use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, SENT_AGAIN_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
@@ -44,6 +45,8 @@ enum Answered {
     PassedOn,
     /// The server refused to begin, because it goes away: the client's bytes go to another one.
     SendAgain,
+    /// They are on their way there.
+    SentAgain,
 }
 
 impl Forward<'_> {
@@ -81,7 +84,9 @@ impl Session {
     pub(super) fn lease(&mut self) -> &mut Lease {
         match &mut self.phase {
             Phase::Leased(lease) => lease,
-            Phase::Idle | Phase::Waiting(_) => unreachable!("the relay runs only with a lease"),
+            Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => {
+                unreachable!("the relay runs only with a lease")
+            }
         }
     }
 
@@ -200,6 +205,7 @@ impl Session {
             tracking: group.tracking.get(),
             counts: &mut stats.statements,
             rules: group.rules.get(),
+            state: &self.state,
         }
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);
@@ -227,13 +233,15 @@ impl Session {
                 upstream::whole_length(&input[taken.consumed..], group.tracking.get())
             }
             upstream::Stop::Disallowed => return Err(super::idle::pqexec_disallowed()),
+            upstream::Stop::OthersSequences => return Err(others_sequences()),
             upstream::Stop::Full | upstream::Stop::Terminate => 0,
         };
         match taken.stop {
             upstream::Stop::Terminate => Ok(input.len()),
-            upstream::Stop::NeedMore | upstream::Stop::Full | upstream::Stop::Disallowed => {
-                Ok(taken.consumed)
-            }
+            upstream::Stop::NeedMore
+            | upstream::Stop::Full
+            | upstream::Stop::Disallowed
+            | upstream::Stop::OthersSequences => Ok(taken.consumed),
         }
     }
 
@@ -316,8 +324,10 @@ impl Session {
         let buffer = std::mem::take(&mut scratch.read);
         let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
         scratch.read = buffer;
-        if result? == Answered::SendAgain {
-            return Ok(self.send_again("server is going away"));
+        match result? {
+            Answered::PassedOn => {}
+            Answered::SendAgain => return Ok(self.send_again("server is going away")),
+            Answered::SentAgain => return Ok(Pumped::Released),
         }
         let (server, loan) = self.lease().parts();
         if server.pipeline.owed() == 0 && !server.pipeline.is_quiet() {
@@ -362,7 +372,11 @@ impl Session {
                     forward.insert(&duplicate_statement(&name));
                 }
                 Stop::StatementsDropped => self.drop_statements(),
-                Stop::OwnQueryDone { failed } => self.note_own_query(failed)?,
+                Stop::OwnQueryDone { failed } => {
+                    if !self.note_own_query(failed)? {
+                        return Ok(Answered::SentAgain);
+                    }
+                }
             }
             at += received.consumed;
         }
@@ -443,6 +457,9 @@ impl Session {
         if let Ok(code) = str::from_utf8(fields.code) {
             self.plane.metrics.borrow_mut().errors.record(code);
         }
+        if self.lease().pipeline.runs_own_query() {
+            self.lease().refusal = Some(String::from_utf8_lossy(fields.message).into_owned());
+        }
         let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
         self.undo(exists);
     }
@@ -471,21 +488,30 @@ impl Session {
         );
     }
 
-    /// The SETs in front of the client's request are done.
-    fn note_own_query(&mut self, failed: bool) -> Result<(), Farewell> {
+    /// What we have put in front of the client's request is done. Returns whether the lease goes on.
+    fn note_own_query(&mut self, failed: bool) -> Result<bool, Farewell> {
         if failed {
+            let lease = self.lease();
+            let refusal = lease.refusal.take().unwrap_or_default();
+            if lease.loan().proving && lease.state.has_time_limit() && self.sent_again < SENT_AGAIN_MAX {
+                // What another client has set has kept its own end from being set up again.
+                self.send_again("its session could not be reset");
+                return Ok(false);
+            }
             let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid server parameter")
-                .detail("The server refused a parameter that this session has set.");
+                .detail(format!("The server refused what this session has set: {refusal}"));
             return Err(error.into());
         }
         self.proven = true;
+        let state = Arc::clone(&self.state);
+        self.lease().state = state;
         if std::mem::take(&mut self.canceled) {
             let plane = Rc::clone(&self.plane);
             self.cancel(&plane);
         }
         self.lease().parts().1.proving = false;
         self.parameters = Arc::clone(&self.lease().parameters);
-        Ok(())
+        Ok(true)
     }
 
     // ---- the end of a lease ----
@@ -535,6 +561,11 @@ impl Session {
                 return Ok(otherwise);
             }
         }
+        match self.between()? {
+            Between::GiveBack => {}
+            Between::Keep => return Ok(otherwise),
+            Between::Ask => return Ok(Pumped::Released),
+        }
         let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the relay runs only with a lease");
         };
@@ -546,6 +577,13 @@ impl Session {
         }
         Ok(Pumped::Released)
     }
+}
+
+fn others_sequences() -> Farewell {
+    SqlError::fatal(sqlstate::NOT_IN_PREREQUISITE_STATE, "currval and lastval are not yet defined in this session")
+        .detail("They were first used inside a transaction, on a server connection where another client may have used sequences.")
+        .hint("Reconnect and begin the transaction again: from now on the pool keeps the sequences of its clients apart.")
+        .into()
 }
 
 fn duplicate_statement(name: &[u8]) -> BytesMut {

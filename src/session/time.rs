@@ -16,6 +16,7 @@ impl Session {
             Phase::Idle => self.check_idle(self.last_request, now),
             Phase::Waiting(wait) => self.check_waiting(since(wait.since, now)),
             Phase::Leased(_) => self.check_leased(now),
+            Phase::Asking(_) => None,
         };
         if let Some(error) = over {
             self.end(Farewell::from(error));
@@ -56,7 +57,7 @@ impl Session {
     pub(super) fn is_between_transactions(&self) -> bool {
         match &self.phase {
             Phase::Idle => true,
-            Phase::Waiting(_) => false,
+            Phase::Waiting(_) | Phase::Asking(_) => false,
             Phase::Leased(lease) => lease.pipeline.is_idle() && !lease.loan().proving,
         }
     }
@@ -91,11 +92,12 @@ impl Session {
             return Some(over("query timeout", "A query ran", limit, "query_timeout"));
         }
         if pipeline.is_over() {
-            // Session mode, between transactions.
+            // A client that keeps its server, between transactions.
             if lease.is_outdated() && self.plane.shared.config.load().settings.server_fast_close {
                 return Some(fast_close());
             }
-            return self.check_idle(self.last_request.max(loan.quiet_since), now);
+            let quiet_since = self.last_request.max(loan.quiet_since);
+            return self.check_pin(quiet_since, now).or_else(|| self.check_idle(quiet_since, now));
         }
         if let Some(limit) = policy.idle_transaction_timeout
             && pipeline.owed() == 0

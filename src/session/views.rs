@@ -16,8 +16,8 @@ use super::{Phase, Session, since};
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
     BufferView, CONSOLE_DATABASE, ClientState, ClientView, ClusterView, ConnectionView, DatabaseView,
-    DnsHostView, DnsZoneView, ListsView, MemView, PeerView, PoolView, ServerState, ServerView, SettingView,
-    Snapshot, StateView, Stats, StatsView, UserView, View,
+    DnsHostView, DnsZoneView, ListsView, MemView, PeerView, PinView, PoolView, ServerState, ServerView,
+    SettingView, Snapshot, StateView, Stats, StatsView, UserView, View,
 };
 use crate::config::{Config, Host, LoadBalanceHosts};
 use crate::log::Peer;
@@ -38,6 +38,8 @@ struct Part {
     console_queries: u64,
     logins: u32,
     groups: Vec<GroupPart>,
+    pins: Vec<PinView>,
+    pinned: BTreeMap<&'static str, u32>,
     metrics: WorkerMetrics,
 }
 
@@ -65,7 +67,7 @@ impl GroupPart {
     }
 }
 
-fn draw(plane: &Plane, connections: bool) -> Part {
+fn draw(plane: &Plane, connections: bool, pins: bool) -> Part {
     let mut part =
         Part { logins: plane.logins.get(), metrics: plane.metrics.borrow().clone(), ..Part::default() };
     let mut counts: BTreeMap<*const super::plane::Group, (u32, u32)> = BTreeMap::new();
@@ -73,9 +75,15 @@ fn draw(plane: &Plane, connections: bool) -> Part {
         let session = session.borrow();
         let (active, idle) = counts.entry(std::rc::Rc::as_ptr(&session.group)).or_default();
         match session.phase {
-            Phase::Leased(_) => *active += 1,
+            Phase::Leased(_) | Phase::Asking(_) => *active += 1,
             Phase::Idle => *idle += 1,
             Phase::Waiting(_) => {}
+        }
+        for reason in session.pins().reasons() {
+            *part.pinned.entry(reason).or_default() += 1;
+        }
+        if pins {
+            part.pins.extend(session.pin_view());
         }
         if connections {
             part.clients.push(session.view());
@@ -156,6 +164,7 @@ impl Session {
             Phase::Idle => (ClientState::Idle, Duration::ZERO, None),
             Phase::Waiting(wait) => (ClientState::Waiting, since(wait.since, Instant::now()), None),
             Phase::Leased(lease) => (ClientState::Active, Duration::ZERO, Some(lease.id)),
+            Phase::Asking(_) => (ClientState::Active, Duration::ZERO, None),
         };
         let application = application_name(&self.plane.shared, &self.parameters);
         let statements = self.statements.as_ref().map_or(0, |statements| statements.len());
@@ -179,6 +188,21 @@ impl Session {
             id: self.id,
             buffers: BufferView::default(),
         }
+    }
+
+    fn pin_view(&self) -> Option<PinView> {
+        let pinned = self.pinned.as_ref()?;
+        Some(PinView {
+            client_id: self.id,
+            database: self.group.database.to_string(),
+            user: self.group.user.to_string(),
+            reason: pinned.pins.words(),
+            since_us: unix_us(pinned.since),
+            server_id: match &self.phase {
+                Phase::Leased(lease) => Some(lease.id),
+                Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => None,
+            },
+        })
     }
 
     fn server_view(&self) -> Option<ServerView> {
@@ -239,7 +263,7 @@ fn server_view(
 /// The data plane at this moment, as far as `view` needs it.
 pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
     let connections = matches!(view, View::Clients | View::Servers | View::Sockets);
-    let parts = on_all_workers(shared, move |plane| draw(plane, connections)).await;
+    let parts = on_all_workers(shared, move |plane| draw(plane, connections, view == View::Pins)).await;
     let config = shared.config.load_full();
     let now = Instant::now();
     let mut snapshot = Snapshot { state: state(shared), ..Snapshot::default() };
@@ -252,6 +276,8 @@ pub async fn snapshot(shared: &Arc<Shared>, view: View) -> Snapshot {
         snapshot.clients.sort_by_key(|client| client.id);
         snapshot.servers.sort_by_key(|server| server.id);
     }
+    snapshot.pins = parts.iter().flat_map(|part| part.pins.iter().cloned()).collect();
+    snapshot.pins.sort_by_key(|pin| pin.client_id);
     let consoles = parts.iter().map(|part| part.consoles).sum();
     snapshot.pools = pools(shared, &parts, now);
     snapshot.pools.push(PoolView::console(consoles));
@@ -296,12 +322,16 @@ fn clusters(shared: &Shared, now: Instant) -> Vec<ClusterView> {
 
 /// What the metrics page shows.
 pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
-    let parts = on_all_workers(shared, |plane| draw(plane, false)).await;
+    let parts = on_all_workers(shared, |plane| draw(plane, false, false)).await;
     let config = shared.config.load_full();
     let mut work: BTreeMap<Arc<str>, Work> = BTreeMap::new();
     let mut workers = WorkerMetrics::default();
+    let mut pins = BTreeMap::new();
     for part in &parts {
         workers.merge(&part.metrics);
+        for (reason, count) in &part.pinned {
+            *pins.entry(*reason).or_default() += count;
+        }
         for group in &part.groups {
             let entry = work.entry(Arc::clone(&group.database)).or_default();
             entry.database = group.database.to_string();
@@ -323,6 +353,7 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
         pools: pools(shared, &parts, Instant::now()),
         work: work.into_values().collect(),
         clusters: clusters(shared, Instant::now()),
+        pins,
         workers,
     }
 }
@@ -492,7 +523,7 @@ impl StatsPeriod {
 
 /// Every `stats_period`: the averages begin one period later. Returns those of the period that ended.
 pub async fn end_stats_period(shared: &Arc<Shared>) -> Stats {
-    let parts = on_all_workers(shared, |plane| draw(plane, false)).await;
+    let parts = on_all_workers(shared, |plane| draw(plane, false, false)).await;
     let current = totals(&parts);
     let now = Instant::now();
     let mut period = shared.stats_period.lock();

@@ -31,6 +31,7 @@ pub mod replicas;
 pub mod rules;
 pub mod runs;
 pub mod scene;
+pub mod stage;
 pub mod stranger;
 
 pub use self::kube::{Kube, Space};

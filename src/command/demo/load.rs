@@ -12,9 +12,9 @@ use crate::auth::ServerSecret;
 use crate::command::postgres::{DATABASE, USER};
 use crate::config::Host;
 use crate::net::endpoint::Endpoint;
-use crate::protocol::parameters::{Interner, Tracked};
+use crate::protocol::parameters::Tracked;
+use crate::server::Session;
 use crate::server::login::Recipe;
-use crate::server::{Session, Versions};
 
 const CLIENTS: u64 = 50;
 
@@ -71,11 +71,7 @@ impl Load {
 }
 
 async fn client(number: u64, port: u16, counts: Arc<Counts>) {
-    let session = Session {
-        tracked: Tracked::new(std::iter::empty()),
-        parameters: Interner::default(),
-        versions: Versions::default(),
-    };
+    let session = Session::new(Tracked::new(std::iter::empty()));
     let endpoint = Endpoint { host: Host::Tcp(Ipv4Addr::LOCALHOST.to_string()), port };
     let recipe = Recipe::own(endpoint, USER, DATABASE, Arc::new(ServerSecret::None));
     let sql = format!("INSERT INTO demo_rows (client) VALUES ({number})");

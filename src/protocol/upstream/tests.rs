@@ -120,6 +120,7 @@ impl Pair {
             tracking: self.tracking,
             counts: &mut self.counts,
             rules: Rules::default(),
+            state: &SessionState::default(),
         };
         let taken = upstream.take(&input, &mut self.body, &mut self.sent)?;
         assert!(taken.forward.end == taken.consumed || taken.forward.is_empty());

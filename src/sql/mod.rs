@@ -1,6 +1,11 @@
 //! A lexer, not a parser: what kind of statement is this? [`statements`] tells, for each statement of a
 //! simple Query, as much as its first words say. It never says that something only reads when it may
-//! write.
+//! write. [`state::touched`] tells what of its session a text may change.
+
+mod lexer;
+pub mod state;
+
+use lexer::{Lexer, Token};
 
 /// What a statement does, as far as it decides what is known after a lost connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,19 +28,6 @@ pub enum Kind {
     Several,
     /// Anything else: it may write.
     Write,
-}
-
-/// One word, or one other thing that matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Token<'a> {
-    /// A keyword or an identifier that is not quoted.
-    Word(&'a str),
-    /// `(`
-    Open,
-    /// `;`
-    Semicolon,
-    /// Everything else: numbers, strings, quoted identifiers, operators.
-    Other,
 }
 
 /// Functions of PostgreSQL that a SELECT may call without being taken for one that writes, and the
@@ -127,7 +119,7 @@ const HARMLESS: &[&str] = &[
 pub fn statements(sql: &[u8]) -> Vec<Kind> {
     let mut kinds = Vec::new();
     let mut statement = Vec::new();
-    let tokens = Lexer { rest: sql };
+    let tokens = Lexer::new(sql);
     for token in tokens {
         match token {
             Token::Semicolon => kinds.extend(kind(&std::mem::take(&mut statement))),
@@ -179,111 +171,9 @@ fn has_word(tokens: &[Token<'_>], wanted: &str) -> bool {
 fn only_reads(tokens: &[Token<'_>]) -> bool {
     let writes = ["into", "insert", "update", "delete", "merge", "share"];
     let is_harmless = |word: &str| HARMLESS.iter().any(|known| known.eq_ignore_ascii_case(word));
-    let calls = tokens.windows(2).any(|pair| match pair {
-        [Token::Word(word), Token::Open] => !is_harmless(word),
-        [Token::Other, Token::Open] => false,
-        _ => false,
-    });
+    let calls =
+        tokens.windows(2).any(|pair| matches!(pair, [Token::Word(word), Token::Open] if !is_harmless(word)));
     !calls && !writes.iter().any(|word| has_word(tokens, word))
-}
-
-struct Lexer<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Lexer<'a> {
-    /// The rest behind the first place that `end` is found at; everything when it is not.
-    fn skip_behind(&mut self, from: usize, end: &[u8]) {
-        let found = self.rest[from..].windows(end.len()).position(|window| window == end);
-        self.rest = found.map_or(&[], |at| &self.rest[from + at + end.len()..]);
-    }
-
-    fn skip_comment(&mut self) {
-        let mut depth = 0;
-        while !self.rest.is_empty() {
-            match self.rest {
-                [b'/', b'*', rest @ ..] => (depth, self.rest) = (depth + 1, rest),
-                [b'*', b'/', rest @ ..] => (depth, self.rest) = (depth - 1, rest),
-                [_, rest @ ..] => self.rest = rest,
-                [] => {}
-            }
-            if depth == 0 {
-                return;
-            }
-        }
-    }
-
-    /// A string or a quoted identifier; with `escapes` a backslash hides what follows it.
-    fn skip_quoted(&mut self, quote: u8, escapes: bool) {
-        let mut at = 1;
-        while at < self.rest.len() {
-            match self.rest[at] {
-                b'\\' if escapes => at += 2,
-                found if found == quote && self.rest.get(at + 1) == Some(&quote) => at += 2,
-                found if found == quote => break,
-                _ => at += 1,
-            }
-        }
-        self.rest = self.rest.get(at + 1..).unwrap_or_default();
-    }
-
-    /// `$tag$ … $tag$`; a parameter like `$1` is no such quote.
-    fn skip_dollar(&mut self) {
-        let tag = self.rest[1..].iter().position(|byte| !is_word(*byte)).map(|length| length + 1);
-        match tag {
-            Some(end) if self.rest[end] == b'$' && !self.rest[1].is_ascii_digit() => {
-                let tag = self.rest[..=end].to_vec();
-                self.skip_behind(end + 1, &tag);
-            }
-            _ => self.rest = &self.rest[1..],
-        }
-    }
-
-    fn word(&mut self) -> Token<'a> {
-        let length = self.rest.iter().position(|byte| !is_word(*byte)).unwrap_or(self.rest.len());
-        let (word, rest) = self.rest.split_at(length);
-        self.rest = rest;
-        if word.eq_ignore_ascii_case(b"e") && rest.first() == Some(&b'\'') {
-            self.skip_quoted(b'\'', true);
-            return Token::Other;
-        }
-        match str::from_utf8(word) {
-            Ok(word) if !word.starts_with(|first: char| first.is_ascii_digit()) => Token::Word(word),
-            _ => Token::Other,
-        }
-    }
-}
-
-fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
-}
-
-impl<'a> Iterator for Lexer<'a> {
-    type Item = Token<'a>;
-
-    fn next(&mut self) -> Option<Token<'a>> {
-        loop {
-            match *self.rest {
-                [] => return None,
-                [b'-', b'-', ..] => self.skip_behind(0, b"\n"),
-                [b'/', b'*', ..] => self.skip_comment(),
-                [first, ..] if first.is_ascii_whitespace() || first == 0 => self.rest = &self.rest[1..],
-                [first, ..] if is_word(first) => return Some(self.word()),
-                [first, ..] => {
-                    match first {
-                        b'\'' | b'"' => self.skip_quoted(first, false),
-                        b'$' => self.skip_dollar(),
-                        _ => self.rest = &self.rest[1..],
-                    }
-                    return Some(match first {
-                        b';' => Token::Semicolon,
-                        b'(' => Token::Open,
-                        _ => Token::Other,
-                    });
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

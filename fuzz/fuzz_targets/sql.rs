@@ -1,0 +1,18 @@
+//! Any text as SQL: the lexer takes it, and what it may change does not depend on the way it was looked at.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pgweir::sql::state::{is_only_prepare, touched};
+use pgweir::sql::statements;
+
+fuzz_target!(|sql: &[u8]| {
+    let at_once = touched(sql);
+    // An empty statement in front makes it go the long way.
+    let at_length = touched(&[b";", sql].concat());
+    assert_eq!(at_once, at_length);
+    assert_eq!(statements(sql), statements(&[b";", sql].concat()));
+    if is_only_prepare(sql) {
+        assert_eq!(statements(sql).len(), 1);
+    }
+});

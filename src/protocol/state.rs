@@ -1,0 +1,373 @@
+//! What a client has made of its session, beyond the parameters that servers report: [`SessionState`] is what
+//! the next server can be given, [`Pins`] are the reasons for which the client keeps its server. The server
+//! itself is asked for both, by [`Question`], when a text has run that may have changed them.
+
+use bitflags::bitflags;
+
+use super::parameters::push_literal;
+use crate::sql::state::{Parts, Touched, is_only_prepare};
+
+/// Names of settings that mean more than themselves, or nothing outside of a transaction.
+const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation','transaction_read_only',\
+    'transaction_deferrable','in_hot_standby','seed'";
+
+/// What can be set up again on another server.
+#[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
+pub struct SessionState {
+    /// Settings that the session has set, with their values, in the order of their names.
+    settings: Vec<(Box<str>, Box<str>)>,
+    /// SET SESSION AUTHORIZATION
+    authorization: Option<Box<str>>,
+    /// SET ROLE
+    role: Option<Box<str>>,
+    /// Statements of PREPARE: the name, and the text that made it.
+    prepared: Vec<(Box<str>, Box<str>)>,
+}
+
+bitflags! {
+    /// Why a client keeps its server.
+    #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+    pub struct Pins: u16 {
+        /// An advisory lock of the session.
+        const ADVISORY_LOCK = 1;
+        /// A temporary table or other object.
+        const TEMPORARY_OBJECT = 1 << 1;
+        /// A cursor WITH HOLD.
+        const CURSOR = 1 << 2;
+        /// LISTEN
+        const LISTEN = 1 << 3;
+        /// A statement of PREPARE that came together with others.
+        const PREPARED_STATEMENT = 1 << 4;
+        /// A setting that no table tells of and no text names.
+        const SETTING = 1 << 5;
+        /// LOAD
+        const LIBRARY = 1 << 6;
+        /// `currval` or `lastval`
+        const SEQUENCE = 1 << 7;
+        /// `setseed`, `dblink_connect` and others, which no table tells of.
+        const OTHER = 1 << 8;
+    }
+}
+
+impl Pins {
+    /// The reasons, each as a word.
+    pub fn reasons(self) -> impl Iterator<Item = &'static str> {
+        let names = [
+            "advisory_lock",
+            "temporary_object",
+            "cursor",
+            "listen",
+            "prepared_statement",
+            "setting",
+            "library",
+            "sequence",
+            "other",
+        ];
+        let is_one = move |(place, _): &(usize, &str)| self.bits() & (1 << place) != 0;
+        names.into_iter().enumerate().filter(is_one).map(|(_, name)| name)
+    }
+
+    /// The reasons in words, for people.
+    pub fn words(self) -> String {
+        self.reasons().collect::<Vec<_>>().join(", ")
+    }
+
+    /// Reasons of which no table tells: they hold until the client goes.
+    fn untold(parts: Parts) -> Pins {
+        let mut pins = Pins::empty();
+        pins.set(Pins::SETTING, parts.contains(Parts::ANY_SETTING));
+        pins.set(Pins::LIBRARY, parts.contains(Parts::LIBRARIES));
+        pins.set(Pins::SEQUENCE, parts.contains(Parts::SEQUENCES));
+        pins.set(Pins::OTHER, parts.contains(Parts::OTHERS));
+        pins
+    }
+}
+
+impl SessionState {
+    /// The state of a client whose StartupMessage names these settings.
+    pub fn of_settings(settings: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut state = SessionState::default();
+        for (name, value) in settings {
+            // PostgreSQL takes the last of several.
+            state.settings.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
+            state.settings.push((name.into(), value.into()));
+        }
+        state.settings.sort();
+        state
+    }
+
+    /// Whether it is that of a new session.
+    pub fn is_clean(&self) -> bool {
+        *self == SessionState::default()
+    }
+
+    /// The same parts with values that no client wants, since what the server has of each is not known any more.
+    /// `None` when that would not help.
+    pub fn doubted(&self) -> Option<SessionState> {
+        let mut state = self.clone();
+        state.settings.iter_mut().for_each(|(_, value)| *value = "\u{1}".into());
+        self.prepared.is_empty().then_some(state)
+    }
+
+    /// Whether statements run as somebody else.
+    pub fn acts_as_another(&self) -> bool {
+        self.role.is_some() || self.authorization.is_some()
+    }
+
+    /// Whether what is sent to undo it may be cut short by one of its own time limits.
+    pub fn has_time_limit(&self) -> bool {
+        self.settings.iter().any(|(name, _)| matches!(&**name, "statement_timeout" | "transaction_timeout"))
+    }
+
+    /// What decides what a statement's names mean.
+    pub fn environment(&self) -> Vec<u8> {
+        let path = self.settings.iter().find(|(name, _)| &**name == "search_path").map(|(_, value)| value);
+        let mut environment = Vec::new();
+        for value in [path, self.role.as_ref(), self.authorization.as_ref()] {
+            environment.extend_from_slice(value.map_or(&b""[..], |value| value.as_bytes()));
+            environment.push(0);
+        }
+        if environment.len() == 3 { Vec::new() } else { environment }
+    }
+
+    /// What it consists of, for people.
+    pub fn words(&self) -> String {
+        let mut words: Vec<String> = self.settings.iter().map(|(name, _)| name.to_string()).collect();
+        words.extend(self.authorization.as_ref().map(|_| "session_authorization".to_owned()));
+        words.extend(self.role.as_ref().map(|_| "role".to_owned()));
+        words.extend(self.prepared.iter().map(|(name, _)| format!("prepared statement {name}")));
+        words.join(", ")
+    }
+
+    /// The statements that turn a server of this state into one of the other: first those that undo, then those
+    /// that set up. Between them is the place for what must be set as the user that logged in.
+    pub fn toward(&self, wanted: &SessionState) -> (String, String) {
+        let (mut undo, mut redo) = (String::new(), String::new());
+        if self.role.is_some() {
+            undo.push_str("RESET ROLE;");
+        }
+        if self.authorization.is_some() {
+            undo.push_str("RESET SESSION AUTHORIZATION;");
+        }
+        for (name, _) in self.prepared.iter().filter(|one| !wanted.prepared.contains(one)) {
+            undo.push_str("DEALLOCATE ");
+            push_identifier(&mut undo, name);
+            undo.push(';');
+        }
+        let gone = |name: &str| !wanted.settings.iter().any(|(other, _)| **other == *name);
+        for (name, _) in self.settings.iter().filter(|(name, _)| gone(name)) {
+            push_setting(&mut undo, name, None);
+        }
+        for (name, value) in wanted.settings.iter().filter(|one| !self.settings.contains(one)) {
+            push_setting(&mut redo, name, Some(value));
+        }
+        if let Some(user) = &wanted.authorization {
+            redo.push_str("SET SESSION AUTHORIZATION ");
+            push_identifier(&mut redo, user);
+            redo.push(';');
+        }
+        if let Some(role) = &wanted.role {
+            redo.push_str("SET ROLE ");
+            push_identifier(&mut redo, role);
+            redo.push(';');
+        }
+        for (_, text) in wanted.prepared.iter().filter(|one| !self.prepared.contains(one)) {
+            redo.push_str(text.trim_end_matches(|end: char| end == ';' || end.is_ascii_whitespace()));
+            // The text may end with a comment.
+            redo.push_str("\n;");
+        }
+        (undo, redo)
+    }
+}
+
+/// `set_config` takes the value of a list as it is shown, which SET does not; NULL is the default.
+fn push_setting(sql: &mut String, name: &str, value: Option<&str>) {
+    sql.push_str("SELECT pg_catalog.set_config(");
+    push_literal(sql, name);
+    sql.push(',');
+    match value {
+        Some(value) => push_literal(sql, value),
+        None => sql.push_str("NULL"),
+    }
+    sql.push_str(",false);");
+}
+
+fn push_identifier(sql: &mut String, name: &str) {
+    sql.push('"');
+    sql.push_str(&name.replace('"', "\"\""));
+    sql.push('"');
+}
+
+/// What a server is asked after a text has run that may have changed the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    parts: Parts,
+    custom: Vec<Box<str>>,
+}
+
+/// A server's answer to a [`Question`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The state, with what was not asked as it was.
+    pub state: SessionState,
+    /// The reasons for a pin, with those that were not asked as they were.
+    pub pins: Pins,
+}
+
+impl Question {
+    /// What is to be asked; `None` when no table tells anything.
+    pub fn new(touched: &Touched, state: &SessionState) -> Question {
+        let mut custom = Vec::new();
+        if touched.parts.contains(Parts::SETTINGS) {
+            let known = state.settings.iter().map(|(name, _)| name).filter(|name| name.contains('.'));
+            for name in touched.custom.iter().chain(known) {
+                if !custom.contains(name) {
+                    custom.push(name.clone());
+                }
+            }
+        }
+        Question { parts: touched.parts, custom }
+    }
+
+    /// Whether some table is to be asked.
+    pub fn is_asked(&self) -> bool {
+        self.parts.intersects(Parts::TOLD)
+    }
+
+    /// The query: rows of three texts, kind, name and value. `tracked` are parameters that servers report, and
+    /// that follow the client by themselves.
+    pub fn sql(&self, tracked: &[Box<str>]) -> String {
+        let mut sql = "/* pgweir: session_state */ ".to_owned();
+        let mut union = "";
+        let mut ask = |text: &str| {
+            sql.push_str(union);
+            sql.push_str(text);
+            union = " UNION ALL ";
+        };
+        if self.parts.contains(Parts::SETTINGS) {
+            let mut left_out = NOT_ASKED.to_owned();
+            for name in tracked {
+                left_out.push(',');
+                push_literal(&mut left_out, name);
+            }
+            ask(&format!(
+                "SELECT 'setting', name, setting FROM pg_catalog.pg_settings \
+                 WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) ANY (ARRAY[{left_out}])"
+            ));
+            ask("SELECT 'role', '', pg_catalog.current_setting('role')");
+            ask("SELECT 'authorization', '', session_user::pg_catalog.text");
+            for name in &self.custom {
+                let mut literal = String::new();
+                push_literal(&mut literal, name);
+                ask(&format!("SELECT 'custom', {literal}, pg_catalog.current_setting({literal}, true)"));
+            }
+        }
+        for (part, text) in [
+            (
+                Parts::PREPARED,
+                "SELECT 'prepared', name, statement FROM pg_catalog.pg_prepared_statements WHERE from_sql",
+            ),
+            (
+                Parts::LOCKS,
+                "SELECT 'lock', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
+                 WHERE locktype OPERATOR(pg_catalog.=) 'advisory' \
+                 AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+            ),
+            (
+                Parts::TEMPORARY,
+                "SELECT 'temporary', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend \
+                 WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+                 AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
+            ),
+            (Parts::CURSORS, "SELECT 'cursor', name, '' FROM pg_catalog.pg_cursors WHERE is_holdable"),
+            (Parts::CHANNELS, "SELECT 'channel', name, '' FROM pg_catalog.pg_listening_channels() AS name"),
+        ] {
+            if self.parts.contains(part) {
+                ask(text);
+            }
+        }
+        sql
+    }
+
+    /// Reads the answer. `login` is whom the server's sessions belong to at first.
+    pub fn read(
+        &self,
+        rows: impl IntoIterator<Item = Vec<Option<String>>>,
+        before: (&SessionState, Pins),
+        login: Option<&str>,
+    ) -> Told {
+        let (state, pins) = before;
+        let mut told = Told { state: state.clone(), pins: pins | Pins::untold(self.parts) };
+        self.forget(&mut told);
+        for row in rows {
+            let mut columns = row.into_iter();
+            let mut column = || columns.next().flatten();
+            let (Some(kind), Some(name)) = (column(), column()) else { continue };
+            // NULL is a setting that nobody has set.
+            let Some(value) = column() else { continue };
+            told.note(&kind, name, value, login);
+        }
+        told.state.settings.sort();
+        told
+    }
+
+    fn forget(&self, told: &mut Told) {
+        if self.parts.contains(Parts::SETTINGS) {
+            told.state.settings.clear();
+            told.state.role = None;
+            told.state.authorization = None;
+        }
+        if self.parts.contains(Parts::PREPARED) {
+            told.state.prepared.clear();
+        }
+        for (part, pin) in [
+            (Parts::PREPARED, Pins::PREPARED_STATEMENT),
+            (Parts::LOCKS, Pins::ADVISORY_LOCK),
+            (Parts::TEMPORARY, Pins::TEMPORARY_OBJECT),
+            (Parts::CURSORS, Pins::CURSOR),
+            (Parts::CHANNELS, Pins::LISTEN),
+        ] {
+            if self.parts.contains(part) {
+                told.pins -= pin;
+            }
+        }
+    }
+}
+
+impl Told {
+    fn note(&mut self, kind: &str, name: String, value: String, login: Option<&str>) {
+        match kind {
+            "setting" | "custom" => self.state.settings.push((name.into(), value.into())),
+            "role" if value != "none" => self.state.role = Some(value.into()),
+            "authorization" if login.is_some_and(|login| login != value) => {
+                self.state.authorization = Some(value.into());
+            }
+            "prepared" if is_only_prepare(value.as_bytes()) => {
+                self.state.prepared.push((name.into(), value.into()));
+            }
+            "prepared" => self.pins |= Pins::PREPARED_STATEMENT,
+            "lock" => self.pins |= Pins::ADVISORY_LOCK,
+            "temporary" => self.pins |= Pins::TEMPORARY_OBJECT,
+            "cursor" => self.pins |= Pins::CURSOR,
+            "channel" => self.pins |= Pins::LISTEN,
+            _ => {}
+        }
+    }
+}
+
+/// What a pinned client's text may have ended: a reason for its pin is looked for again.
+pub fn ended_by(touched: &mut Touched, pins: Pins) {
+    if !touched.parts.contains(Parts::ENDS) {
+        return;
+    }
+    touched.parts -= Parts::ENDS;
+    if pins.contains(Pins::TEMPORARY_OBJECT) {
+        touched.parts |= Parts::TEMPORARY;
+    }
+    if pins.contains(Pins::CURSOR) {
+        touched.parts |= Parts::CURSORS;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! What a client makes of its session. When a transaction has ended that may have changed it, the server is asked
+//! what there is now: what another server can be given is carried along ([`SessionState`]), and while there is
+//! more than that the client keeps its server ([`Pinned`]).
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use super::plane::Group;
+use super::{Farewell, Phase, Session, since};
+use crate::config::{Config, PoolMode, SessionStateMode};
+use crate::error::{SqlError, sqlstate};
+use crate::pool::{Lease, Pool};
+use crate::protocol::state::{Pins, Question, SessionState, ended_by};
+use crate::server::QueryError;
+use crate::sql::state::Parts;
+
+/// Undoes whatever a client has made of a session.
+const DISCARD_ALL: &str = "DISCARD ALL";
+
+type Rows = Vec<Vec<Option<String>>>;
+
+/// The server, and what it said.
+type Answer = (Lease, Result<Rows, QueryError>);
+
+/// The settings about this.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    mode: SessionStateMode,
+    /// `pin_timeout`
+    pin_timeout: Duration,
+    /// `max_pinned_per_pool`
+    pinned_max: u32,
+}
+
+impl Default for Keeping {
+    fn default() -> Self {
+        Keeping::new(&Config::default())
+    }
+}
+
+impl Keeping {
+    /// Those of a configuration.
+    pub(super) fn new(config: &Config) -> Self {
+        let settings = &config.settings;
+        Keeping {
+            mode: settings.session_state,
+            pin_timeout: settings.pin_timeout,
+            pinned_max: settings.max_pinned_per_pool,
+        }
+    }
+}
+
+/// A server is being asked what a client has made of its session.
+pub(super) struct Asking {
+    question: Question,
+    answer: Pin<Box<dyn Future<Output = Answer>>>,
+}
+
+impl fmt::Debug for Asking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.question)
+    }
+}
+
+/// Why a client keeps its server, and since when.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    pub(super) pins: Pins,
+    pub(super) since: Instant,
+    pool: Arc<Pool>,
+}
+
+impl Pinned {
+    fn new(pool: &Arc<Pool>, now: Instant) -> Self {
+        pool.pinned.fetch_add(1, Ordering::Relaxed);
+        Pinned { pins: Pins::empty(), since: now, pool: Arc::clone(pool) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.pool.pinned.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is done with a server between two transactions of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Between {
+    /// It goes back to the pool.
+    GiveBack,
+    /// Its client keeps it.
+    Keep,
+    /// It is asked first; the phase is [`Phase::Asking`] now.
+    Ask,
+}
+
+impl Group {
+    /// Whether what clients do to their sessions is watched: where servers change clients between transactions.
+    pub(super) fn is_watching(&self) -> bool {
+        self.mode.get() != PoolMode::Session && self.keeping.get().mode != SessionStateMode::Pgbouncer
+    }
+}
+
+impl Session {
+    pub(super) fn pins(&self) -> Pins {
+        self.pinned.as_ref().map_or(Pins::empty(), |pinned| pinned.pins)
+    }
+
+    /// Decides what happens to the leased server, which is idle.
+    pub(super) fn between(&mut self) -> Result<Between, Farewell> {
+        let pins = self.pins();
+        let pipeline = &mut self.lease().pipeline;
+        if pipeline.touched.is_empty() {
+            return Ok(if pins.is_empty() { Between::GiveBack } else { Between::Keep });
+        }
+        let mut touched = std::mem::take(&mut pipeline.touched);
+        ended_by(&mut touched, pins);
+        if touched.parts.contains(Parts::SEQUENCES) {
+            self.group.pool.sequences.store(true, Ordering::Relaxed);
+        }
+        let question = Question::new(&touched, &self.state);
+        if question.is_asked() {
+            self.ask(question);
+            return Ok(Between::Ask);
+        }
+        if let Err(farewell) = self.take_answer(&question, Vec::new()) {
+            // Whoever takes the server from here must know.
+            self.lease().pipeline.touched = touched;
+            return Err(farewell);
+        }
+        Ok(if self.pins().is_empty() { Between::GiveBack } else { Between::Keep })
+    }
+
+    fn ask(&mut self, question: Question) {
+        let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            unreachable!("the caller has looked at the leased server");
+        };
+        let session = Arc::clone(&self.plane.shared.server);
+        let sql = question.sql(session.tracked.names());
+        let cancels = self.cancels.clone();
+        let answer = Box::pin(async move {
+            // One that is on its way is meant for the client's query, not for ours.
+            if let Some(cancels) = cancels.filter(|cancels| cancels.are_pending())
+                && !cancels.arrived().await
+            {
+                return (lease, Err(QueryError::Refused("a cancel request may still reach it".into())));
+            }
+            let rows = lease.rows_in_time(&sql).await;
+            (lease, rows)
+        });
+        self.phase = Phase::Asking(Asking { question, answer });
+    }
+
+    /// Waits for the server's answer; meanwhile the client is not read.
+    pub(super) fn poll_asking(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
+        let Phase::Asking(asking) = &mut self.phase else { unreachable!("the caller matched the phase") };
+        let (mut lease, rows) = ready!(asking.answer.as_mut().poll(context));
+        let Phase::Asking(Asking { question, .. }) = std::mem::replace(&mut self.phase, Phase::Idle) else {
+            unreachable!("the caller matched the phase")
+        };
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                lease.close(&format!("session state is not known: {error}"));
+                return Poll::Ready(Err(not_known(&error)));
+            }
+        };
+        if let Err(farewell) = self.take_answer(&question, rows) {
+            lease.close("its client may not leave what it has left");
+            return Poll::Ready(Err(farewell));
+        }
+        lease.state = Arc::clone(&self.state);
+        if self.pins().is_empty() {
+            let now = lease.loan().quiet_since;
+            self.give_back(lease, now);
+        } else if lease.site().is_closed() {
+            lease.close("server connection is no longer wanted");
+            return Poll::Ready(Err(Farewell::Severed));
+        } else {
+            self.phase = Phase::Leased(lease);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes over what the server says.
+    fn take_answer(&mut self, question: &Question, rows: Rows) -> Result<(), Farewell> {
+        let shared = &self.plane.shared;
+        let welcome = self.group.pool.welcome();
+        let login = welcome.as_ref().and_then(|welcome| welcome.get("session_authorization"));
+        let told = question.read(rows, (&self.state, self.pins()), login);
+        if self.group.keeping.get().mode == SessionStateMode::Error
+            && !(told.state.is_clean() && told.pins.is_empty())
+        {
+            return Err(not_allowed(&told.state, told.pins));
+        }
+        if told.state != *self.state {
+            self.state = shared.server.states.intern(told.state);
+        }
+        self.pin(told.pins)
+    }
+
+    fn pin(&mut self, pins: Pins) -> Result<(), Farewell> {
+        if pins.is_empty() {
+            self.pinned = None;
+            return Ok(());
+        }
+        let new = pins - self.pins();
+        let pool = &self.group.pool;
+        let limit = self.group.keeping.get().pinned_max;
+        if self.pinned.is_none() && limit > 0 && pool.pinned.load(Ordering::Relaxed) >= limit {
+            return Err(too_many_pinned(pins, limit));
+        }
+        let pinned = self.pinned.get_or_insert_with(|| Box::new(Pinned::new(pool, Instant::now())));
+        pinned.pins = pins;
+        if !new.is_empty() {
+            let mut metrics = self.plane.metrics.borrow_mut();
+            for reason in new.reasons().filter(|reason| metrics.note_pin(reason)) {
+                tracing::info!(
+                    "{} keeps its server connection, reason={reason}; for others of this reason see SHOW PINS",
+                    self.tag(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a server back at the end of the session, without what the client has left on it.
+    pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
+        let parts = lease.pipeline.touched.parts - Parts::ENDS;
+        let pins = self.pins();
+        if pins.is_empty() && parts.is_empty() {
+            self.give_back(lease, now);
+        } else if pins.intersects(Pins::LIBRARY | Pins::OTHER)
+            || parts.intersects(Parts::LIBRARIES | Parts::OTHERS)
+        {
+            lease.close("what its client has left cannot be undone");
+        } else {
+            self.give_back_after(lease, DISCARD_ALL.to_owned(), now);
+        }
+    }
+
+    /// `pin_timeout`
+    pub(super) fn check_pin(&self, quiet_since: Instant, now: Instant) -> Option<SqlError> {
+        let limit = self.group.keeping.get().pin_timeout;
+        let pinned = self.pinned.as_ref()?;
+        (!limit.is_zero() && since(quiet_since, now) > limit).then(|| {
+            SqlError::fatal(sqlstate::IDLE_SESSION_TIMEOUT, "pin_timeout")
+                .detail(format!(
+                    "The client has kept its server connection idle for longer than {} s, because of: {}.",
+                    limit.as_secs_f64(),
+                    pinned.pins.words()
+                ))
+                .hint("The limit is the setting pin_timeout; SHOW PINS tells who keeps a server connection.")
+        })
+    }
+}
+
+fn not_known(error: &QueryError) -> Farewell {
+    SqlError::fatal(sqlstate::CONNECTION_FAILURE, "session state is lost")
+        .detail(format!(
+            "The last transaction may have changed the session, and the server did not tell how: {error}."
+        ))
+        .hint("Its transaction has ended as the client was told. Reconnect, and set up the session again.")
+        .into()
+}
+
+fn not_allowed(state: &SessionState, pins: Pins) -> Farewell {
+    let mut left = state.words();
+    if !left.is_empty() && !pins.is_empty() {
+        left.push_str(", ");
+    }
+    left.push_str(&pins.words());
+    SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "session state is not allowed")
+        .detail(format!("The last transaction has left something in the session: {left}."))
+        .hint("Keep it within the transaction (SET LOCAL and the like), or set session_state to replay_and_pin.")
+        .into()
+}
+
+fn too_many_pinned(pins: Pins, limit: u32) -> Farewell {
+    SqlError::fatal(sqlstate::TOO_MANY_CONNECTIONS, "too many pinned server connections")
+        .detail(format!(
+            "{limit} clients of the pool keep their server connections already; this one would for: {}.",
+            pins.words()
+        ))
+        .hint("The limit is the setting max_pinned_per_pool; SHOW PINS tells who they are.")
+        .into()
+}

@@ -1,0 +1,181 @@
+//! [`Lexer`]: SQL as PostgreSQL's own lexer cuts it (`scan.l`), as far as anyone here asks. It takes any
+//! bytes, and copies none.
+
+/// One word, or one other thing that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token<'a> {
+    /// A keyword or an identifier that is not quoted.
+    Word(&'a str),
+    /// A quoted identifier, as it stands between its quotes.
+    Quoted(&'a [u8]),
+    /// A string constant, as it stands between its quotes: not one with escapes of any kind.
+    Text(&'a [u8]),
+    /// `(`
+    Open,
+    /// `)`
+    Close,
+    /// `,`
+    Comma,
+    /// `.`
+    Dot,
+    /// `;`
+    Semicolon,
+    /// Everything else: numbers, other strings, operators.
+    Other,
+}
+
+pub(super) struct Lexer<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Lexer<'a> {
+    pub(super) fn new(sql: &'a [u8]) -> Self {
+        Lexer { rest: sql }
+    }
+
+    /// The rest behind the first place that `end` is found at; everything when it is not.
+    fn skip_behind(&mut self, from: usize, end: &[u8]) {
+        let found = self.rest[from..].windows(end.len()).position(|window| window == end);
+        self.rest = found.map_or(&[], |at| &self.rest[from + at + end.len()..]);
+    }
+
+    /// A comment from `--` on, which a line feed ends, or a carriage return.
+    fn skip_line(&mut self) {
+        let end = self.rest.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+        self.rest = end.map_or(&[], |end| &self.rest[end..]);
+    }
+
+    fn skip_comment(&mut self) {
+        let mut depth = 0;
+        while !self.rest.is_empty() {
+            match self.rest {
+                [b'/', b'*', rest @ ..] => (depth, self.rest) = (depth + 1, rest),
+                [b'*', b'/', rest @ ..] => (depth, self.rest) = (depth - 1, rest),
+                [_, rest @ ..] => self.rest = rest,
+                [] => {}
+            }
+            if depth == 0 {
+                return;
+            }
+        }
+    }
+
+    /// What a string or a quoted identifier holds; with `escapes` a backslash hides what follows it.
+    fn quoted(&mut self, quote: u8, escapes: bool) -> &'a [u8] {
+        let mut at = 1;
+        while at < self.rest.len() {
+            match self.rest[at] {
+                b'\\' if escapes => at += 2,
+                found if found == quote && self.rest.get(at + 1) == Some(&quote) => at += 2,
+                found if found == quote => break,
+                _ => at += 1,
+            }
+        }
+        let held = &self.rest[1..at.min(self.rest.len()).max(1)];
+        self.rest = self.rest.get(at + 1..).unwrap_or_default();
+        held
+    }
+
+    /// `$tag$ … $tag$`; a parameter like `$1` is no such quote.
+    fn skip_dollar(&mut self) {
+        let tag = self.rest[1..].iter().position(|byte| !is_tag(*byte)).map(|length| length + 1);
+        match tag {
+            Some(end) if self.rest[end] == b'$' && !self.rest[1].is_ascii_digit() => {
+                let tag = &self.rest[..=end];
+                self.skip_behind(end + 1, tag);
+            }
+            _ => self.rest = &self.rest[1..],
+        }
+    }
+
+    fn word(&mut self) -> Token<'a> {
+        let length = self.rest.iter().position(|byte| !is_word(*byte)).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(length);
+        self.rest = rest;
+        if word.eq_ignore_ascii_case(b"e") && rest.first() == Some(&b'\'') {
+            self.quoted(b'\'', true);
+            return Token::Other;
+        }
+        if word.eq_ignore_ascii_case(b"u") && matches!(rest, [b'&', b'\'' | b'"', ..]) {
+            self.rest = &rest[1..];
+            self.quoted(rest[1], false);
+            return Token::Other;
+        }
+        match str::from_utf8(word) {
+            Ok(word) if !word.starts_with(|first: char| first.is_ascii_digit()) => Token::Word(word),
+            _ => Token::Other,
+        }
+    }
+}
+
+/// Inside the tag of a dollar quote.
+fn is_tag(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_' || byte >= 0x80
+}
+
+/// Inside an identifier, which may have dollars but not begin with one.
+fn is_word(byte: u8) -> bool {
+    is_tag(byte) || byte == b'$'
+}
+
+impl<'a> Iterator for Lexer<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        loop {
+            match *self.rest {
+                [] => return None,
+                [b'-', b'-', ..] => self.skip_line(),
+                [b'/', b'*', ..] => self.skip_comment(),
+                // The NUL ends what a message holds.
+                [first, ..] if first.is_ascii_whitespace() || matches!(first, 0 | 0x0b) => {
+                    self.rest = &self.rest[1..];
+                }
+                [b'$', ..] => {
+                    self.skip_dollar();
+                    return Some(Token::Other);
+                }
+                [first, ..] if is_word(first) => return Some(self.word()),
+                [b'\'', ..] => return Some(Token::Text(self.quoted(b'\'', false))),
+                [b'"', ..] => return Some(Token::Quoted(self.quoted(b'"', false))),
+                [first, ..] => {
+                    self.rest = &self.rest[1..];
+                    return Some(match first {
+                        b';' => Token::Semicolon,
+                        b'(' => Token::Open,
+                        b')' => Token::Close,
+                        b',' => Token::Comma,
+                        b'.' => Token::Dot,
+                        _ => Token::Other,
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sql: &str, expected: &[Token<'_>]) {
+        assert_eq!(Lexer::new(sql.as_bytes()).collect::<Vec<_>>(), expected, "{sql}");
+    }
+
+    #[test]
+    fn words_strings_and_signs_are_cut_as_postgresql_cuts_them() {
+        use Token::*;
+        check(
+            "a.b$c$ (1, 'x''y')",
+            &[Word("a"), Dot, Word("b$c$"), Open, Other, Comma, Text(b"x''y"), Close],
+        );
+        check("\"A b\";--x\ry/*/**/*/", &[Quoted(b"A b"), Semicolon, Word("y")]);
+        check(
+            r#"E'\'' U&'d' u&"e" $1 $a$ ; $b$ $a$ z"#,
+            &[Other, Other, Other, Other, Other, Other, Word("z")],
+        );
+        check("'open", &[Text(b"open")]);
+        check("'", &[Text(b"")]);
+        check("e'\\", &[Other]);
+    }
+}

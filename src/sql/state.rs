@@ -1,0 +1,423 @@
+//! What a text may change of its session: [`touched`] says where to look when it has run. It may name more
+//! than there is, as the server's own tables tell then, but never less: a text that it knows nothing of is
+//! plain. What functions and triggers do inside the server stands in no text.
+
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use bitflags::bitflags;
+
+use super::lexer::{Lexer, Token};
+
+/// Names of settings with a dot that one transaction may touch, before it counts as any number of them.
+const CUSTOM_MAX: usize = 64;
+
+bitflags! {
+    /// Parts of a session's state, by where the server tells of them.
+    #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
+    pub struct Parts: u16 {
+        /// Settings, the role among them: `pg_settings`.
+        const SETTINGS = 1;
+        /// A setting whose name has a dot and is not known here: it stands in no table.
+        const ANY_SETTING = 1 << 1;
+        /// Statements of SQL's PREPARE: `pg_prepared_statements`.
+        const PREPARED = 1 << 2;
+        /// Advisory locks that outlive the transaction: `pg_locks`.
+        const LOCKS = 1 << 3;
+        /// Temporary tables and other objects: `pg_class` and others, in `pg_my_temp_schema()`.
+        const TEMPORARY = 1 << 4;
+        /// Cursors WITH HOLD: `pg_cursors`.
+        const CURSORS = 1 << 5;
+        /// `pg_listening_channels()`.
+        const CHANNELS = 1 << 6;
+        /// LOAD, which nothing undoes, and no table tells of.
+        const LIBRARIES = 1 << 7;
+        /// `currval` and `lastval`, which answer from what the session did before.
+        const SEQUENCES = 1 << 8;
+        /// Others of which no table tells: `setseed`, `dblink_connect`, `pg_backup_start`.
+        const OTHERS = 1 << 9;
+        /// What may end one of the above: DROP, CLOSE.
+        const ENDS = 1 << 10;
+    }
+}
+
+impl Parts {
+    /// Whatever the server can be asked about.
+    pub const TOLD: Parts = Parts::SETTINGS
+        .union(Parts::PREPARED)
+        .union(Parts::LOCKS)
+        .union(Parts::TEMPORARY)
+        .union(Parts::CURSORS)
+        .union(Parts::CHANNELS);
+}
+
+/// What some text may have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Where to look.
+    pub parts: Parts,
+    /// Settings with a dot in their names, which must be asked for by name.
+    pub custom: Vec<Box<str>>,
+    /// Statements that are tagged SET and last no longer than their transaction: SET LOCAL, SET TRANSACTION.
+    pub local_sets: u32,
+}
+
+impl Touched {
+    /// Whether the text leaves nothing behind.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.local_sets == 0
+    }
+
+    /// Adds what another text may have changed.
+    pub fn add(&mut self, other: &Touched) {
+        self.parts |= other.parts;
+        self.local_sets += other.local_sets;
+        for name in &other.custom {
+            self.add_custom(name);
+        }
+    }
+
+    /// Adds what the server says that it did. SET LOCAL has the tag of SET, so the tags of those that are
+    /// known are not counted; a SET that the lexer has overlooked is.
+    pub fn add_tag(&mut self, tag: &[u8]) {
+        let tag = tag.strip_suffix(b"\0").unwrap_or(tag);
+        self.parts |= match tag {
+            b"SET" if self.local_sets > 0 => {
+                self.local_sets -= 1;
+                Parts::empty()
+            }
+            b"SET" | b"RESET" => Parts::SETTINGS,
+            b"LISTEN" | b"UNLISTEN" => Parts::CHANNELS,
+            b"LOAD" => Parts::LIBRARIES,
+            b"PREPARE" | b"DEALLOCATE" | b"DEALLOCATE ALL" => Parts::PREPARED,
+            b"DO" | b"CALL" | b"DISCARD ALL" => Parts::TOLD,
+            _ => Parts::empty(),
+        };
+    }
+
+    /// What is too large to be looked at may have done anything.
+    pub fn add_anything(&mut self) {
+        self.parts |= Parts::TOLD;
+    }
+
+    /// Adds a setting of this name.
+    fn add_setting(&mut self, name: &str) {
+        self.parts |= match name.eq_ignore_ascii_case("seed") {
+            true => Parts::OTHERS,
+            false => Parts::SETTINGS,
+        };
+        if name.contains('.') {
+            self.add_custom(name);
+        }
+    }
+
+    fn add_custom(&mut self, name: &str) {
+        if self.custom.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+        } else if self.custom.len() < CUSTOM_MAX {
+            self.custom.push(name.into());
+        } else {
+            self.parts |= Parts::ANY_SETTING;
+        }
+    }
+}
+
+/// Texts that hold none of these and begin with a word of [`PLAIN`] change nothing.
+static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let marks =
+        [";", "set_config", "advisory", "currval", "lastval", "setseed", "temp", "dblink_conn", "_backup"];
+    AhoCorasick::builder()
+        .ascii_case_insensitive(true)
+        .kind(Some(AhoCorasickKind::DFA))
+        .build(marks)
+        .expect("a handful of words is not too many")
+});
+
+/// First words of statements that change nothing of the session by themselves.
+const PLAIN: &[&[u8]] = &[
+    b"select",
+    b"insert",
+    b"update",
+    b"delete",
+    b"merge",
+    b"with",
+    b"values",
+    b"table",
+    b"begin",
+    b"commit",
+    b"start",
+    b"end",
+    b"rollback",
+    b"abort",
+    b"savepoint",
+    b"release",
+    b"copy",
+    b"fetch",
+    b"move",
+    b"show",
+    b"truncate",
+    b"vacuum",
+    b"analyze",
+    b"lock",
+    b"notify",
+    b"explain",
+];
+
+/// What a text of one statement or several may change. Costs next to nothing for one that does not.
+pub fn touched(sql: &[u8]) -> Touched {
+    if is_plain(sql) {
+        return Touched::default();
+    }
+    let mut touched = Touched::default();
+    let mut statement = Vec::new();
+    for token in Lexer::new(sql).chain([Token::Semicolon]) {
+        match token {
+            Token::Semicolon => note(&std::mem::take(&mut statement), &mut touched),
+            other => statement.push(other),
+        }
+    }
+    touched
+}
+
+/// What the one statement of a text is by itself, if it is PREPARE and can be said again: `pg_prepared_statements`
+/// keeps the whole text that it came in.
+pub fn is_only_prepare(sql: &[u8]) -> bool {
+    let mut lexer = Lexer::new(sql);
+    let first = lexer.next();
+    let is_prepare = matches!(first, Some(Token::Word(word)) if word.eq_ignore_ascii_case("prepare"));
+    is_prepare && lexer.skip_while(|token| *token != Token::Semicolon).all(|token| token == Token::Semicolon)
+}
+
+#[inline]
+fn is_plain(sql: &[u8]) -> bool {
+    let sql = sql.trim_ascii_start();
+    let end = sql.iter().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(sql.len());
+    if !PLAIN.iter().any(|word| word.eq_ignore_ascii_case(&sql[..end])) {
+        return false;
+    }
+    let sql = without_end(sql);
+    !MARKS.is_match(sql)
+}
+
+/// Without a last semicolon, which most people write.
+fn without_end(sql: &[u8]) -> &[u8] {
+    let sql = sql.strip_suffix(b"\0").unwrap_or(sql).trim_ascii_end();
+    sql.strip_suffix(b";").unwrap_or(sql)
+}
+
+fn note(statement: &[Token<'_>], touched: &mut Touched) {
+    let begins = statement.iter().position(|token| *token != Token::Open).unwrap_or_default();
+    let statement = &statement[begins..];
+    let mut words = statement.iter().map(|token| match token {
+        Token::Word(word) => word.to_ascii_lowercase(),
+        _ => String::new(),
+    });
+    let (first, second) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match first.as_str() {
+        "set" => note_set(&statement[1..], touched),
+        "reset" => touched.add_setting(&name(&statement[1..])),
+        "listen" | "unlisten" => touched.parts |= Parts::CHANNELS,
+        "prepare" if second == "transaction" => {}
+        "prepare" | "deallocate" => touched.parts |= Parts::PREPARED,
+        // What it runs was prepared somewhere else.
+        "execute" => touched.parts |= Parts::SETTINGS | Parts::LOCKS,
+        "declare" if has_word(statement, &["hold"]) => touched.parts |= Parts::CURSORS,
+        "close" | "drop" => touched.parts |= Parts::ENDS,
+        "load" => touched.parts |= Parts::LIBRARIES,
+        "discard" | "do" | "call" => touched.parts |= Parts::TOLD,
+        _ => {}
+    }
+    if has_word(statement, &["temp", "temporary", "pg_temp"]) {
+        touched.parts |= Parts::TEMPORARY;
+    }
+    for (place, pair) in statement.windows(2).enumerate() {
+        let function = match pair {
+            [Token::Word(word), Token::Open] => word.to_ascii_lowercase(),
+            [Token::Quoted(name), Token::Open] => String::from_utf8_lossy(name).into_owned(),
+            _ => continue,
+        };
+        note_call(&function, &statement[place + 2..], touched);
+    }
+}
+
+/// What follows SET.
+fn note_set(rest: &[Token<'_>], touched: &mut Touched) {
+    let word = |place: usize| match rest.get(place) {
+        Some(Token::Word(word)) => word.to_ascii_lowercase(),
+        _ => String::new(),
+    };
+    match (word(0).as_str(), word(1).as_str()) {
+        ("local" | "transaction", _) => touched.local_sets += 1,
+        // Its tag is its own.
+        ("constraints", _) => {}
+        ("session", "characteristics" | "authorization") => touched.parts |= Parts::SETTINGS,
+        ("session", _) => touched.add_setting(&name(&rest[1..])),
+        _ => touched.add_setting(&name(rest)),
+    }
+}
+
+/// The name of a setting, at the start.
+fn name(tokens: &[Token<'_>]) -> String {
+    let mut name = String::new();
+    for token in tokens {
+        match token {
+            Token::Word(word) if name.is_empty() || name.ends_with('.') => name.push_str(word),
+            Token::Quoted(quoted) if name.is_empty() || name.ends_with('.') => {
+                name.push_str(&String::from_utf8_lossy(quoted));
+            }
+            Token::Dot => name.push('.'),
+            _ => break,
+        }
+    }
+    name
+}
+
+/// A function that is called, and what stands behind its parenthesis.
+fn note_call(function: &str, arguments: &[Token<'_>], touched: &mut Touched) {
+    match function {
+        "set_config" => note_set_config(arguments, touched),
+        "currval" | "lastval" => touched.parts |= Parts::SEQUENCES,
+        "setseed"
+        | "dblink_connect"
+        | "dblink_connect_u"
+        | "pg_backup_start"
+        | "pg_start_backup"
+        | "pg_replication_origin_session_setup" => touched.parts |= Parts::OTHERS,
+        lock if is_session_lock(lock) => touched.parts |= Parts::LOCKS,
+        _ => {}
+    }
+}
+
+/// Whether it takes or frees an advisory lock that outlives the transaction.
+fn is_session_lock(function: &str) -> bool {
+    (function.starts_with("pg_advisory_") || function.starts_with("pg_try_advisory_"))
+        && !function.contains("_xact_")
+}
+
+/// `set_config(name, value, is_local)`
+fn note_set_config(arguments: &[Token<'_>], touched: &mut Touched) {
+    let mut depth = 0;
+    let mut ends = arguments.len();
+    let mut commas = Vec::new();
+    for (place, token) in arguments.iter().enumerate() {
+        match token {
+            Token::Open => depth += 1,
+            Token::Close if depth == 0 => {
+                ends = place;
+                break;
+            }
+            Token::Close => depth -= 1,
+            Token::Comma if depth == 0 => commas.push(place),
+            _ => {}
+        }
+    }
+    let is_local = commas.get(1).is_some_and(|comma| {
+        matches!(arguments[comma + 1..ends], [Token::Word(word)] if word.eq_ignore_ascii_case("true"))
+    });
+    if is_local {
+        return;
+    }
+    match arguments {
+        [Token::Text(name), Token::Comma, ..] => touched.add_setting(&String::from_utf8_lossy(name)),
+        _ => touched.parts |= Parts::SETTINGS | Parts::ANY_SETTING,
+    }
+}
+
+fn has_word(tokens: &[Token<'_>], wanted: &[&str]) -> bool {
+    let is_wanted = |word: &str| wanted.iter().any(|one| one.eq_ignore_ascii_case(word));
+    tokens.iter().any(|token| matches!(token, Token::Word(word) if is_wanted(word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sql: &str, parts: Parts) {
+        assert_eq!(touched(sql.as_bytes()).parts, parts, "{sql}");
+    }
+
+    #[test]
+    fn what_leaves_nothing_behind_is_plain() {
+        for sql in [
+            "",
+            "select 1;",
+            "select 1; select 2",
+            "SELECT * FROM templates WHERE temperature > 1",
+            "select 'SET x; pg_advisory_lock(1)'",
+            "insert into t values ($$set_config('a', 'b', false)$$)",
+            "update t set a = 1",
+            "begin; update t set role = 1; commit",
+            "set local statement_timeout = 1",
+            "SET TRANSACTION READ ONLY",
+            "set constraints all deferred",
+            "select set_config('a.b', $1, true)",
+            "select pg_advisory_xact_lock(1), pg_try_advisory_xact_lock_shared(2)",
+            "declare c cursor for select 1",
+            "prepare transaction 'x'",
+            "create table t (a int)",
+            "-- set x = 1\nselect 1",
+        ] {
+            check(sql, Parts::empty());
+        }
+    }
+
+    #[test]
+    fn each_statement_names_the_parts_that_it_may_change() {
+        for (sql, parts) in [
+            ("SET statement_timeout = '5s'", Parts::SETTINGS),
+            ("select 1; /* x */ Set Session a = 1", Parts::SETTINGS),
+            ("reset all", Parts::SETTINGS),
+            ("set session authorization bob", Parts::SETTINGS),
+            ("SELECT pg_catalog.set_config('search_path', '', false)", Parts::SETTINGS),
+            ("select set_config($1, $2, false)", Parts::SETTINGS | Parts::ANY_SETTING),
+            ("select set_config('a', f(1, true), $1)", Parts::SETTINGS),
+            ("set seed = 0.5", Parts::OTHERS),
+            ("select setseed(0.5)", Parts::OTHERS),
+            ("select Pg_Try_Advisory_Lock(1)", Parts::LOCKS),
+            ("select \"pg_advisory_unlock_all\"()", Parts::LOCKS),
+            ("create temp table t (a int)", Parts::TEMPORARY),
+            ("select * into temporary t from u", Parts::TEMPORARY),
+            ("create table pg_temp.t ()", Parts::TEMPORARY),
+            ("declare c cursor with hold for select 1", Parts::CURSORS),
+            ("close c", Parts::ENDS),
+            ("drop table t", Parts::ENDS),
+            ("listen a; unlisten *", Parts::CHANNELS),
+            ("prepare p as select 1", Parts::PREPARED),
+            ("deallocate p", Parts::PREPARED),
+            ("load 'x'", Parts::LIBRARIES),
+            ("select currval('s'), lastval ( )", Parts::SEQUENCES),
+            ("do $$ $$", Parts::TOLD),
+            ("call p()", Parts::TOLD),
+            ("discard all", Parts::TOLD),
+        ] {
+            check(sql, parts);
+        }
+    }
+
+    #[test]
+    fn settings_with_a_dot_are_known_by_name() {
+        let touched = touched(b"set app.user = 1; reset \"my\".x; select set_config('c.d', '', false)");
+        assert_eq!(touched.custom, ["app.user".into(), "my.x".into(), "c.d".into()]);
+    }
+
+    #[test]
+    fn a_set_that_the_lexer_overlooked_is_known_by_its_tag() {
+        let mut local = touched(b"set local a = 1");
+        local.add_tag(b"SET\0");
+        assert_eq!(local.parts, Parts::empty());
+        local.add_tag(b"SET\0");
+        assert_eq!(local.parts, Parts::SETTINGS);
+    }
+
+    #[test]
+    fn a_prepare_that_came_alone_can_be_said_again() {
+        for (sql, expected) in [
+            ("prepare p as select 1;", true),
+            (" PREPARE p (int) AS SELECT $1 -- ; x", true),
+            ("prepare p as select 1; select 2", false),
+            ("select 2; prepare p as select 1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_only_prepare(sql.as_bytes()), expected, "{sql}");
+        }
+    }
+}
