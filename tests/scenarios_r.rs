@@ -179,3 +179,61 @@ async fn r16_a_client_that_stalls_within_a_parse_holds_no_server() {
         }
     }
 }
+
+#[tokio::test]
+async fn r8_a_plan_that_its_table_has_outgrown_is_refused_once_and_made_anew_on_every_server() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    a.query("CREATE TABLE t AS SELECT 1 AS a").await.is("C(SELECT 1) Z(I)");
+    let use_it = || run_of([run("s"), sync()]);
+    for client in [&mut a, &mut b] {
+        client.ask(run_of([parse("s", "SELECT * FROM t"), run("s"), sync()])).await.is("1 2 D(1) C Z(I)");
+    }
+    // Both servers have it.
+    a.query("BEGIN").await.is("C Z(T)");
+    b.ask(use_it()).await.is("2 D(1) C Z(I)");
+    a.ask(use_it()).await.is("2 D(1) C Z(T)");
+    a.query("COMMIT").await.is("C Z(I)");
+    pooler.sql("ALTER TABLE t ADD COLUMN b int DEFAULT 2").await;
+    a.ask(use_it()).await.is("E(0A000) Z(I)");
+    a.query("BEGIN").await.is("C Z(T)");
+    for client in [&mut b, &mut a] {
+        let answer = client.ask(use_it()).await;
+        assert_eq!(answer.rows(), [["1", "2"]], "{answer}");
+    }
+    a.query("COMMIT").await.is("C Z(I)");
+    pooler.is_clean().await;
+}
+
+#[tokio::test]
+async fn r14_statements_of_sql_and_of_the_protocol_have_one_space_of_names() {
+    let pooler = Pooler::config().start().await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    for client in [&mut a, &mut b] {
+        client.ask(run_of([parse("pdo_1", "SELECT 1"), run("pdo_1"), sync()])).await.is("1 2 D(1) C Z(I)");
+    }
+    b.query("PREPARE s AS SELECT 'b'").await.is("C(PREPARE) Z(I)");
+    a.query("PREPARE s AS SELECT 'a'").await.is("C(PREPARE) Z(I)");
+    // Prepared by the protocol, used by SQL.
+    a.query("EXECUTE pdo_1").await.is("T D(1) C(SELECT 1) Z(I)");
+    b.query("execute \"pdo_1\";").await.is("T D(1) C(SELECT 1) Z(I)");
+    // Prepared by SQL, used by the protocol.
+    a.ask(run_of([run("s"), sync()])).await.is("2 D(a) C Z(I)");
+    b.ask(run_of([run("s"), sync()])).await.is("2 D(b) C Z(I)");
+    // Gone for who has let go of it.
+    a.query("DEALLOCATE PDO_1").await.is("C(DEALLOCATE) Z(I)");
+    a.ask(run_of([run("pdo_1"), sync()])).await.is("E(26000) Z(I)");
+    a.query("DEALLOCATE pdo_1").await.is("E(26000) Z(I)");
+    b.ask(run_of([run("pdo_1"), sync()])).await.is("2 D(1) C Z(I)");
+    b.query("BEGIN").await.is("C Z(T)");
+    b.query("SELECT 1/0").await.is("E(22012) Z(E)");
+    b.query("DEALLOCATE pdo_1").await.is("E(25P02) Z(E)");
+    b.query("ROLLBACK").await.is("C Z(I)");
+    b.query("DEALLOCATE pdo_1; SELECT 1").await.is("E(26000) Z(I)");
+    b.ask(run_of([run("pdo_1"), sync()])).await.is("2 D(1) C Z(I)");
+    // In one write, and again under the same name.
+    let again = run_of([query("DEALLOCATE pdo_1"), parse("pdo_1", "SELECT 2"), run("pdo_1"), sync()]);
+    b.send(again).await;
+    b.ready(2).await.is("C(DEALLOCATE) Z(I) 1 2 D(2) C Z(I)");
+    pooler.is_clean().await;
+}

@@ -3,7 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgweir::sql::state::{is_only_prepare, touched};
+use pgweir::sql::prepared::{is_only_prepare, naming};
+use pgweir::sql::state::touched;
 use pgweir::sql::statements;
 
 fuzz_target!(|sql: &[u8]| {
@@ -12,6 +13,10 @@ fuzz_target!(|sql: &[u8]| {
     let at_length = touched(&[b";", sql].concat());
     assert_eq!(at_once, at_length);
     assert_eq!(statements(sql), statements(&[b";", sql].concat()));
+    if let Some(naming) = naming(sql) {
+        assert!(!sql[naming.place].is_empty());
+        assert_eq!(statements(sql).len(), 1);
+    }
     if is_only_prepare(sql) {
         assert_eq!(statements(sql).len(), 1);
     }

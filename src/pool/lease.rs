@@ -46,6 +46,7 @@ impl Lease {
         pooled.server.unnamed_present = false;
         let limit = pooled.membership.pool.quick.statements_max.load(Ordering::Relaxed);
         pooled.server.statements.set_limit(limit);
+        pooled.server.statements.renew(pooled.membership.pool.plans.load(Ordering::Relaxed));
         pooled.server.used_at = now;
         pooled.server.pipeline.touched = Touched::default();
         pooled.loan = Loan { used: true, ..Loan::new(now) };

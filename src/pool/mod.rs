@@ -293,6 +293,9 @@ pub struct Pool {
     members: Mutex<BTreeMap<u64, u32>>,
     /// Clients that keep their servers, because of what they have made of their sessions.
     pub pinned: AtomicU32,
+    /// Generation of the plans of prepared statements: a new one begins when PostgreSQL says that a plan no longer
+    /// fits its tables.
+    pub plans: AtomicU64,
     /// Whether some client has used `currval` or `lastval`: from then on no client sees another's.
     pub sequences: AtomicBool,
     /// The database is gone: nothing is opened any more.
@@ -368,6 +371,7 @@ impl Pool {
             last_moved: Mutex::new(None),
             members: Mutex::default(),
             pinned: AtomicU32::new(0),
+            plans: AtomicU64::new(0),
             sequences: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             used_at: Mutex::new(now),

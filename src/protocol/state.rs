@@ -5,7 +5,8 @@
 use bitflags::bitflags;
 
 use super::parameters::push_literal;
-use crate::sql::state::{Parts, Touched, is_only_prepare};
+use crate::sql::prepared::is_only_prepare;
+use crate::sql::state::{Parts, Touched};
 
 /// Names of settings that mean more than themselves, or nothing outside of a transaction.
 const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation','transaction_read_only',\
@@ -171,12 +172,13 @@ impl SessionState {
             push_identifier(&mut redo, role);
             redo.push(';');
         }
-        for (_, text) in wanted.prepared.iter().filter(|one| !self.prepared.contains(one)) {
-            redo.push_str(text.trim_end_matches(|end: char| end == ';' || end.is_ascii_whitespace()));
-            // The text may end with a comment.
-            redo.push_str("\n;");
-        }
         (undo, redo)
+    }
+
+    /// The texts of PREPARE that a server of this state lacks besides. Each must be sent by itself, as it came: the
+    /// server keeps the whole text that a statement came in.
+    pub fn lacks_prepared<'a>(&'a self, wanted: &'a SessionState) -> impl Iterator<Item = &'a str> {
+        wanted.prepared.iter().filter(|one| !self.prepared.contains(one)).map(|(_, text)| &**text)
     }
 }
 

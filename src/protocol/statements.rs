@@ -198,28 +198,48 @@ impl ClientStatements {
 /// Which statements one server has, the least recently used first to go.
 #[derive(Debug)]
 pub struct ServerStatements {
-    present: LruCache<u64, ()>,
+    present: LruCache<u64, Plan>,
     limit: usize,
+    /// Of the pool's plans, the ones that these are.
+    generation: u64,
+}
+
+/// What is known of a statement's plan on a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Fresh,
+    /// Its result may have other types by now, which PostgreSQL refuses: it is prepared again before it is used.
+    Stale,
 }
 
 impl ServerStatements {
     /// At most `limit` statements (`max_prepared_statements`; 0 means that nothing is tracked).
     pub fn new(limit: usize) -> Self {
-        ServerStatements { present: LruCache::unbounded(), limit }
+        ServerStatements { present: LruCache::unbounded(), limit, generation: 0 }
     }
 
-    /// Whether the server has it; if so it is now the most recently used.
+    /// Whether the server has it, ready for use; if so it is now the most recently used.
     #[inline]
     pub fn touch(&mut self, id: u64) -> bool {
-        self.present.get(&id).is_some()
+        self.present.get(&id) == Some(&Plan::Fresh)
     }
 
-    /// Notes that it was prepared. Returns a statement that has to be closed to make room.
+    /// Notes that it was prepared. Returns a statement that has to be closed before: one that makes room, or this
+    /// one, if it is there and stale.
     pub fn insert(&mut self, id: u64) -> Option<u64> {
-        let evicted =
-            if self.present.len() >= self.limit { self.present.pop_lru().map(|(id, ())| id) } else { None };
-        self.present.put(id, ());
-        evicted
+        if self.present.put(id, Plan::Fresh).is_some() {
+            return Some(id);
+        }
+        (self.present.len() > self.limit.max(1)).then(|| self.present.pop_lru()).flatten().map(|(id, _)| id)
+    }
+
+    /// Takes note of the pool's generation of plans: those of an earlier one are prepared again.
+    #[inline]
+    pub fn renew(&mut self, generation: u64) {
+        if self.generation != generation {
+            self.generation = generation;
+            self.present.iter_mut().for_each(|(_, plan)| *plan = Plan::Stale);
+        }
     }
 
     /// Notes that the server does not have it.
@@ -229,7 +249,7 @@ impl ServerStatements {
 
     /// Notes that the server has it after all, as the next to go.
     pub fn restore(&mut self, id: u64) {
-        self.present.put(id, ());
+        self.present.put(id, Plan::Fresh);
         self.present.demote(&id);
     }
 
@@ -472,6 +492,18 @@ mod tests {
         assert!(server.touch(1));
         assert_eq!(server.insert(3), Some(2));
         assert!(server.touch(1) && server.touch(3) && !server.touch(2));
+    }
+
+    #[test]
+    fn a_stale_statement_is_closed_and_prepared_again() {
+        let mut server = ServerStatements::new(2);
+        server.insert(1);
+        server.renew(0);
+        assert!(server.touch(1));
+        server.renew(1);
+        assert!(!server.touch(1));
+        assert_eq!((server.insert(1), server.len()), (Some(1), 1));
+        assert!(server.touch(1));
     }
 
     #[test]

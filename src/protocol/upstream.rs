@@ -10,7 +10,9 @@ use super::statements::{
     Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all, text_of,
 };
 use super::{Answer, Pipeline, RequestKind};
+use crate::sql::prepared::{Naming, Verb, naming};
 use crate::sql::state::Parts;
+use crate::wire::backend::TransactionStatus;
 use crate::wire::frontend::{self, Object, Parse};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 
@@ -265,6 +267,7 @@ impl Upstream<'_> {
         }
         let kind = match tag {
             FrontendTag::Query if !self.rules.simple_queries => return Ok(Fate::Disallowed),
+            FrontendTag::Query if let Some(fate) = self.named_by_sql(message, output) => return Ok(fate),
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
@@ -294,6 +297,50 @@ impl Upstream<'_> {
         };
         self.pipeline.push(kind, Answer::Forward);
         Ok(Fate::Verbatim)
+    }
+
+    /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
+    /// another name, or not at all. `None` for every other text.
+    fn named_by_sql(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Option<Fate> {
+        if !self.tracking || !message.is_whole() {
+            return None;
+        }
+        let text = text_of(message.body);
+        let Naming { verb, name, place } = naming(text)?;
+        let statement = Arc::clone(self.client.as_deref()?.get(&name)?);
+        if self.pipeline.owed() > 0 {
+            // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
+            return Some(Fate::Wait);
+        }
+        if self.pipeline.status() == TransactionStatus::Failed {
+            return None;
+        }
+        output.flush(message.at);
+        if !self.server.touch(statement.id) {
+            self.ensure_present(&statement, output.out);
+            // Should that fail, the Query is not skipped with it.
+            write_header(b'S', HEADER_LENGTH, output.out);
+            self.pipeline.push(RequestKind::Sync, Answer::Discard);
+        }
+        let server_name = Statement::server_name(statement.id);
+        let length = HEADER_LENGTH + text.len() - place.len() + server_name.len() + 3;
+        write_header(b'Q', length, output.out);
+        output.out.extend_from_slice(&text[..place.start]);
+        output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
+        output.out.extend_from_slice(&text[place.end..]);
+        output.out.push(0);
+        match (verb, &statement.touched) {
+            (Verb::Execute, Some(touched)) => self.pipeline.note_touched(touched),
+            (Verb::Execute, None) => {}
+            (Verb::Deallocate, _) => {
+                self.server.remove(statement.id);
+                self.client.get_or_insert_default().remove(&name);
+            }
+        }
+        self.forget_unnamed();
+        self.note_unnamed();
+        self.pipeline.push(RequestKind::Query, Answer::Forward);
+        Some(Fate::Rewritten(message.length))
     }
 
     /// The server's unnamed statement is what this client made it.

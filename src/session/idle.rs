@@ -364,15 +364,20 @@ impl Session {
             sql.push_str("DISCARD SEQUENCES;");
             lease.pipeline.others_sequences = false;
         }
-        if sql.is_empty() {
+        let before = Arc::clone(&lease.state);
+        let mut queries = BytesMut::new();
+        for text in
+            [&*sql].into_iter().filter(|sql| !sql.is_empty()).chain(before.lacks_prepared(&self.state))
+        {
+            originate::query(text, &mut queries);
+            lease.pipeline.push(RequestKind::Query, Answer::Discard);
+        }
+        if queries.is_empty() {
             self.parameters = Arc::clone(&lease.parameters);
             self.proven = true;
             return false;
         }
-        let mut query = BytesMut::new();
-        originate::query(&sql, &mut query);
-        out.extend_from_slice(&query);
-        lease.pipeline.push(RequestKind::Query, Answer::Discard);
+        out.extend_from_slice(&queries);
         let is_risky = !is_same_state && (self.state.acts_as_another() || lease.state.has_time_limit());
         !self.proven || is_risky
     }

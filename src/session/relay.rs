@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -19,6 +20,9 @@ use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::originate;
+
+/// The function of PostgreSQL that refuses a plan whose tables have changed.
+const PLAN_CHECK: &[u8] = b"RevalidateCachedQuery";
 
 /// What a look at one side brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -460,6 +464,11 @@ impl Session {
         if self.lease().pipeline.runs_own_query() {
             self.lease().refusal = Some(String::from_utf8_lossy(fields.message).into_owned());
         }
+        if fields.code == sqlstate::FEATURE_NOT_SUPPORTED.as_bytes() && fields.routine == PLAN_CHECK {
+            // "cached plan must not change result type": not only of this statement, and on every server.
+            let plans = self.group.pool.plans.fetch_add(1, Ordering::Relaxed) + 1;
+            self.lease().statements.renew(plans);
+        }
         let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
         self.undo(exists);
     }
@@ -501,6 +510,10 @@ impl Session {
             let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid server parameter")
                 .detail(format!("The server refused what this session has set: {refusal}"));
             return Err(error.into());
+        }
+        if self.lease().pipeline.runs_own_query() {
+            // More of ours follows.
+            return Ok(true);
         }
         self.proven = true;
         let state = Arc::clone(&self.state);

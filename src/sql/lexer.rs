@@ -24,6 +24,13 @@ pub(super) enum Token<'a> {
     Other,
 }
 
+impl Token<'_> {
+    /// Whether it is this word, which has no case.
+    pub(super) fn is_word(&self, wanted: &str) -> bool {
+        matches!(self, Token::Word(word) if word.eq_ignore_ascii_case(wanted))
+    }
+}
+
 pub(super) struct Lexer<'a> {
     rest: &'a [u8],
 }
@@ -31,6 +38,11 @@ pub(super) struct Lexer<'a> {
 impl<'a> Lexer<'a> {
     pub(super) fn new(sql: &'a [u8]) -> Self {
         Lexer { rest: sql }
+    }
+
+    /// How many bytes have not been looked at.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
     }
 
     /// The rest behind the first place that `end` is found at; everything when it is not.

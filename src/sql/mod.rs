@@ -3,6 +3,7 @@
 //! write. [`state::touched`] tells what of its session a text may change.
 
 mod lexer;
+pub mod prepared;
 pub mod state;
 
 use lexer::{Lexer, Token};

@@ -178,15 +178,6 @@ pub fn touched(sql: &[u8]) -> Touched {
     touched
 }
 
-/// What the one statement of a text is by itself, if it is PREPARE and can be said again: `pg_prepared_statements`
-/// keeps the whole text that it came in.
-pub fn is_only_prepare(sql: &[u8]) -> bool {
-    let mut lexer = Lexer::new(sql);
-    let first = lexer.next();
-    let is_prepare = matches!(first, Some(Token::Word(word)) if word.eq_ignore_ascii_case("prepare"));
-    is_prepare && lexer.skip_while(|token| *token != Token::Semicolon).all(|token| token == Token::Semicolon)
-}
-
 #[inline]
 fn is_plain(sql: &[u8]) -> bool {
     let sql = sql.trim_ascii_start();
@@ -406,18 +397,5 @@ mod tests {
         assert_eq!(local.parts, Parts::empty());
         local.add_tag(b"SET\0");
         assert_eq!(local.parts, Parts::SETTINGS);
-    }
-
-    #[test]
-    fn a_prepare_that_came_alone_can_be_said_again() {
-        for (sql, expected) in [
-            ("prepare p as select 1;", true),
-            (" PREPARE p (int) AS SELECT $1 -- ; x", true),
-            ("prepare p as select 1; select 2", false),
-            ("select 2; prepare p as select 1", false),
-            ("", false),
-        ] {
-            assert_eq!(is_only_prepare(sql.as_bytes()), expected, "{sql}");
-        }
     }
 }

@@ -57,6 +57,8 @@ pub struct ErrorFields<'a> {
     pub detail: &'a [u8],
     /// `H`: the hint.
     pub hint: &'a [u8],
+    /// `R`: the function of PostgreSQL that has raised it.
+    pub routine: &'a [u8],
 }
 
 impl ErrorFields<'_> {
@@ -81,6 +83,7 @@ pub fn error_fields(body: &[u8]) -> ErrorFields<'_> {
             b'M' => fields.message = value,
             b'D' => fields.detail = value,
             b'H' => fields.hint = value,
+            b'R' => fields.routine = value,
             _ => {}
         }
         rest = next;
