@@ -454,7 +454,13 @@ async fn a_server_that_is_full_tells_the_client_and_then_lets_it_in() {
     let pooler =
         Pooler::config().postgres(postgres.clone()).setting("server_login_retry", "0.2").start().await;
     let login = Login::new("app", "app");
-    let hogs = (pooler.direct().await, pooler.direct().await);
+    let mut hogs = Vec::new();
+    // The places of those who made the test's database are free a moment later.
+    eventually("two take its places", async || {
+        hogs.extend(Raw::try_login(&postgres.tcp(), &login).await);
+        hogs.len() == 2
+    })
+    .await;
     let refusal = pooler.refuses(&login).await;
     assert!(refusal.starts_with("E(53300) FATAL remaining connection slots"), "{refusal}");
     drop(hogs);

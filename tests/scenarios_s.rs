@@ -483,3 +483,30 @@ async fn s17_a_reset_query_that_fails_costs_its_server() {
     let mut stage = Stage::on(pooler).await;
     stage.play("A: SET work_mem = '1MB'\nB: SHOW work_mem => 4MB\nA: SHOW work_mem => 1MB\nA: SHOW work_mem => 1MB").await;
 }
+
+#[tokio::test]
+async fn s12_what_is_reset_has_the_value_of_the_startup_message_again() {
+    // But for a setting with a dot: it is empty then, which whoever means to take a right away may have set too.
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let options = "-c work_mem=1MB -c app.name=mine -c timezone=UTC";
+    let login = Login::new("app", "app").option("options", options).option("DateStyle", "German");
+    let (a, b) = (Raw::login(&pooler.tcp(), &login).await, pooler.client().await);
+    let mut stage = Stage { pooler, a, b };
+    for (before, reset) in [("", "RESET ALL"), ("", "DISCARD ALL"), ("CREATE TEMP TABLE t ();", "RESET ALL")]
+    {
+        stage
+            .play(&format!(
+                "A: {before} SET work_mem = '2MB'; SET DateStyle = 'SQL'; SET app.name = 'other'
+                 B: SHOW work_mem => 4MB
+                 A: SELECT current_setting('work_mem'), '2026-11-26'::date => 2MB,26/11/2026
+                 A: RESET work_mem
+                 A: SELECT current_setting('work_mem'), current_setting('app.name') => 1MB,other
+                 B: SELECT current_setting('work_mem'), '2026-11-26'::date => 4MB,2026-11-26
+                 A: {reset}
+                 A: SELECT current_setting('work_mem'), '2026-11-26'::date => 1MB,26.11.2026
+                 B: SELECT current_setting('work_mem'), '2026-11-26'::date => 4MB,2026-11-26
+                 A: SELECT current_setting('work_mem'), current_setting('app.name') => 1MB,"
+            ))
+            .await;
+    }
+}

@@ -24,11 +24,6 @@ impl Tracked {
         Tracked(names.into())
     }
 
-    /// All of them.
-    pub fn names(&self) -> &[Box<str>] {
-        &self.0
-    }
-
     /// The place of a name; names of settings have no case.
     pub fn index(&self, name: &str) -> Option<usize> {
         self.0.iter().position(|known| known.eq_ignore_ascii_case(name))

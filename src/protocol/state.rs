@@ -4,7 +4,7 @@
 
 use bitflags::bitflags;
 
-use super::parameters::push_literal;
+use super::parameters::{Tracked, push_literal};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, Touched};
 
@@ -95,6 +95,16 @@ impl SessionState {
         }
         state.settings.sort();
         state
+    }
+
+    /// Sets what is not set: what is reset has the value of the StartupMessage again.
+    pub fn add_missing(&mut self, settings: &[(String, String)]) {
+        for (name, value) in settings {
+            if !self.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name)) {
+                self.settings.push((name.as_str().into(), value.as_str().into()));
+            }
+        }
+        self.settings.sort();
     }
 
     /// Whether it is that of a new session.
@@ -214,6 +224,8 @@ pub struct Told {
     pub state: SessionState,
     /// The reasons for a pin, with those that were not asked as they were.
     pub pins: Pins,
+    /// Tracked parameters that the session has set, and not reset.
+    pub tracked: Vec<usize>,
 }
 
 impl Question {
@@ -231,14 +243,18 @@ impl Question {
         Question { parts: touched.parts, custom }
     }
 
+    /// Whether settings are asked for: whatever is not told has been reset.
+    pub fn asks_settings(&self) -> bool {
+        self.parts.contains(Parts::SETTINGS)
+    }
+
     /// Whether some table is to be asked.
     pub fn is_asked(&self) -> bool {
         self.parts.intersects(Parts::TOLD)
     }
 
-    /// The query: rows of three texts, kind, name and value. `tracked` are parameters that servers report, and
-    /// that follow the client by themselves.
-    pub fn sql(&self, tracked: &[Box<str>]) -> String {
+    /// The query: rows of three texts, kind, name and value.
+    pub fn sql(&self) -> String {
         let mut sql = "/* pgweir: session_state */ ".to_owned();
         let mut union = "";
         let mut ask = |text: &str| {
@@ -247,14 +263,9 @@ impl Question {
             union = " UNION ALL ";
         };
         if self.parts.contains(Parts::SETTINGS) {
-            let mut left_out = NOT_ASKED.to_owned();
-            for name in tracked {
-                left_out.push(',');
-                push_literal(&mut left_out, name);
-            }
             ask(&format!(
                 "SELECT 'setting', name, setting FROM pg_catalog.pg_settings \
-                 WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) ANY (ARRAY[{left_out}])"
+                 WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) ANY (ARRAY[{NOT_ASKED}])"
             ));
             ask("SELECT 'role', '', pg_catalog.current_setting('role')");
             ask("SELECT 'authorization', '', session_user::pg_catalog.text");
@@ -291,15 +302,18 @@ impl Question {
         sql
     }
 
-    /// Reads the answer. `login` is whom the server's sessions belong to at first.
+    /// Reads the answer. `login` is whom the server's sessions belong to at first; parameters that are `tracked`
+    /// follow the client by themselves.
     pub fn read(
         &self,
         rows: impl IntoIterator<Item = Vec<Option<String>>>,
         before: (&SessionState, Pins),
         login: Option<&str>,
+        tracked: &Tracked,
     ) -> Told {
         let (state, pins) = before;
-        let mut told = Told { state: state.clone(), pins: pins | Pins::untold(self.parts) };
+        let pins = pins | Pins::untold(self.parts);
+        let mut told = Told { state: state.clone(), pins, tracked: Vec::new() };
         self.forget(&mut told);
         for row in rows {
             let mut columns = row.into_iter();
@@ -307,7 +321,10 @@ impl Question {
             let (Some(kind), Some(name)) = (column(), column()) else { continue };
             // NULL is a setting that nobody has set.
             let Some(value) = column() else { continue };
-            told.note(&kind, name, value, login);
+            match tracked.index(&name) {
+                Some(index) if kind == "setting" => told.tracked.push(index),
+                _ => told.note(&kind, name, value, login),
+            }
         }
         told.state.settings.sort();
         told

@@ -17,7 +17,7 @@ use crate::error::{SqlError, sqlstate};
 use crate::pool::{Lease, Pool};
 use crate::protocol::state::{Pins, Question, SessionState, ended_by};
 use crate::server::QueryError;
-use crate::sql::state::Parts;
+use crate::sql::state::{Parts, Touched};
 
 /// Undoes whatever a client has made of a session.
 const DISCARD_ALL: &str = "DISCARD ALL";
@@ -140,8 +140,7 @@ impl Session {
         let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the caller has looked at the leased server");
         };
-        let session = Arc::clone(&self.plane.shared.server);
-        let sql = question.sql(session.tracked.names());
+        let sql = question.sql();
         let cancels = self.cancels.clone();
         let answer = Box::pin(async move {
             // One that is on its way is meant for the client's query, not for ours.
@@ -163,6 +162,10 @@ impl Session {
         let Phase::Asking(Asking { question, .. }) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the caller matched the phase")
         };
+        if !question.is_asked() {
+            // It was set up, and has its own way to write the values.
+            self.parameters = Arc::clone(&lease.parameters);
+        }
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) => {
@@ -170,11 +173,13 @@ impl Session {
                 return Poll::Ready(Err(not_known(&error)));
             }
         };
-        if let Err(farewell) = self.take_answer(&question, rows) {
-            lease.close("its client may not leave what it has left");
-            return Poll::Ready(Err(farewell));
+        match self.take_answer(&question, rows) {
+            Ok(at_server) => lease.state = at_server,
+            Err(farewell) => {
+                lease.close("its client may not leave what it has left");
+                return Poll::Ready(Err(farewell));
+            }
         }
-        lease.state = Arc::clone(&self.state);
         if self.pins().is_empty() {
             let now = lease.loan().quiet_since;
             self.give_back(lease, now);
@@ -182,26 +187,63 @@ impl Session {
             lease.close("server connection is no longer wanted");
             return Poll::Ready(Err(Farewell::Severed));
         } else {
-            self.phase = Phase::Leased(lease);
+            self.keep(lease);
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Takes over what the server says.
-    fn take_answer(&mut self, question: &Question, rows: Rows) -> Result<(), Farewell> {
+    /// Goes on with the server, once it has what the client's StartupMessage asks for, should that have been reset.
+    fn keep(&mut self, mut lease: Lease) {
+        let tracked = &self.plane.shared.server.tracked;
+        let (mut sql, redo) = match Arc::ptr_eq(&lease.state, &self.state) {
+            true => <(String, String)>::default(),
+            false => lease.state.toward(&self.state),
+        };
+        sql.push_str(&lease.parameters.sets_toward(&self.parameters, tracked));
+        sql.push_str(&redo);
+        if sql.is_empty() {
+            self.phase = Phase::Leased(lease);
+            return;
+        }
+        let answer = Box::pin(async move {
+            let rows = lease.rows_in_time(&sql).await;
+            (lease, rows)
+        });
+        self.phase =
+            Phase::Asking(Asking { question: Question::new(&Touched::default(), &self.state), answer });
+    }
+
+    /// Takes over what the server says. Returns the state that it has.
+    fn take_answer(&mut self, question: &Question, rows: Rows) -> Result<Arc<SessionState>, Farewell> {
         let shared = &self.plane.shared;
         let welcome = self.group.pool.welcome();
         let login = welcome.as_ref().and_then(|welcome| welcome.get("session_authorization"));
-        let told = question.read(rows, (&self.state, self.pins()), login);
+        let tracked = &shared.server.tracked;
+        let mut told = question.read(rows, (&self.state, self.pins()), login, tracked);
         if self.group.keeping.get().mode == SessionStateMode::Error
             && !(told.state.is_clean() && told.pins.is_empty())
         {
             return Err(not_allowed(&told.state, told.pins));
         }
+        let mut at_server = Arc::clone(&self.state);
         if told.state != *self.state {
-            self.state = shared.server.states.intern(told.state);
+            at_server = shared.server.states.intern(told.state.clone());
+            self.state = Arc::clone(&at_server);
         }
-        self.pin(told.pins)
+        if let Some(wanted) = self.wanted.as_ref().filter(|_| question.asks_settings()) {
+            told.state.add_missing(&wanted.others);
+            self.state = shared.server.states.intern(told.state);
+            let mut parameters = Arc::clone(&self.parameters);
+            for (index, value) in wanted.tracked.iter().filter(|(index, _)| !told.tracked.contains(index)) {
+                // One that the server does not report cannot follow the client.
+                if parameters.get(*index).is_some_and(|now| !now.eq_ignore_ascii_case(value)) {
+                    parameters = shared.server.parameters.intern(parameters.with(*index, value));
+                }
+            }
+            self.parameters = parameters;
+        }
+        self.pin(told.pins)?;
+        Ok(at_server)
     }
 
     fn pin(&mut self, pins: Pins) -> Result<(), Farewell> {

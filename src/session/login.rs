@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::admission::Admission;
 use super::cancel;
 use super::console;
-use super::options::{add_host, client_parameters, role_option};
+use super::options::{Wanted, add_host, client_parameters, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
 use crate::admin::{CONSOLE_DATABASE, Rights};
@@ -129,7 +129,7 @@ pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
 }
 
 fn start_session(newcomer: Newcomer, start: Start) {
-    let Start { group, welcome, parameters, state, proven, admission, own_server } = start;
+    let Start { group, welcome, parameters, state, wanted, proven, admission, own_server } = start;
     let Newcomer { plane, socket, peer, id, connected, minor, .. } = newcomer;
     let socket = socket.expect(LOGGED_IN);
     let config = plane.shared.config.load_full();
@@ -152,6 +152,7 @@ fn start_session(newcomer: Newcomer, start: Start) {
         group,
         parameters,
         state,
+        wanted,
         proven,
         admission,
         connected,
@@ -178,6 +179,8 @@ struct Start {
     parameters: Arc<ParameterSet>,
     /// What it has asked for beyond these.
     state: Arc<SessionState>,
+    /// What its StartupMessage says of both.
+    wanted: Option<Box<Wanted>>,
     /// Whether a server has accepted both.
     proven: bool,
     admission: Admission,
@@ -236,7 +239,7 @@ impl Newcomer {
         if config.settings.application_name_add_host {
             add_host(&mut startup, &self.peer);
         }
-        let wanted = client_parameters(&startup, &config, &self.plane, !is_ordinary)?;
+        let mut wanted = client_parameters(&startup, &config, &self.plane, !is_ordinary)?;
         let place = self.admit(&config)?;
         let base = config.base_name(&name);
         let (credentials, proof) = self.authenticate(&config, base, &user).await?;
@@ -255,18 +258,20 @@ impl Newcomer {
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
         let start = if is_ordinary {
             let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
-            let (parameters, proven) = self.own_parameters(&welcome, &wanted.tracked);
-            let state = SessionState::of_settings(wanted.others);
+            let (parameters, proven) = self.own_parameters(&welcome, &mut wanted.tracked);
+            let state = SessionState::of_settings(wanted.others.iter().cloned());
             let proven = proven && state.is_clean();
             let state = self.plane.shared.server.states.intern(state);
-            Start { group, welcome, parameters, state, proven, admission, own_server: None }
+            let wanted = wanted.kept();
+            Start { group, welcome, parameters, state, wanted, proven, admission, own_server: None }
         } else {
             let asked = replication::parameters(&startup, &config);
             let (pool, lease, welcome) = self.own_server(&config, &database, &user, secret, &asked).await?;
             let group = self.plane.group(&user, &database.name, &pool, self.replication);
             let (welcome, parameters) = (Arc::new(welcome), Arc::clone(&lease.parameters));
             let state = Arc::clone(&lease.state);
-            Start { group, welcome, parameters, state, proven: true, admission, own_server: Some(lease) }
+            let own_server = Some(lease);
+            Start { group, welcome, parameters, state, wanted: None, proven: true, admission, own_server }
         };
         Ok(Entry::Session(Box::new(start)))
     }
@@ -493,9 +498,13 @@ impl Newcomer {
         Ok(lease)
     }
 
-    /// The tracked parameters: the server's, with the client's own in place. The second value says
-    /// whether they are all ones that a server has reported, and so surely valid.
-    fn own_parameters(&self, welcome: &Welcome, wanted: &[(usize, String)]) -> (Arc<ParameterSet>, bool) {
+    /// The tracked parameters: the server's, with the client's own in place. Of these only the ones that differ are
+    /// left. The second value says whether there are none, so that all are surely valid.
+    fn own_parameters(
+        &self,
+        welcome: &Welcome,
+        wanted: &mut Vec<(usize, String)>,
+    ) -> (Arc<ParameterSet>, bool) {
         let session = &self.plane.shared.server;
         let mut parameters = ParameterSet::default();
         for (name, value) in &welcome.0 {
@@ -503,15 +512,14 @@ impl Newcomer {
                 parameters = parameters.with(index, value);
             }
         }
-        let mut proven = true;
-        for (index, value) in wanted {
-            // A parameter that the server does not report cannot follow the client.
-            if parameters.get(*index).is_some_and(|known| !known.eq_ignore_ascii_case(value)) {
-                parameters = parameters.with(*index, value);
-                proven = false;
-            }
+        // A parameter that the server does not report cannot follow the client.
+        let differs =
+            |known: Option<&str>, value: &str| known.is_some_and(|known| !known.eq_ignore_ascii_case(value));
+        wanted.retain(|(index, value)| differs(parameters.get(*index), value));
+        for (index, value) in &*wanted {
+            parameters = parameters.with(*index, value);
         }
-        (session.parameters.intern(parameters), proven)
+        (session.parameters.intern(parameters), wanted.is_empty())
     }
 
     async fn log_in_to_console(&mut self, config: &Config, user: &str) -> Result<Entry, Refusal> {

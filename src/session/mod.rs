@@ -146,6 +146,8 @@ pub struct Session {
     parameters: Arc<ParameterSet>,
     /// What it has made of its session, beyond the parameters.
     state: Arc<SessionState>,
+    /// What its StartupMessage says of both, which RESET goes back to.
+    wanted: Option<Box<options::Wanted>>,
     /// Why it keeps its server, if it does.
     pinned: Option<Box<Pinned>>,
     /// Whether some server has accepted the parameters and the state.
@@ -190,6 +192,8 @@ pub struct NewSession {
     pub parameters: Arc<ParameterSet>,
     /// What its StartupMessage asks for beyond these.
     pub state: Arc<SessionState>,
+    /// What its StartupMessage says of both.
+    pub wanted: Option<Box<options::Wanted>>,
     /// Whether a server has accepted both.
     pub proven: bool,
     /// Its place among the connection limits.
@@ -231,6 +235,7 @@ impl Session {
             last_request: new.connected,
             parameters: new.parameters,
             state: new.state,
+            wanted: new.wanted,
             pinned: None,
             proven: new.proven,
             follows,

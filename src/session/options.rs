@@ -10,8 +10,8 @@ use crate::route::ROLE_OPTION;
 use crate::wire::startup::Startup;
 
 /// What a StartupMessage asks for.
-#[derive(Default)]
-pub(super) struct Wanted {
+#[derive(Debug, Default)]
+pub struct Wanted {
     /// Tracked parameters, by their places.
     pub(super) tracked: Vec<(usize, String)>,
     /// Others, which no server reports.
@@ -19,6 +19,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// What is to be remembered; most clients ask for nothing.
+    pub(super) fn kept(self) -> Option<Box<Wanted>> {
+        (!self.tracked.is_empty() || !self.others.is_empty()).then(|| Box::new(self))
+    }
+
     fn add(&mut self, name: &str, value: &str, plane: &Plane) {
         match plane.shared.server.tracked.index(name) {
             Some(index) => self.tracked.push((index, value.to_owned())),

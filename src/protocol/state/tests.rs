@@ -6,7 +6,7 @@ fn state(sql: &str, rows: &[(&str, &str, &str)]) -> Told {
     let rows = rows
         .iter()
         .map(|(kind, name, value)| [kind, name, value].map(|column| Some((*column).to_owned())).to_vec());
-    question.read(rows, (&SessionState::default(), Pins::empty()), Some("app"))
+    question.read(rows, (&SessionState::default(), Pins::empty()), Some("app"), &Tracked::new([]))
 }
 
 fn check(from: &SessionState, to: &SessionState, undo: &str, redo: &str) {
@@ -58,18 +58,18 @@ fn what_is_not_asked_stays_as_it_was() {
     let before = SessionState::of_settings([("work_mem".to_owned(), "64".to_owned())]);
     let question = Question::new(&touched(b"select pg_advisory_lock(1)"), &before);
     let lock = ["lock", "", ""].map(|column| Some(column.to_owned())).to_vec();
-    let told = question.read([lock], (&before, Pins::LISTEN), None);
+    let told = question.read([lock], (&before, Pins::LISTEN), None, &Tracked::new([]));
     assert_eq!((told.state, told.pins), (before, Pins::LISTEN | Pins::ADVISORY_LOCK));
 }
 
 #[test]
 fn a_pin_ends_when_the_server_says_nothing_of_its_reason() {
     let question = Question::new(&touched(b"select pg_advisory_unlock(1)"), &SessionState::default());
-    let told = question.read([], (&SessionState::default(), Pins::ADVISORY_LOCK), None);
+    let told = question.read([], (&SessionState::default(), Pins::ADVISORY_LOCK), None, &Tracked::new([]));
     assert_eq!(told.pins, Pins::empty());
     let question = Question::new(&touched(b"load 'x'"), &SessionState::default());
     assert!(!question.is_asked());
-    let told = question.read([], (&SessionState::default(), Pins::empty()), None);
+    let told = question.read([], (&SessionState::default(), Pins::empty()), None, &Tracked::new([]));
     assert_eq!(told.pins, Pins::LIBRARY);
     let mut dropped = touched(b"drop table t");
     ended_by(&mut dropped, Pins::empty());
@@ -83,13 +83,30 @@ fn a_pin_ends_when_the_server_says_nothing_of_its_reason() {
 fn settings_with_a_dot_that_were_set_before_are_asked_for_again() {
     let before = SessionState::of_settings([("a.b".to_owned(), "1".to_owned())]);
     let question = Question::new(&touched(b"reset all"), &before);
-    assert!(question.sql(&["TimeZone".into()]).contains("current_setting('a.b', true)"));
+    assert!(question.sql().contains("current_setting('a.b', true)"));
     let told = question.read(
         [vec![Some("custom".into()), Some("a.b".into()), None]],
         (&before, Pins::empty()),
         None,
+        &Tracked::new([]),
     );
     assert!(told.state.is_clean());
+}
+
+#[test]
+fn what_is_reset_has_the_value_of_the_startup_message_again() {
+    let asked = [("work_mem".to_owned(), "64".to_owned()), ("a.b".to_owned(), "1".to_owned())];
+    let told = state("reset work_mem", &[("setting", "geqo", "on"), ("setting", "a.b", "2")]);
+    let mut now = told.state;
+    now.add_missing(&asked);
+    let expected = [("a.b", "2"), ("geqo", "on"), ("work_mem", "64")];
+    let expected =
+        SessionState::of_settings(expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    assert_eq!(now, expected);
+    let question = Question::new(&touched(b"reset all"), &SessionState::default());
+    let row = ["setting", "timezone", "UTC"].map(|column| Some(column.to_owned())).to_vec();
+    let told = question.read([row], (&SessionState::default(), Pins::empty()), None, &Tracked::new([]));
+    assert_eq!((told.state.is_clean(), told.tracked.len()), (true, 1));
 }
 
 #[test]
