@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgweir::pool::state::{Limits, PoolState};
+use pgweir::protocol::functions::Functions;
 use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{ClientStatements, Interner, ServerStatements};
 use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Upstream};
@@ -133,6 +134,7 @@ impl Pair {
             counts: &mut self.counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            functions: &Functions::default(),
         };
         let taken = upstream.take(input, &mut self.body, out).expect("the bench's client keeps step");
         taken.forward.len()

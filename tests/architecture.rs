@@ -65,6 +65,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("listenfd", &["process"]),
     ("lru", &["protocol"]),
     ("md-5", &["auth"]),
+    ("memchr", &["sql"]),
     ("metrics", &["metrics", "admin"]),
     ("metrics-exporter-prometheus", &["metrics"]),
     ("nix", &["listener", "session", "process"]),

@@ -510,3 +510,40 @@ async fn s12_what_is_reset_has_the_value_of_the_startup_message_again() {
             .await;
     }
 }
+
+#[tokio::test]
+async fn s4_a_function_that_sets_something_is_a_set_like_any_other() {
+    let mut stage = Stage::start().await;
+    stage
+        .play(
+            "B: CREATE FUNCTION set_tenant(t text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.tenant', t, false); END $$
+             B: CREATE FUNCTION enter(t text) RETURNS void LANGUAGE sql AS $$ SELECT set_tenant(t) $$
+             B: CREATE FUNCTION dynamic() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'SET work_mem = ''1MB'''; END $$
+             B: CREATE FUNCTION plain(int) RETURNS int LANGUAGE sql AS $$ SELECT $1 + 1 $$
+             B: CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_lock(1) $$
+             A: SELECT enter('a') =>
+             B: SELECT enter('b') =>
+             A: SHOW app.tenant => a
+             B: SHOW app.tenant => b
+             A: SELECT dynamic() =>
+             B: SHOW work_mem => 4MB
+             A: SHOW work_mem => 1MB
+             A: SELECT plain(1) => 2
+             B: SELECT plain(1) => 2
+             B: CREATE OR REPLACE FUNCTION plain(int) RETURNS int LANGUAGE sql AS $$ SELECT set_config('work_mem', '2MB', false); SELECT $1 + 2 $$
+             A: SELECT plain(1) => 3
+             B: SHOW work_mem => 4MB
+             A: SHOW work_mem => 2MB",
+        )
+        .await;
+    // In the extended protocol, prepared once and run twice.
+    let prepare = run_of([support::message::parse("f", "SELECT enter($1)"), sync()]);
+    stage.a.ask(prepare).await.is("1 Z(I)");
+    for tenant in ["x", "y"] {
+        let bytes = [support::message::bind("", "f", &[tenant]), support::message::execute("", 0), sync()];
+        stage.a.ask(run_of(bytes)).await.is("2 D() C Z(I)");
+        stage.play(&format!("B: SHOW app.tenant => b\nA: SHOW app.tenant => {tenant}")).await;
+    }
+    stage.play("A: SELECT locks() =>").await;
+    eventually("SHOW PINS has it", async || stage.pooler.admin("SHOW PINS").await.len() == 1).await;
+}

@@ -4,6 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use pgweir::protocol::Pipeline;
+use pgweir::protocol::functions::Functions;
 use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{Interner, ServerStatements};
 use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Stop, Upstream};
@@ -29,6 +30,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             counts: &mut counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            functions: &Functions::default(),
         };
         let taken = upstream.take(&carry, &mut body, &mut sent)?;
         sent.extend_from_slice(&carry[taken.forward]);

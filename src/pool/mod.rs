@@ -27,6 +27,7 @@ use crate::config::{LoadBalanceHosts, PoolPolicy, Role};
 use crate::error::SqlError;
 use crate::metrics::micros;
 use crate::net::endpoint::{Dialing, Endpoint};
+use crate::protocol::functions::Functions;
 use crate::server::login::Welcome;
 use crate::server::{ServerConnection, Session};
 use access::{Access, Seat, Site};
@@ -293,6 +294,8 @@ pub struct Pool {
     members: Mutex<BTreeMap<u64, u32>>,
     /// Clients that keep their servers, because of what they have made of their sessions.
     pub pinned: AtomicU32,
+    /// What is known of the functions of its database.
+    pub functions: Functions,
     /// Generation of the plans of prepared statements: a new one begins when PostgreSQL says that a plan no longer
     /// fits its tables.
     pub plans: AtomicU64,
@@ -371,6 +374,7 @@ impl Pool {
             last_moved: Mutex::new(None),
             members: Mutex::default(),
             pinned: AtomicU32::new(0),
+            functions: Functions::default(),
             plans: AtomicU64::new(0),
             sequences: AtomicBool::new(false),
             retired: AtomicBool::new(false),

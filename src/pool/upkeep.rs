@@ -78,6 +78,7 @@ impl Pool {
         self.close_unwanted(worker, now);
         self.open_more(worker, now);
         self.fill_up(worker, now);
+        self.functions.tick(now);
     }
 
     fn close_unwanted(&self, worker: usize, now: Instant) {

@@ -6,6 +6,7 @@
 
 mod answers;
 pub mod flight;
+pub mod functions;
 pub mod intern;
 pub mod parameters;
 pub mod state;
@@ -17,7 +18,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::sql::state::{Touched, touched};
+use crate::sql::state::Touched;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
 use statements::Change;
@@ -279,26 +280,6 @@ impl Pipeline {
         self.queries += usize::from(request.is_client_query());
         self.requests.push_back(request);
         true
-    }
-
-    /// Notes what a text of the client's may change; `None` when it is too large to be looked at.
-    #[inline]
-    pub fn note_text(&mut self, text: Option<&[u8]>) {
-        if !self.watching {
-            return;
-        }
-        match text {
-            Some(text) => self.note_touched(&touched(text)),
-            None => self.touched.add_anything(),
-        }
-    }
-
-    /// Notes what a statement may change.
-    #[inline]
-    pub fn note_touched(&mut self, touched: &Touched) {
-        if self.watching && !touched.is_empty() {
-            self.touched.add(touched);
-        }
     }
 
     /// Takes the front request away, and its change. The oldest go first, so what is left of the

@@ -5,13 +5,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::functions::Functions;
 use super::state::SessionState;
 use super::statements::{
     Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all, text_of,
 };
 use super::{Answer, Pipeline, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
-use crate::sql::state::Parts;
+use crate::sql::state::{Parts, Touched, touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::frontend::{self, Object, Parse};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
@@ -95,6 +96,8 @@ pub struct Upstream<'a> {
     pub rules: Rules,
     /// What the client has made of its session.
     pub state: &'a SessionState,
+    /// What is known of functions that may change it.
+    pub functions: &'a Functions,
 }
 
 /// What a client may send, whatever it means.
@@ -272,7 +275,7 @@ impl Upstream<'_> {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
                 self.note_unnamed();
-                self.pipeline.note_text(message.is_whole().then(|| text_of(message.body)));
+                self.note_text(message.is_whole().then(|| text_of(message.body)));
                 if self.reads_others_sequences(self.pipeline.touched.parts, message.at, output) {
                     return Ok(Fate::OthersSequences);
                 }
@@ -282,7 +285,7 @@ impl Upstream<'_> {
             FrontendTag::Execute => RequestKind::Execute,
             FrontendTag::FunctionCall => {
                 // It names its function by a number.
-                self.pipeline.note_text(None);
+                self.note_text(None);
                 RequestKind::FunctionCall
             }
             FrontendTag::CopyDone | FrontendTag::CopyFail => RequestKind::CopyEnd,
@@ -297,6 +300,26 @@ impl Upstream<'_> {
         };
         self.pipeline.push(kind, Answer::Forward);
         Ok(Fate::Verbatim)
+    }
+
+    /// Notes what a text may change; `None` when it is too large to be looked at.
+    #[inline]
+    fn note_text(&mut self, text: Option<&[u8]>) {
+        if !self.pipeline.watching {
+            return;
+        }
+        match text {
+            Some(text) => self.note_touched(&touched(text)),
+            None => self.pipeline.touched.add_anything(),
+        }
+    }
+
+    /// Notes what a statement may change.
+    #[inline]
+    fn note_touched(&mut self, touched: &Touched) {
+        if self.pipeline.watching && !touched.is_empty() {
+            self.functions.add(touched, &mut self.pipeline.touched);
+        }
     }
 
     /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
@@ -330,7 +353,7 @@ impl Upstream<'_> {
         output.out.extend_from_slice(&text[place.end..]);
         output.out.push(0);
         match (verb, &statement.touched) {
-            (Verb::Execute, Some(touched)) => self.pipeline.note_touched(touched),
+            (Verb::Execute, Some(touched)) => self.note_touched(touched),
             (Verb::Execute, None) => {}
             (Verb::Deallocate, _) => {
                 self.server.remove(statement.id);
@@ -352,9 +375,11 @@ impl Upstream<'_> {
 
     /// Notes what the unnamed statement may change, which is used now.
     fn unnamed_reads_others_sequences(&mut self, at: usize, output: &mut Output<'_>) -> bool {
-        let touched = self.client.as_deref().and_then(ClientStatements::unnamed_touched);
-        let Some(touched) = touched else { return false };
-        self.pipeline.note_touched(touched);
+        let Some(client) = self.client.as_deref() else { return false };
+        let Some(touched) = client.unnamed_touched() else { return false };
+        if self.pipeline.watching {
+            self.functions.add(touched, &mut self.pipeline.touched);
+        }
         let parts = touched.parts;
         self.reads_others_sequences(parts, at, output)
     }
@@ -388,7 +413,7 @@ impl Upstream<'_> {
         let Message { length, body, at, .. } = message;
         if !self.tracking || streams(length, body) {
             let parse = message.is_whole().then(|| frontend::parse(body).ok()).flatten();
-            self.pipeline.note_text(parse.map(|parse| text_of(parse.definition)));
+            self.note_text(parse.map(|parse| text_of(parse.definition)));
             if self.reads_others_sequences(self.pipeline.touched.parts, at, output) {
                 return Ok(Fate::OthersSequences);
             }
@@ -596,7 +621,7 @@ impl Upstream<'_> {
             return Name::Wait;
         }
         if let Some(touched) = &statement.touched {
-            self.pipeline.note_touched(touched);
+            self.note_touched(touched);
             if self.reads_others_sequences(touched.parts, at, output) {
                 return Name::OthersSequences;
             }

@@ -15,6 +15,7 @@ use super::{Farewell, Phase, Session, since};
 use crate::config::{Config, PoolMode, SessionStateMode};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::{Lease, Pool};
+use crate::protocol::functions::Search;
 use crate::protocol::state::{Pins, Question, SessionState, ended_by};
 use crate::server::QueryError;
 use crate::sql::state::{Parts, Touched};
@@ -25,7 +26,7 @@ const DISCARD_ALL: &str = "DISCARD ALL";
 type Rows = Vec<Vec<Option<String>>>;
 
 /// The server, and what it said.
-type Answer = (Lease, Result<Rows, QueryError>);
+type Answer = (Lease, Question, Result<Rows, QueryError>);
 
 /// The settings about this.
 #[derive(Clone, Copy, Debug)]
@@ -57,13 +58,12 @@ impl Keeping {
 
 /// A server is being asked what a client has made of its session.
 pub(super) struct Asking {
-    question: Question,
     answer: Pin<Box<dyn Future<Output = Answer>>>,
 }
 
 impl fmt::Debug for Asking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.question)
+        f.write_str("Asking")
     }
 }
 
@@ -120,12 +120,16 @@ impl Session {
         }
         let mut touched = std::mem::take(&mut pipeline.touched);
         ended_by(&mut touched, pins);
+        if touched.parts.contains(Parts::FUNCTIONS) {
+            self.group.pool.functions.forget();
+            touched.parts -= Parts::FUNCTIONS;
+        }
         if touched.parts.contains(Parts::SEQUENCES) {
             self.group.pool.sequences.store(true, Ordering::Relaxed);
         }
         let question = Question::new(&touched, &self.state);
-        if question.is_asked() {
-            self.ask(question);
+        if question.is_asked() || !touched.calls.is_empty() {
+            self.ask(touched);
             return Ok(Between::Ask);
         }
         if let Err(farewell) = self.take_answer(&question, Vec::new()) {
@@ -136,32 +140,37 @@ impl Session {
         Ok(if self.pins().is_empty() { Between::GiveBack } else { Between::Keep })
     }
 
-    fn ask(&mut self, question: Question) {
+    fn ask(&mut self, mut touched: Touched) {
         let Phase::Leased(mut lease) = std::mem::replace(&mut self.phase, Phase::Idle) else {
             unreachable!("the caller has looked at the leased server");
         };
-        let sql = question.sql();
         let cancels = self.cancels.clone();
+        let state = Arc::clone(&self.state);
         let answer = Box::pin(async move {
             // One that is on its way is meant for the client's query, not for ours.
             if let Some(cancels) = cancels.filter(|cancels| cancels.are_pending())
                 && !cancels.arrived().await
             {
-                return (lease, Err(QueryError::Refused("a cancel request may still reach it".into())));
+                let error = QueryError::Refused("a cancel request may still reach it".into());
+                return (lease, Question::new(&touched, &state), Err(error));
             }
-            let rows = lease.rows_in_time(&sql).await;
-            (lease, rows)
+            let learned = learn(&mut lease, &mut touched).await;
+            let question = Question::new(&touched, &state);
+            let rows = match learned {
+                Ok(()) if question.is_asked() => lease.rows_in_time(&question.sql()).await,
+                Ok(()) => Ok(Vec::new()),
+                Err(error) => Err(error),
+            };
+            (lease, question, rows)
         });
-        self.phase = Phase::Asking(Asking { question, answer });
+        self.phase = Phase::Asking(Asking { answer });
     }
 
     /// Waits for the server's answer; meanwhile the client is not read.
     pub(super) fn poll_asking(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
         let Phase::Asking(asking) = &mut self.phase else { unreachable!("the caller matched the phase") };
-        let (mut lease, rows) = ready!(asking.answer.as_mut().poll(context));
-        let Phase::Asking(Asking { question, .. }) = std::mem::replace(&mut self.phase, Phase::Idle) else {
-            unreachable!("the caller matched the phase")
-        };
+        let (mut lease, question, rows) = ready!(asking.answer.as_mut().poll(context));
+        self.phase = Phase::Idle;
         if !question.is_asked() {
             // It was set up, and has its own way to write the values.
             self.parameters = Arc::clone(&lease.parameters);
@@ -205,12 +214,12 @@ impl Session {
             self.phase = Phase::Leased(lease);
             return;
         }
+        let nothing = Question::new(&Touched::default(), &self.state);
         let answer = Box::pin(async move {
             let rows = lease.rows_in_time(&sql).await;
-            (lease, rows)
+            (lease, nothing, rows)
         });
-        self.phase =
-            Phase::Asking(Asking { question: Question::new(&Touched::default(), &self.state), answer });
+        self.phase = Phase::Asking(Asking { answer });
     }
 
     /// Takes over what the server says. Returns the state that it has.
@@ -273,7 +282,7 @@ impl Session {
 
     /// Gives a server back at the end of the session, without what the client has left on it.
     pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
-        let parts = lease.pipeline.touched.parts - Parts::ENDS;
+        let parts = lease.pipeline.touched.parts - Parts::ENDS - Parts::FUNCTIONS;
         let pins = self.pins();
         if pins.is_empty() && parts.is_empty() {
             self.give_back(lease, now);
@@ -300,6 +309,26 @@ impl Session {
                 .hint("The limit is the setting pin_timeout; SHOW PINS tells who keeps a server connection.")
         })
     }
+}
+
+/// Finds out what the functions may have changed that were called and of which nothing is known.
+async fn learn(lease: &mut Lease, touched: &mut Touched) -> Result<(), QueryError> {
+    if touched.calls.is_empty() {
+        return Ok(());
+    }
+    let mut search = Search::new(&touched.calls);
+    while let Some(sql) = search.sql() {
+        search.take(lease.rows_in_time(&sql).await?);
+    }
+    let functions = &lease.pool().functions;
+    search.finish(functions);
+    let asked = Touched { calls: std::mem::take(&mut touched.calls), ..Touched::default() };
+    functions.add(&asked, touched);
+    // Forgotten already, for somebody else's DDL.
+    if !std::mem::take(&mut touched.calls).is_empty() {
+        touched.add_anything();
+    }
+    Ok(())
 }
 
 fn not_known(error: &QueryError) -> Farewell {

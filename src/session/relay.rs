@@ -210,6 +210,7 @@ impl Session {
             counts: &mut stats.statements,
             rules: group.rules.get(),
             state: &self.state,
+            functions: &group.pool.functions,
         }
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);

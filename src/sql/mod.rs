@@ -2,6 +2,7 @@
 //! simple Query, as much as its first words say. It never says that something only reads when it may
 //! write. [`state::touched`] tells what of its session a text may change.
 
+pub mod calls;
 mod lexer;
 pub mod prepared;
 pub mod state;

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use bitflags::bitflags;
 
+use super::calls::{CALLS_MAX, calls};
 use super::lexer::{Lexer, Token};
 
 /// Names of settings with a dot that one transaction may touch, before it counts as any number of them.
@@ -38,6 +39,8 @@ bitflags! {
         const OTHERS = 1 << 9;
         /// What may end one of the above: DROP, CLOSE.
         const ENDS = 1 << 10;
+        /// Functions are other ones from now on.
+        const FUNCTIONS = 1 << 11;
     }
 }
 
@@ -58,6 +61,8 @@ pub struct Touched {
     pub parts: Parts,
     /// Settings with a dot in their names, which must be asked for by name.
     pub custom: Vec<Box<str>>,
+    /// Functions that are called and of which nothing is known.
+    pub calls: Vec<Box<str>>,
     /// Statements that are tagged SET and last no longer than their transaction: SET LOCAL, SET TRANSACTION.
     pub local_sets: u32,
 }
@@ -65,11 +70,29 @@ pub struct Touched {
 impl Touched {
     /// Whether the text leaves nothing behind.
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty() && self.local_sets == 0
+        self.parts.is_empty() && self.local_sets == 0 && self.calls.is_empty()
     }
 
     /// Adds what another text may have changed.
     pub fn add(&mut self, other: &Touched) {
+        self.add_own(other);
+        for name in &other.calls {
+            self.add_call(name);
+        }
+    }
+
+    /// Adds the call of a function.
+    pub fn add_call(&mut self, name: &str) {
+        if self.calls.iter().any(|known| **known == *name) {
+        } else if self.calls.len() < CALLS_MAX {
+            self.calls.push(name.into());
+        } else {
+            self.add_anything();
+        }
+    }
+
+    /// Adds what another text may have changed, but for what the functions do that it calls.
+    pub fn add_own(&mut self, other: &Touched) {
         self.parts |= other.parts;
         self.local_sets += other.local_sets;
         for name in &other.custom {
@@ -164,10 +187,14 @@ const PLAIN: &[&[u8]] = &[
 
 /// What a text of one statement or several may change. Costs next to nothing for one that does not.
 pub fn touched(sql: &[u8]) -> Touched {
-    if is_plain(sql) {
-        return Touched::default();
-    }
     let mut touched = Touched::default();
+    match calls(sql) {
+        Some(calls) => touched.calls = calls,
+        None => touched.add_anything(),
+    }
+    if is_plain(sql) {
+        return touched;
+    }
     let mut statement = Vec::new();
     for token in Lexer::new(sql).chain([Token::Semicolon]) {
         match token {
@@ -175,6 +202,33 @@ pub fn touched(sql: &[u8]) -> Touched {
             other => statement.push(other),
         }
     }
+    touched
+}
+
+/// What the source of a function in SQL or PL/pgSQL may change, whatever it is called with.
+pub fn touched_by_body(source: &[u8]) -> Touched {
+    let mut touched = Touched::default();
+    match calls(source) {
+        Some(calls) => touched.calls = calls,
+        None => touched.add_anything(),
+    }
+    let mut statement = Vec::new();
+    for token in Lexer::new(source).chain([Token::Semicolon]) {
+        let begins_another =
+            ["begin", "then", "else", "loop", "atomic"].iter().any(|word| token.is_word(word));
+        if begins_another || token == Token::Semicolon {
+            let statement = std::mem::take(&mut statement);
+            note(&statement, &mut touched);
+            if has_word(&statement, &["execute"]) {
+                // SQL that nobody has written down.
+                touched.add_anything();
+            }
+        } else {
+            statement.push(token);
+        }
+    }
+    // What is local to the function is so to the transaction.
+    touched.local_sets = 0;
     touched
 }
 
@@ -213,6 +267,10 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
         "execute" => touched.parts |= Parts::SETTINGS | Parts::LOCKS,
         "declare" if has_word(statement, &["hold"]) => touched.parts |= Parts::CURSORS,
         "close" | "drop" => touched.parts |= Parts::ENDS,
+        // What is known of functions is known by their names.
+        "create" | "alter" if has_word(statement, &["function", "procedure"]) => {
+            touched.parts |= Parts::FUNCTIONS
+        }
         "load" => touched.parts |= Parts::LIBRARIES,
         "discard" | "do" | "call" => touched.parts |= Parts::TOLD,
         _ => {}
@@ -382,6 +440,12 @@ mod tests {
         ] {
             check(sql, parts);
         }
+    }
+
+    #[test]
+    fn a_call_of_a_function_is_noted_by_name() {
+        assert_eq!(touched(b"select set_tenant(5), count(*)").calls, ["set_tenant".into()]);
+        assert!(touched(b"select count(*) from t").is_empty());
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl Pair {
             counts: &mut self.counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            functions: &Functions::default(),
         };
         let taken = upstream.take(&input, &mut self.body, &mut self.sent)?;
         assert!(taken.forward.end == taken.consumed || taken.forward.is_empty());
