@@ -8,7 +8,7 @@ mod support;
 use support::message::query;
 use support::pooler::Config;
 use support::stage::{Stage, outcome};
-use support::{Pooler, Raw, eventually};
+use support::{Login, Pooler, Raw, eventually};
 
 async fn stage(config: Config) -> Stage {
     Stage::on(config.start().await).await
@@ -58,6 +58,13 @@ async fn with_session_state_error_a_client_that_leaves_something_is_told_and_clo
                  B: SELECT coalesce(to_regclass('pg_temp.t')::text, 'none') => none",
             )
             .await;
+    }
+    // What it has asked for from the beginning is its own.
+    let login = Login::new("app", "app").option("options", "-c work_mem=1MB");
+    let mut client = Raw::login(&stage.pooler.tcp(), &login).await;
+    for _ in 0..2 {
+        assert_eq!(outcome(&client.query("RESET lock_timeout").await), "RESET");
+        assert_eq!(outcome(&client.query("SHOW work_mem").await), "1MB");
     }
     stage
         .play(

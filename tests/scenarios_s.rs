@@ -544,6 +544,12 @@ async fn s4_a_function_that_sets_something_is_a_set_like_any_other() {
         stage.a.ask(run_of(bytes)).await.is("2 D() C Z(I)");
         stage.play(&format!("B: SHOW app.tenant => b\nA: SHOW app.tenant => {tenant}")).await;
     }
+    // Nobody has called it before, and its caller does not wait for what may come of it.
+    let mut c = stage.pooler.client().await;
+    let hasty = [query("SELECT set_tenant('hasty')"), support::message::terminate()].concat();
+    c.send(hasty).await;
+    c.rest().await.is("T D() C Z(I) EOF");
+    stage.play("B: RESET app.tenant\nB: SELECT current_setting('app.tenant', true) =>").await;
     stage.play("A: SELECT locks() =>").await;
     eventually("SHOW PINS has it", async || stage.pooler.admin("SHOW PINS").await.len() == 1).await;
 }

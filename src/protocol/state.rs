@@ -91,9 +91,18 @@ impl SessionState {
         for (name, value) in settings {
             // PostgreSQL takes the last of several.
             state.settings.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
-            state.settings.push((name.into(), value.into()));
+            state.settings.push((name.to_ascii_lowercase().into(), value.into()));
         }
         state.settings.sort();
+        state
+    }
+
+    /// The same without these settings.
+    pub fn without<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> SessionState {
+        let mut state = self.clone();
+        for name in names {
+            state.settings.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
+        }
         state
     }
 
@@ -356,6 +365,8 @@ impl Question {
 impl Told {
     fn note(&mut self, kind: &str, name: String, value: String, login: Option<&str>) {
         match kind {
+            // One of an extension stands in the table, and is asked for by its name too.
+            "custom" if self.state.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name)) => {}
             "setting" | "custom" => self.state.settings.push((name.into(), value.into())),
             "role" if value != "none" => self.state.role = Some(value.into()),
             "authorization" if login.is_some_and(|login| login != value) => {

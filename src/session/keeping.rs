@@ -230,9 +230,10 @@ impl Session {
         let tracked = &shared.server.tracked;
         let mut told = question.read(rows, (&self.state, self.pins()), login, tracked);
         if self.group.keeping.get().mode == SessionStateMode::Error
-            && !(told.state.is_clean() && told.pins.is_empty())
+            && let left = self.left_behind(&told.state)
+            && !(left.is_clean() && told.pins.is_empty())
         {
-            return Err(not_allowed(&told.state, told.pins));
+            return Err(not_allowed(&left, told.pins));
         }
         let mut at_server = Arc::clone(&self.state);
         if told.state != *self.state {
@@ -253,6 +254,12 @@ impl Session {
         }
         self.pin(told.pins)?;
         Ok(at_server)
+    }
+
+    /// What the client has set since its StartupMessage.
+    fn left_behind(&self, state: &SessionState) -> SessionState {
+        let asked = self.wanted.as_ref().map_or(&[][..], |wanted| &wanted.others);
+        state.without(asked.iter().map(|(name, _)| name.as_str()))
     }
 
     fn pin(&mut self, pins: Pins) -> Result<(), Farewell> {
@@ -284,7 +291,8 @@ impl Session {
     pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
         let parts = lease.pipeline.touched.parts - Parts::ENDS - Parts::FUNCTIONS;
         let pins = self.pins();
-        if pins.is_empty() && parts.is_empty() {
+        // What was called just now may be unknown still.
+        if pins.is_empty() && parts.is_empty() && lease.pipeline.touched.calls.is_empty() {
             self.give_back(lease, now);
         } else if pins.intersects(Pins::LIBRARY | Pins::OTHER)
             || parts.intersects(Parts::LIBRARIES | Parts::OTHERS)
