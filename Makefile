@@ -24,10 +24,10 @@ FAILOVER_RUNS ?= 20
 PGBOUNCER_SECONDS ?= 2
 FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 
-.PHONY: help demo test lint unit integration test-failover bench fuzz
+.PHONY: help demo test lint unit integration test-failover pgbouncer-tests bench fuzz
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play with
 	@scripts/setup build postgres
@@ -61,6 +61,11 @@ test-failover: ## every failover and switchover 20 times, PgBouncer beside: make
 		-- --nocapture --test-threads 1 || failed=1; \
 	echo && cat $(FAILOVER_TABLE) && \
 	echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.' && exit $${failed:-0}
+
+pgbouncer-tests: ## PgBouncer's own test suite against pgweir: make pgbouncer-tests ARGS="test_ssl.py -k verify"
+	@scripts/setup build suite
+	$(CARGO) build --quiet
+	scripts/pgbouncer-tests $(ARGS)
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup build bench
