@@ -14,15 +14,12 @@ use super::{Answer, Pipeline, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
 use crate::sql::state::{Parts, Touched, touched};
 use crate::wire::backend::TransactionStatus;
-use crate::wire::frontend::{self, Object, Parse};
+use crate::wire::frontend::{self, NAMES_MAX, Object, Parse, SMALL_MAX};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 
 /// Largest named Parse: it is held whole, since it may have to be sent to another server again.
 /// Also the largest unnamed one that outlives its transaction.
 pub const PARSE_MAX: usize = 16 * 1024 * 1024;
-
-/// Largest sum of a portal's and a statement's name, with what closes or precedes them.
-const NAMES_MAX: usize = 64 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
@@ -537,14 +534,13 @@ impl Upstream<'_> {
         let Message { tag, length, body, at } = message;
         let kind = if tag == FrontendTag::Close { RequestKind::Close } else { RequestKind::Describe };
         if self.tracking {
-            message.check_size(NAMES_MAX)?;
             if !message.is_whole() {
                 return Ok(Fate::Incomplete);
             }
             let object = frontend::object(char::from(tag as u8), body)?;
             if let Object::Statement(name) = object {
                 if kind == RequestKind::Close {
-                    return Ok(self.close(name, message, output));
+                    return self.close(name, message, output);
                 }
                 match self.resolve(name, at, output) {
                     Name::AsItIs => {}
@@ -559,12 +555,23 @@ impl Upstream<'_> {
                 }
             }
         }
+        self.verbatim_object(kind, message)
+    }
+
+    /// PostgreSQL would close the connection over one that is larger.
+    fn verbatim_object(&mut self, kind: RequestKind, message: Message<'_>) -> Result<Fate, Malformed> {
+        message.check_size(HEADER_LENGTH + SMALL_MAX)?;
         self.pipeline.push(kind, Answer::Forward);
         Ok(Fate::Verbatim)
     }
 
     /// Close of a statement. A name that we hold is answered here, and the server keeps the statement.
-    fn close(&mut self, name: &[u8], message: Message<'_>, output: &mut Output<'_>) -> Fate {
+    fn close(
+        &mut self,
+        name: &[u8],
+        message: Message<'_>,
+        output: &mut Output<'_>,
+    ) -> Result<Fate, Malformed> {
         let held = match self.client.as_deref_mut() {
             Some(client) if name.is_empty() => {
                 client.drop_unnamed();
@@ -575,8 +582,7 @@ impl Upstream<'_> {
         };
         let answered_here = held.is_some() || Statement::is_server_name(name);
         if !answered_here {
-            self.pipeline.push(RequestKind::Close, Answer::Forward);
-            return Fate::Verbatim;
+            return self.verbatim_object(RequestKind::Close, message);
         }
         output.flush(message.at);
         match held {
@@ -586,7 +592,7 @@ impl Upstream<'_> {
             }
             None => self.pipeline.push(RequestKind::Close, Answer::Synthesize),
         }
-        Fate::Rewritten(message.length)
+        Ok(Fate::Rewritten(message.length))
     }
 
     /// What the server knows the statement as that the client calls `name`. Prepares it there if need

@@ -7,7 +7,11 @@ use super::{FrontendTag, HEADER_LENGTH, Header, Malformed, split_cstring};
 const LARGE_MAX: usize = 0x3fff_ffff - 1;
 
 /// Largest body of the others: PostgreSQL's `PQ_SMALL_MESSAGE_LIMIT`.
-const SMALL_MAX: usize = 10_000;
+pub const SMALL_MAX: usize = 10_000;
+
+/// Largest Describe or Close, and the largest sum of the two names of a Bind with what closes or precedes
+/// them. PostgreSQL takes only [`SMALL_MAX`], but a client's name for a statement never gets there.
+pub const NAMES_MAX: usize = 64 * 1024;
 
 /// Reads the header of a client's message: its type and the length of the whole message. `None` when
 /// fewer than five bytes are there. A length that PostgreSQL would refuse is refused.
@@ -15,20 +19,20 @@ const SMALL_MAX: usize = 10_000;
 pub fn header(bytes: &[u8]) -> Result<Option<(FrontendTag, usize)>, Malformed> {
     let Some(header) = Header::read(bytes)? else { return Ok(None) };
     let tag = FrontendTag::from_byte(header.tag)?;
-    let limit = HEADER_LENGTH + if may_be_large(tag) { LARGE_MAX } else { SMALL_MAX };
+    let limit = limit(tag);
     match header.length <= limit {
         true => Ok(Some((tag, header.length))),
         false => Err(Malformed::TooLarge { tag: char::from(header.tag), need: header.length, limit }),
     }
 }
 
-/// As `SocketBackend` in PostgreSQL's `postgres.c` has it. Names of statements and portals make
-/// Describe, Close and Execute no larger than small.
-fn may_be_large(tag: FrontendTag) -> bool {
+/// As `SocketBackend` in PostgreSQL's `postgres.c` has it, but for the names of statements.
+fn limit(tag: FrontendTag) -> usize {
     use FrontendTag::*;
     match tag {
-        Query | Parse | Bind | FunctionCall | CopyData | Password => true,
-        Close | CopyDone | CopyFail | Describe | Execute | Flush | Sync | Terminate => false,
+        Query | Parse | Bind | FunctionCall | CopyData | Password => HEADER_LENGTH + LARGE_MAX,
+        Close | Describe => NAMES_MAX,
+        CopyDone | CopyFail | Execute | Flush | Sync | Terminate => HEADER_LENGTH + SMALL_MAX,
     }
 }
 

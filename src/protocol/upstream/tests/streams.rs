@@ -1,8 +1,9 @@
 //! Messages that come in pieces, and huge ones.
 
 use super::{Pair, message, words};
-use crate::protocol::upstream::{NAMES_MAX, PARSE_MAX, StatementCounts, Stop, UNNAMED_MAX};
+use crate::protocol::upstream::{PARSE_MAX, StatementCounts, Stop, UNNAMED_MAX};
 use crate::wire::Malformed;
+use crate::wire::frontend::NAMES_MAX;
 use proptest::prelude::*;
 
 const KIB: usize = 1024;
@@ -96,9 +97,26 @@ fn what_must_be_whole_and_is_larger_than_its_limit_is_refused() {
     let name = "n".repeat(NAMES_MAX);
     check_too_large(&message(&format!("P:s:{}", "x".repeat(PARSE_MAX))), 'P', PARSE_MAX);
     check_too_large(&message(&format!("B::{name}")), 'B', NAMES_MAX);
-    // PostgreSQL's own limit for messages that are never large, the header included.
-    check_too_large(&message(&format!("DS:{name}")), 'D', 10_005);
-    check_too_large(&message(&format!("CP:{name}")), 'C', 10_005);
+    check_too_large(&message(&format!("DS:{name}")), 'D', NAMES_MAX);
+    check_too_large(&message(&format!("CP:{name}")), 'C', NAMES_MAX);
+    // PostgreSQL's own limit, the header included, for what would get there as it is.
+    let name = "n".repeat(10_000);
+    for (word, tag) in [("DP", 'D'), ("DS", 'D'), ("CP", 'C'), ("CS", 'C')] {
+        check_too_large(&message(&format!("{word}:{name}")), tag, 10_005);
+    }
+}
+
+#[test]
+fn the_name_of_a_statement_may_be_longer_than_postgresql_would_take_it() {
+    let name = "n".repeat(16 * KIB);
+    for piece in [7, 100 * KIB] {
+        let mut pair = Pair::new(9);
+        for word in ["P:n:q", "DS:n", "B::n", "CS:n"] {
+            let bytes = message(&word.replace('n', &name));
+            say_in_pieces(&mut pair, &bytes, piece).unwrap();
+        }
+        assert_eq!(words(&pair.sent), "P:PGWEIR_1:q DS:PGWEIR_1 B::PGWEIR_1");
+    }
 }
 
 #[test]
