@@ -11,6 +11,7 @@ use support::load::{Load, goes_on};
 use support::nameserver::NameServer;
 use support::pooler::{Config, is_ours};
 use support::{Login, Pooler, Postgres, Raw, eventually};
+use tokio::task::JoinSet;
 
 const SERVERS_ADDRESS: &str = "SELECT host(inet_server_addr())";
 
@@ -212,4 +213,25 @@ async fn a_zone_with_a_new_serial_number_has_its_names_looked_up_before_their_ti
     eventually("no server is at the old address", async || !addresses(&pooler).await.contains("127.0.0.1"))
         .await;
     assert_eq!(client.query(SERVERS_ADDRESS).await.value(), "127.0.0.2");
+}
+
+#[tokio::test]
+async fn one_answer_that_there_is_no_such_name_is_said_once_and_the_next_host_serves() {
+    if !NameServer::is_possible() {
+        return;
+    }
+    let postgres = two_addresses().await;
+    let names = NameServer::start("db 127.0.0.1");
+    let hosts = "gone.weir.test,127.0.0.1 load_balance_hosts=disable";
+    let config = front_door(&names, &postgres, hosts, "").pool_size(4).setting("server_login_retry", "60");
+    let pooler = if is_ours() { config } else { config.setting("server_login_retry", "1") }.start().await;
+    let mut clients = JoinSet::new();
+    for _ in 0..4 {
+        clients.spawn(Raw::login_owned(pooler.tcp(), Login::new("app", "named")));
+    }
+    for mut client in clients.join_all().await {
+        assert_eq!(client.query(SERVERS_ADDRESS).await.value(), "127.0.0.1");
+    }
+    let log = pooler.log();
+    assert_eq!(log.matches("closing because: server DNS lookup failed (age=").count(), 1, "{log}");
 }

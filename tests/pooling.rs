@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use support::message::{extended, query, run_of, sync};
 use support::pooler::is_ours;
 use support::{Gate, Login, Pooler, Raw, eventually};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const SERVERS: &str = "SELECT count(*) FROM pg_stat_activity \
      WHERE datname = current_database() AND usename <> 'postgres'";
@@ -395,7 +395,22 @@ async fn a_server_that_does_not_answer_is_given_up_after_server_connect_timeout(
     for _ in 0..2 {
         silent.push(listener.accept().await.unwrap());
     }
-    assert!(pooler.log().contains("closing because: connect "), "{}", pooler.log());
+    assert!(pooler.log().contains("closing because: connect timeout"), "{}", pooler.log());
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_given_up_after_server_connect_timeout() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    // Its queue holds one connection that nobody accepts: packets of the others are lost.
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let _queued = TcpStream::connect(address).await.unwrap();
+    let config = Pooler::config().server(address).setting("server_connect_timeout", "0.3");
+    let pooler = config.setting("server_login_retry", "0.1").start().await;
+    let mut client = Raw::connect(&pooler.tcp()).await.unwrap();
+    client.send(support::message::startup(&[("user", "app"), ("database", "app")])).await;
+    pooler.logs("closing because: connect failed").await;
 }
 
 /// A pool whose only server has gone and whose next login PostgreSQL refuses, and two clients of it.

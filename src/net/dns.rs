@@ -24,6 +24,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::parse_resolv_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
+use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -55,6 +56,14 @@ impl Address {
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
+}
+
+/// No address of a name is known. It comes within an [`io::Error`].
+#[derive(Debug, Error)]
+#[error("server DNS lookup failed: {name}: {reason}")]
+pub struct NoAddress {
+    name: String,
+    reason: String,
 }
 
 /// For how long what is known counts.
@@ -414,7 +423,7 @@ impl Known {
         let mut addresses = self.present().to_vec();
         if addresses.is_empty() {
             let reason = self.failure.as_ref().map_or("it has no address", |failure| &failure.reason);
-            return Err(io::Error::other(format!("server DNS lookup failed: {name}: {reason}")));
+            return Err(io::Error::other(NoAddress { name: name.to_owned(), reason: reason.to_owned() }));
         }
         let first = turn % addresses.len();
         addresses.rotate_left(first);

@@ -139,34 +139,41 @@ impl Endpoint {
     ///
     /// Fails when nobody is there, and when TLS is wanted and cannot be had.
     pub async fn dial(&self, how: &Dialing) -> io::Result<Socket> {
-        Ok(self.dial_by_name(how).await?.0)
+        let (socket, _) = self.reach(how).await?;
+        self.begin(socket, how).await
     }
 
-    /// As [`Endpoint::dial`], with the address, if a name was looked up for it.
-    pub async fn dial_by_name(&self, how: &Dialing) -> io::Result<(Socket, Option<Arc<Address>>)> {
+    /// As [`Endpoint::dial`], to this one of the host's addresses if it is known.
+    pub async fn dial_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
+        let socket = self.reach_at(how, ip).await?;
+        self.begin(socket, how).await
+    }
+
+    /// The first half of [`Endpoint::dial`]: there is a connection. With the address, if a name was looked up for
+    /// it.
+    pub async fn reach(&self, how: &Dialing) -> io::Result<(Socket, Option<Arc<Address>>)> {
         let (Host::Tcp(name), Some(dns)) = (&self.host, &how.dns) else {
-            return Ok((self.dial_at(how, None).await?, None));
+            return Ok((self.reach_at(how, None).await?, None));
         };
         if name.parse::<IpAddr>().is_ok() {
-            return Ok((self.dial_at(how, None).await?, None));
+            return Ok((self.reach_at(how, None).await?, None));
         }
         let addresses = dns.addresses(name).await?;
         let places = addresses.iter().map(|address| SocketAddr::new(address.ip, self.port)).collect();
         let stream = connect_to_any(places, how.tcp).await?;
         let ip = stream.peer_addr()?.ip();
         let address = addresses.into_iter().find(|address| address.ip == ip);
-        Ok((self.begin(stream, how, name).await?, address))
+        Ok((Socket::Tcp(stream), address))
     }
 
-    /// As [`Endpoint::dial`], to this one of the host's addresses if it is known.
-    pub async fn dial_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
+    async fn reach_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
         match &self.host {
             Host::Tcp(name) => {
                 let stream = match ip.or_else(|| name.parse().ok()) {
                     Some(ip) => how.tcp.connect(SocketAddr::new(ip, self.port)).await?,
                     None => TcpStream::connect((name.as_str(), self.port)).await?,
                 };
-                self.begin(stream, how, name).await
+                Ok(Socket::Tcp(stream))
             }
             Host::Unix(directory) => {
                 let path = directory.join(socket_name(self.port));
@@ -180,8 +187,13 @@ impl Endpoint {
         }
     }
 
-    /// Options and TLS for a connection to the host of this name.
-    async fn begin(&self, stream: TcpStream, how: &Dialing, name: &str) -> io::Result<Socket> {
+    /// The second half of [`Endpoint::dial`]: options and TLS for a connection that was just made.
+    pub async fn begin(&self, socket: Socket, how: &Dialing) -> io::Result<Socket> {
+        let (stream, name) = match (socket, &self.host) {
+            (Socket::Tcp(stream), Host::Tcp(name)) => (stream, name),
+            // A Unix socket.
+            (socket, _) => return Ok(socket),
+        };
         how.tcp.apply(&stream)?;
         match &how.tls {
             None => Ok(Socket::Tcp(stream)),

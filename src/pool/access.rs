@@ -141,9 +141,11 @@ impl Site {
         }
     }
 
-    /// What became of an attempt to open a connection to it.
-    pub(super) fn note_attempt(&self, worked: bool, now: Instant) {
-        *self.failed.lock() = (!worked).then_some(now);
+    /// What became of an attempt to open a connection to it. Returns whether another one has failed since this
+    /// one began.
+    pub(super) fn note_attempt(&self, worked: bool, began: Instant, now: Instant) -> bool {
+        let before = std::mem::replace(&mut *self.failed.lock(), (!worked).then_some(now));
+        before.is_some_and(|at| at >= began)
     }
 
     fn has_failed_since(&self, then: Option<Instant>) -> bool {

@@ -99,14 +99,18 @@ impl Pool {
         let mut attempts = self.settings.load().endpoints.len();
         loop {
             let recipe = self.recipe(&seat.0);
+            let began = Instant::now();
             let opened = self.open_at(&seat.0, &recipe, worker, epoch).await;
             attempts = attempts.saturating_sub(1);
-            seat.0.note_attempt(opened.is_ok(), Instant::now());
+            let another_failed = seat.0.note_attempt(opened.is_ok(), began, Instant::now());
+            match &opened {
+                Ok(_) | Err(OpenError::Unwanted) => {}
+                // Both waited for one answer.
+                Err(OpenError::NoAddress) if another_failed => {}
+                Err(error) => self.log_failure(error, &seat.0, None),
+            }
             match opened {
-                Err(error) if attempts > 0 && error.tells_of_the_server() => {
-                    self.log_failure(&error, &seat.0, None);
-                    self.pass_turn_on(&seat.0);
-                }
+                Err(error) if attempts > 0 && error.tells_of_the_server() => self.pass_turn_on(&seat.0),
                 opened => return Some((seat, opened)),
             }
             seat = self.seat(Instant::now())?;
@@ -229,14 +233,19 @@ impl Pool {
     /// An attempt has failed, for the log, the follower and the counters.
     pub(super) fn note_failed_attempt(&self, error: &OpenError, site: &Site, refused: Option<&str>) {
         self.log_failure(error, site, refused);
+        self.count_failed_attempt(error, site);
+    }
+
+    fn count_failed_attempt(&self, error: &OpenError, site: &Site) {
         if error.tells_of_the_server() {
             site.report(&error.to_string());
         }
         self.counters.connect_failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Ends an attempt that failed, which the log has heard of.
     fn note_failure(&self, error: &OpenError, site: &Arc<Site>, now: Instant) {
-        self.note_failed_attempt(error, site, None);
+        self.count_failed_attempt(error, site);
         self.pass_turn_on(site);
         let refusal = match error {
             // Not an answer to the login, but to the moment: the next attempt may well succeed.
@@ -246,6 +255,7 @@ impl Pool {
                 SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, login_failed(error)).detail(error.to_string()),
             ),
             OpenError::Io(_)
+            | OpenError::NoAddress
             | OpenError::Timeout
             | OpenError::Protocol(_)
             | OpenError::WrongRole { .. }

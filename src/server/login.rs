@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -12,7 +13,7 @@ use super::{QueryError, ServerConnection, Session, Versions, next_id, read_messa
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
 use crate::error::{Severity, SqlError, sqlstate};
 use crate::net::Socket;
-use crate::net::dns::Address;
+use crate::net::dns::{Address, NoAddress};
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::Pipeline;
 use crate::protocol::flight::Flight;
@@ -78,8 +79,11 @@ struct Heard {
 pub enum OpenError {
     /// Nobody is there, or the connection broke.
     #[error("connect failed: {0}")]
-    Io(#[from] io::Error),
-    /// `server_connect_timeout` passed.
+    Io(io::Error),
+    /// No address of its name is known: the log says so beforehand, with the reason.
+    #[error("server DNS lookup failed")]
+    NoAddress,
+    /// `server_connect_timeout` passed while it was reached already.
     #[error("connect timeout")]
     Timeout,
     /// The server said no, in these words.
@@ -115,6 +119,7 @@ impl OpenError {
     pub fn tells_of_the_server(&self) -> bool {
         match self {
             OpenError::Io(_)
+            | OpenError::NoAddress
             | OpenError::Timeout
             | OpenError::WrongRole { .. }
             | OpenError::OtherSystem { .. } => true,
@@ -136,10 +141,19 @@ impl Welcome {
     }
 }
 
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().is_some_and(|cause| cause.is::<NoAddress>()) {
+            true => OpenError::NoAddress,
+            false => OpenError::Io(error),
+        }
+    }
+}
+
 impl From<QueryError> for OpenError {
     fn from(error: QueryError) -> Self {
         match error {
-            QueryError::Io(error) => OpenError::Io(error),
+            QueryError::Io(error) => error.into(),
             other => OpenError::Protocol(other.to_string()),
         }
     }
@@ -192,13 +206,14 @@ impl Recipe {
         worker: usize,
         epoch: u64,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
-        let opening = self.open_without_limit(session, worker, epoch);
-        match self.timeout {
-            None => opening.await,
-            Some(limit) => match tokio::time::timeout(limit, opening).await {
-                Ok(opened) => opened,
-                Err(_) => Err(OpenError::Timeout),
-            },
+        let reached = AtomicBool::new(false);
+        let opening = self.open_without_limit(session, worker, epoch, &reached);
+        let Some(limit) = self.timeout else { return opening.await };
+        match tokio::time::timeout(limit, opening).await {
+            Ok(opened) => opened,
+            Err(_) if reached.load(Ordering::Relaxed) => Err(OpenError::Timeout),
+            // As the kernel would say it, had it less patience than we.
+            Err(_) => Err(OpenError::Io(io::ErrorKind::TimedOut.into())),
         }
     }
 
@@ -207,9 +222,10 @@ impl Recipe {
         session: &Session,
         worker: usize,
         epoch: u64,
+        reached: &AtomicBool,
     ) -> Result<(ServerConnection, Welcome), OpenError> {
         let Entered { socket, address, welcome, cancel_key } =
-            self.dial_and_log_in(&session.versions).await?;
+            self.dial_and_log_in(&session.versions, reached).await?;
         let mut parameters = ParameterSet::default();
         for (name, value) in &welcome.0 {
             if let Some(index) = session.tracked.index(name) {
@@ -253,10 +269,10 @@ impl Recipe {
 
     /// Asks for the newest protocol that the server may know. PostgreSQL says in the same exchange what it speaks
     /// instead; whoever just refuses, as a pooler of before 2024 does, is asked once more for 3.0.
-    async fn dial_and_log_in(&self, versions: &Versions) -> Result<Entered, OpenError> {
+    async fn dial_and_log_in(&self, versions: &Versions, reached: &AtomicBool) -> Result<Entered, OpenError> {
         let minor = versions.of(&self.endpoint);
         let mut heard = Heard { minor, ..Heard::default() };
-        let first = self.dial_and_ask(&mut heard).await;
+        let first = self.dial_and_ask(&mut heard, reached).await;
         let is_refusal = match &first {
             Err(OpenError::Io(error)) => {
                 matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
@@ -269,7 +285,7 @@ impl Recipe {
             false => first?,
             true => {
                 heard = Heard::default();
-                self.dial_and_ask(&mut heard).await?
+                self.dial_and_ask(&mut heard, reached).await?
             }
         };
         if heard.minor < minor {
@@ -281,8 +297,10 @@ impl Recipe {
         Ok(opened)
     }
 
-    async fn dial_and_ask(&self, heard: &mut Heard) -> Result<Entered, OpenError> {
-        let (mut socket, address) = self.endpoint.dial_by_name(&self.dialing).await?;
+    async fn dial_and_ask(&self, heard: &mut Heard, reached: &AtomicBool) -> Result<Entered, OpenError> {
+        let (socket, address) = self.endpoint.reach(&self.dialing).await?;
+        reached.store(true, Ordering::Relaxed);
+        let mut socket = self.endpoint.begin(socket, &self.dialing).await?;
         socket.write_all(&self.startup_packet(heard.minor)).await?;
         let (welcome, cancel_key) = self.log_in(&mut socket, heard).await?;
         Ok(Entered { socket, address, welcome, cancel_key })
