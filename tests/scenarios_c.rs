@@ -225,4 +225,5 @@ async fn c7_a_cancel_that_the_server_never_ends_costs_no_slot() {
     a.ready(1).await.is("T D(a) C(SELECT 1) Z(I)");
     let mut b = timeout(PATIENCE, pooler.client()).await.unwrap();
     b.query("SELECT 'b'").await.is("T D(b) C(SELECT 1) Z(I)");
+    pooler.logs("closing because: cancel_wait_timeout (age=1s)").await;
 }

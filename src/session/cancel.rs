@@ -14,6 +14,7 @@ use super::peers::Asked;
 use super::plane::{Address, Message, Plane, Shared};
 use super::{Phase, Session};
 use crate::log::Peer;
+use crate::pool::Target;
 use crate::server;
 use crate::wire::startup::{CancelKey, CancelRequest};
 
@@ -165,16 +166,24 @@ impl Session {
         let at = lease.socket.peer_address().map(|address| address.ip());
         let key = lease.cancel_key.clone();
         let how = self.group.settings.borrow().dialing.clone();
+        let Target { database, user } = &self.group.pool.target;
+        let tag = format!("S: {database}/{user}@{endpoint}");
         tokio::task::spawn_local(async move {
+            let began = Instant::now();
             let request = server::cancel(&endpoint, at, &how, &key);
             let sent = tokio::time::timeout(no_limit_if_zero(limit), request).await;
             let mut metrics = in_flight.plane.metrics.borrow_mut();
+            if matches!(sent, Ok(Ok(()))) {
+                metrics.cancels_forwarded += 1;
+                return;
+            }
+            in_flight.at_server.lost.set(true);
+            metrics.cancels_failed += 1;
             match sent {
-                Ok(Ok(())) => metrics.cancels_forwarded += 1,
-                Ok(Err(_)) | Err(_) => {
-                    in_flight.at_server.lost.set(true);
-                    metrics.cancels_failed += 1;
-                    tracing::warn!("cancel request to {endpoint} failed");
+                Ok(_) => tracing::warn!("cancel request to {endpoint} failed"),
+                Err(_) => {
+                    let age = began.elapsed().as_secs();
+                    tracing::warn!("{tag} closing because: cancel_wait_timeout (age={age}s)");
                 }
             }
         });
