@@ -388,3 +388,12 @@ async fn p18_a_notice_during_the_servers_login_does_not_hinder_it() {
     let reply = a.query("SELECT 1").await;
     assert_eq!(reply.rows(), [["1"]]);
 }
+
+#[tokio::test]
+async fn a_name_that_is_prepared_twice_is_in_the_log() {
+    let pooler = Pooler::config().start().await;
+    let mut client = pooler.client().await;
+    client.ask(run_of([parse("twice", "SELECT 1"), sync()])).await.is("1 Z(I)");
+    client.send(run_of([parse("twice", "SELECT 1"), sync()])).await;
+    pooler.logs("prepared statement 'twice' was already prepared").await;
+}

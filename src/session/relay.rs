@@ -24,6 +24,9 @@ use crate::wire::originate;
 /// The function of PostgreSQL that refuses a plan whose tables have changed.
 const PLAN_CHECK: &[u8] = b"RevalidateCachedQuery";
 
+/// Bytes of a statement's name that the log shows: a name may be as long as its client likes.
+const NAME_SHOWN_MAX: usize = 256;
+
 /// What a look at one side brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pumped {
@@ -374,6 +377,7 @@ impl Session {
                 Stop::Error(range) => self.note_error(&input[absolute(range)]),
                 Stop::Duplicate(name) => {
                     self.undo(false);
+                    self.log_duplicate(&name);
                     forward.insert(&duplicate_statement(&name));
                 }
                 Stop::StatementsDropped => self.drop_statements(),
@@ -486,6 +490,12 @@ impl Session {
         if exists {
             statements::note_present(failed.as_slice(), &mut lease.statements);
         }
+    }
+
+    /// In PgBouncer's words, for those who look for them.
+    fn log_duplicate(&self, name: &[u8]) {
+        let name = String::from_utf8_lossy(&name[..name.len().min(NAME_SHOWN_MAX)]);
+        tracing::error!("{} prepared statement '{name}' was already prepared", self.tag());
     }
 
     fn drop_statements(&mut self) {
