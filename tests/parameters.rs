@@ -131,3 +131,21 @@ async fn application_name_add_host_shows_the_server_where_its_client_is() {
     named.query("SET application_name = 'mine'").await.is("C(SET) Z(I)");
     named.query("SHOW application_name").await.is("T D(mine) C Z(I)");
 }
+
+#[tokio::test]
+async fn with_verbose_the_log_says_which_parameters_were_carried_and_what_they_are_called() {
+    let config = Pooler::config().setting("verbose", "1");
+    let pooler = config.start().await;
+    let login = Login::new("app", "app").option("DateStyle", "German");
+    let mut client = Raw::login(&pooler.tcp(), &login).await;
+    for _ in 0..2 {
+        client.query("SELECT 1").await.is("T D(1) C Z(I)");
+    }
+    let log = pooler.log();
+    for line in [
+        "varcache_apply: SET DateStyle='German';",
+        "varcache_set_canonical: setting DateStyle to its canonical version German -> German, DMY",
+    ] {
+        assert_eq!(log.matches(line).count(), 1, "{line}\n{log}");
+    }
+}

@@ -50,6 +50,18 @@ impl ParameterSet {
         ParameterSet(values.into())
     }
 
+    /// Name, value here and value there of what is otherwise in `other`.
+    pub fn changes<'a>(
+        &'a self,
+        other: &'a ParameterSet,
+        tracked: &'a Tracked,
+    ) -> impl Iterator<Item = (&'a str, &'a str, &'a str)> {
+        let named = tracked.0.iter().enumerate();
+        named
+            .filter_map(|(index, name)| Some((&**name, self.get(index)?, other.get(index)?)))
+            .filter(|(_, here, there)| here != there)
+    }
+
     /// The SETs that turn a server's values into `wanted`; empty when nothing differs. Values are
     /// compared without case, as PgBouncer does: `utf8` and `UTF8` are one encoding.
     pub fn sets_toward(&self, wanted: &ParameterSet, tracked: &Tracked) -> String {

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
-use crate::pool::{Acquired, Lease};
+use crate::pool::{Acquired, Lease, Target};
 use crate::protocol::upstream::{self, Body};
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
@@ -377,6 +377,8 @@ impl Session {
             self.proven = true;
             return false;
         }
+        let Target { database, user } = &self.group.pool.target;
+        tracing::debug!("S-{:#x}: {database}/{user}@{} varcache_apply: {sql}", lease.id, lease.endpoint);
         out.extend_from_slice(&queries);
         let is_risky = !is_same_state && (self.state.acts_as_another() || lease.state.has_time_limit());
         !self.proven || is_risky

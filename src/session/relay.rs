@@ -16,6 +16,7 @@ use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::pool::Lease;
+use crate::protocol::parameters::ParameterSet;
 use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
@@ -534,8 +535,23 @@ impl Session {
             self.cancel(&plane);
         }
         self.lease().parts().1.proving = false;
-        self.parameters = Arc::clone(&self.lease().parameters);
+        let canonical = Arc::clone(&self.lease().parameters);
+        self.log_canonical(&canonical);
+        self.parameters = canonical;
         Ok(true)
+    }
+
+    /// The server may call a value otherwise than the client did.
+    fn log_canonical(&self, canonical: &ParameterSet) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        for (name, from, to) in self.parameters.changes(canonical, &self.plane.shared.server.tracked) {
+            let tag = self.tag();
+            tracing::debug!(
+                "{tag} varcache_set_canonical: setting {name} to its canonical version {from} -> {to}"
+            );
+        }
     }
 
     // ---- the end of a lease ----
