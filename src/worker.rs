@@ -61,7 +61,7 @@ async fn run(
     while let Some(message) = mailbox.recv().await {
         match message {
             Message::Client(socket, peer) => welcome(&plane, socket, peer),
-            Message::Cancel(key, address) => cancel::deliver(&plane, key, address),
+            Message::Cancel(key, address, canceller) => cancel::deliver(&plane, key, address, canceller),
             Message::Run(task) => (task.0)(&plane),
             Message::Tick => tick(&plane),
         }

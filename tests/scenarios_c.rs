@@ -221,9 +221,15 @@ async fn c7_a_cancel_that_the_server_never_ends_costs_no_slot() {
     let mut canceller = Raw::connect(&pooler.tcp()).await.unwrap();
     canceller.send(cancel_request(&a.key)).await;
     proxy.holds_one().await;
+    // Whoever sees the end may ask again: the cancel hits nothing later.
+    assert!(
+        !canceller.hears_within(Duration::from_millis(300)).await,
+        "not before the server has dealt with it"
+    );
     gate.open().await;
     a.ready(1).await.is("T D(a) C(SELECT 1) Z(I)");
     let mut b = timeout(PATIENCE, pooler.client()).await.unwrap();
     b.query("SELECT 'b'").await.is("T D(b) C(SELECT 1) Z(I)");
+    canceller.rest().await.is("EOF");
     pooler.logs("closing because: cancel_wait_timeout (age=1s)").await;
 }

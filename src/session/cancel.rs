@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::peers::Asked;
 use super::plane::{Address, Message, Plane, Shared};
@@ -51,17 +51,22 @@ impl CancelsInFlight {
     }
 }
 
+/// Whoever sent a request; when it is dropped, the connection that the request came on is closed.
+#[derive(Debug)]
+pub struct Canceller(#[expect(dead_code, reason = "its end is what counts")] oneshot::Sender<()>);
+
 /// One request on its way; when it is dropped it has arrived, or never will.
 struct InFlight {
     at_server: Rc<CancelsInFlight>,
     plane: Rc<Plane>,
+    _canceller: Option<Canceller>,
 }
 
 impl InFlight {
-    fn new(at_server: &Rc<CancelsInFlight>, plane: &Rc<Plane>) -> Self {
+    fn new(at_server: &Rc<CancelsInFlight>, plane: &Rc<Plane>, canceller: Option<Canceller>) -> Self {
         at_server.count.set(at_server.count.get() + 1);
         plane.cancels.set(plane.cancels.get() + 1);
-        InFlight { at_server: Rc::clone(at_server), plane: Rc::clone(plane) }
+        InFlight { at_server: Rc::clone(at_server), plane: Rc::clone(plane), _canceller: canceller }
     }
 }
 
@@ -73,10 +78,12 @@ impl Drop for InFlight {
     }
 }
 
-/// Deals with a request that came on a connection of its own, and returns when that may be closed: for
-/// a key of ours at once, else when the peers have dealt with it.
+/// Deals with a request that came on a connection of its own, and returns when that may be closed: when the
+/// server or the peers have dealt with it. A client that has seen this may send its next query, and the cancel
+/// will not hit that one.
 pub async fn serve(plane: &Plane, from: &Peer, request: CancelRequest) {
-    if forward(&plane.shared, &request) {
+    if let Some(delivered) = forward(&plane.shared, &request) {
+        let _ = delivered.await;
         return;
     }
     let shared = &plane.shared;
@@ -100,26 +107,26 @@ pub async fn serve(plane: &Plane, from: &Peer, request: CancelRequest) {
     }
 }
 
-/// Sends a client's request on to the worker that the key's owner lives on. Returns whether there is
-/// such an owner.
-fn forward(shared: &Shared, request: &CancelRequest) -> bool {
+/// Sends a client's request on to the worker that the key's owner lives on. Returns what ends when it is
+/// dealt with, if there is such an owner.
+fn forward(shared: &Shared, request: &CancelRequest) -> Option<oneshot::Receiver<()>> {
     let CancelRequest { key, tail } = request;
     let entry = |key| shared.cancel_keys.get(&key).map(|entry| (key, *entry));
     let passed_on = || shared.config.load().peer_id().and_then(|_| entry(key.with_all_hops()));
-    let Some((key, address)) = entry(*key).or_else(passed_on) else {
-        return false;
-    };
+    let (key, address) = entry(*key).or_else(passed_on)?;
     let is_whole = if key.is_long() { shared.key_tails.fits(&key.0, tail) } else { tail.is_empty() };
     if !is_whole {
-        return false;
+        return None;
     }
+    let (canceller, delivered) = oneshot::channel();
+    let message = Message::Cancel(key, address, Canceller(canceller));
     // A worker that has stopped has no sessions left to cancel.
-    let _ = shared.workers[address.worker as usize].send(Message::Cancel(key, address));
-    true
+    let _ = shared.workers[address.worker as usize].send(message);
+    Some(delivered)
 }
 
 /// Carries a request out, on the thread of the key's owner.
-pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address) {
+pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address, canceller: Canceller) {
     if plane.consoles.cancel(key) {
         return;
     }
@@ -127,7 +134,7 @@ pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address) {
     // The place may have a new owner since.
     let session = session.filter(|session| session.borrow().cancel_key.matches(key));
     match session {
-        Some(session) => session.borrow_mut().cancel(plane),
+        Some(session) => session.borrow_mut().cancel_for(plane, Some(canceller)),
         None => plane.metrics.borrow_mut().cancels_unknown += 1,
     }
 }
@@ -135,6 +142,10 @@ pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address) {
 impl Session {
     /// Cancels what the client waits for: its turn, or its server's answer. Otherwise nothing.
     pub(super) fn cancel(&mut self, plane: &Rc<Plane>) {
+        self.cancel_for(plane, None);
+    }
+
+    fn cancel_for(&mut self, plane: &Rc<Plane>, canceller: Option<Canceller>) {
         let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
         let lease = match &mut self.phase {
             // What we ask the server is none of the client's business.
@@ -161,7 +172,7 @@ impl Session {
             plane.metrics.borrow_mut().cancels_failed += 1;
             return;
         }
-        let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane);
+        let in_flight = InFlight::new(self.cancels.get_or_insert_default(), plane, canceller);
         let endpoint = lease.endpoint.clone();
         let at = lease.socket.peer_address().map(|address| address.ip());
         let key = lease.cancel_key.clone();

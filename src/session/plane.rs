@@ -15,6 +15,7 @@ use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::Session;
+use super::cancel::Canceller;
 use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
@@ -57,7 +58,7 @@ pub enum Message {
     /// A new connection.
     Client(DetachedSocket, Peer),
     /// A client's CancelRequest, for a session of this worker.
-    Cancel(CancelKey, Address),
+    Cancel(CancelKey, Address, Canceller),
     /// Do something with the worker's state, and tell the asker when it is done.
     Run(Task),
     /// It is time for [`Plane::tick`]. A timer of the worker's own would cost every sleep of its event
