@@ -237,6 +237,17 @@ async fn verbose_logs_more() {
 }
 
 #[tokio::test]
+async fn set_verbose_counts_at_once() {
+    let pooler = Pooler::config().start().await;
+    let logs_more = || pooler.log().lines().any(|line| line.contains("] DEBUG "));
+    pooler.client().await.query("SELECT 1").await.is("T D(1) C Z(I)");
+    assert!(!logs_more(), "{}", pooler.log());
+    pooler.admin("SET verbose = 1").await;
+    pooler.client().await;
+    assert!(logs_more(), "{}", pooler.log());
+}
+
+#[tokio::test]
 async fn query_wait_notify_zero_says_nothing() {
     let pooler = Pooler::config().setting("query_wait_notify", "0").start().await;
     let (mut holder, mut waiter) = (pooler.client().await, pooler.client().await);

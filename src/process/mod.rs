@@ -357,9 +357,19 @@ impl Process {
                         // The console's client may have gone meanwhile.
                         let _ = answer.send(self.reload().await);
                     }
-                    ProcessCommand::Shutdown(Shutdown::Immediate) => return,
-                    ProcessCommand::Shutdown(Shutdown::WaitForClients) => self.end_with_clients(),
-                    ProcessCommand::Shutdown(Shutdown::WaitForServers) => self.end_with_servers(),
+                    ProcessCommand::Log(answer) => {
+                        self.configure_log(&self.shared.config.load_full());
+                        let _ = answer.send(());
+                    }
+                    ProcessCommand::Shutdown(Shutdown::Immediate, _) => return,
+                    ProcessCommand::Shutdown(Shutdown::WaitForClients, answer) => {
+                        self.end_with_clients();
+                        let _ = answer.send(());
+                    }
+                    ProcessCommand::Shutdown(Shutdown::WaitForServers, answer) => {
+                        self.end_with_servers();
+                        let _ = answer.send(());
+                    }
                 },
                 _ = tick.tick() => {
                     for worker in &self.shared.workers {
@@ -419,12 +429,16 @@ impl Process {
         if let Err(error) = self.log.reopen(config.settings.logfile.as_deref()) {
             tracing::error!("cannot open logfile: {error}");
         }
-        self.log.set_syslog(syslog(&config));
-        self.log.set_verbosity(verbosity(&config, &self.options));
+        self.configure_log(&config);
         let files = control::read_files(&self.shared, &config.settings);
         control::apply(&self.shared, config).await;
         self.followers.configure(&self.shared);
         files
+    }
+
+    fn configure_log(&self, config: &Config) {
+        self.log.set_syslog(syslog(config));
+        self.log.set_verbosity(verbosity(config, &self.options));
     }
 
     /// No more clients. Peers still bring the cancel requests of those that are here, to the port where they

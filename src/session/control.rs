@@ -29,8 +29,10 @@ const REROUTE_MAX: Duration = Duration::from_secs(60);
 pub enum ProcessCommand {
     /// Read the settings anew, and say whether that worked.
     Reload(oneshot::Sender<bool>),
-    /// End.
-    Shutdown(Shutdown),
+    /// Write the log as the settings say now, and say when that is done.
+    Log(oneshot::Sender<()>),
+    /// End, and say when nobody new is let in.
+    Shutdown(Shutdown, oneshot::Sender<()>),
 }
 
 /// The console's hand on the data plane.
@@ -43,6 +45,14 @@ impl Control {
     /// A hand for a console that lives on this plane.
     pub fn new(plane: &Rc<Plane>) -> Self {
         Control { plane: Rc::clone(plane) }
+    }
+
+    /// Returns when the process has done it, or is on its way out.
+    async fn tell(&self, command: impl FnOnce(oneshot::Sender<()>) -> ProcessCommand) {
+        let (sender, receiver) = oneshot::channel();
+        if self.shared().process.send(command(sender)).is_ok() {
+            let _ = receiver.await;
+        }
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -151,6 +161,9 @@ impl Pooler for Control {
         let of_files = key.contains("_tls") || key.starts_with("auth_");
         let read = !of_files || read_files(self.shared(), &config.settings);
         apply(self.shared(), config).await;
+        if key == "verbose" || key.starts_with("syslog") {
+            self.tell(ProcessCommand::Log).await;
+        }
         Ok(if read { SetOutcome::Done } else { SetOutcome::TlsNotApplied })
     }
 
@@ -310,8 +323,7 @@ impl Pooler for Control {
     }
 
     async fn shutdown(&self, mode: Shutdown) -> Result<(), ConsoleError> {
-        // The process may have ended its command loop already: then it is on its way out.
-        let _ = self.shared().process.send(ProcessCommand::Shutdown(mode));
+        self.tell(|answer| ProcessCommand::Shutdown(mode, answer)).await;
         Ok(())
     }
 }
