@@ -194,6 +194,16 @@ async fn max_db_connections_holds_across_users_and_an_idle_server_makes_room_for
 }
 
 #[tokio::test]
+async fn min_pool_size_takes_no_room_from_a_client_that_waits_for_it() {
+    let config = Pooler::config().pool_size(5).setting("min_pool_size", "5");
+    let pooler = config.setting("max_db_connections", "2").setting("query_wait_timeout", "5").start().await;
+    let _first = pooler.client().await;
+    has_servers(&pooler, 2).await;
+    let mut other = login(&pooler, "scram_user", "app").await;
+    assert_eq!(other.query("SELECT user").await.value(), "scram_user");
+}
+
+#[tokio::test]
 async fn max_user_connections_holds_across_databases_and_an_idle_server_makes_room_for_a_waiter() {
     let pooler = Pooler::config()
         .pool_size(5)

@@ -1,7 +1,7 @@
 //! Limits that span pools: `max_db_connections` and `max_user_connections`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// A number of connections that may be in use at once.
 #[derive(Debug, Default)]
@@ -9,6 +9,7 @@ pub struct Quota {
     /// 0 is no limit.
     limit: AtomicU32,
     used: AtomicU32,
+    claimed: AtomicBool,
 }
 
 impl Quota {
@@ -29,6 +30,16 @@ impl Quota {
     pub fn is_full(&self) -> bool {
         let limit = self.limit();
         limit != 0 && self.used() >= limit
+    }
+
+    /// Whether a client waits for what is given back next: `min_pool_size` of others has to wait.
+    pub fn is_claimed(&self) -> bool {
+        self.claimed.load(Ordering::Relaxed)
+    }
+
+    /// Changes [`Quota::is_claimed`].
+    pub fn set_claimed(&self, claimed: bool) {
+        self.claimed.store(claimed, Ordering::Relaxed);
     }
 
     /// The limit, 0 for none.

@@ -130,7 +130,8 @@ impl Pool {
     /// `min_pool_size`, for as long as the pool is there.
     fn fill_up(self: &Arc<Self>, worker: usize, now: Instant) {
         let minimum = self.settings.load().policy.min_pool_size;
-        if minimum == 0 || self.is_retired() || self.is_failing(now) {
+        let is_claimed = self.quotas.iter().any(|quota| quota.is_claimed());
+        if minimum == 0 || self.is_retired() || self.is_failing(now) || is_claimed {
             return;
         }
         let lacks = self.state.lock().begin_filling(minimum, now);

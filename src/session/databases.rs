@@ -468,18 +468,22 @@ impl Databases {
     /// Under a limit that pools share, one pool's idle servers go for another pool's waiters.
     pub fn share_limits(&self, now: Instant) {
         for entry in self.known() {
-            if entry.servers.is_full() {
-                make_room(&entry.pools(), now);
-            }
+            let is_wanted = entry.servers.is_full() && make_room(&entry.pools(), now);
+            entry.servers.set_claimed(is_wanted);
         }
         let users = self.users.read();
-        let full = users.iter().filter(|(_, user)| user.servers.is_full()).map(|(name, _)| Arc::clone(name));
-        let full: Vec<Arc<str>> = full.collect();
+        let mut full = Vec::new();
+        for (name, user) in users.iter() {
+            match user.servers.is_full() {
+                true => full.push((Arc::clone(name), Arc::clone(&user.servers))),
+                false => user.servers.set_claimed(false),
+            }
+        }
         drop(users);
-        for name in full {
+        for (name, servers) in full {
             let mut pools = self.pools();
             pools.retain(|pool| pool.target.user == name);
-            make_room(&pools, now);
+            servers.set_claimed(make_room(&pools, now));
         }
     }
 }
@@ -513,12 +517,14 @@ pub fn log_dropping(name: &str) {
     tracing::warn!("dropping database '{name}' as it does not exist anymore or inactive auto-database");
 }
 
-/// Closes an idle server of one of the pools if another one waits for a server.
-fn make_room(pools: &[Arc<Pool>], now: Instant) {
-    if pools.iter().any(|pool| pool.wants_server(now)) {
+/// Closes an idle server of one of the pools if another one waits for a server. Returns whether one does.
+fn make_room(pools: &[Arc<Pool>], now: Instant) -> bool {
+    let is_wanted = pools.iter().any(|pool| pool.wants_server(now));
+    if is_wanted {
         // One at a time: the next look, a moment later, takes another one.
         let _ = pools.iter().any(|pool| !pool.has_waiters() && pool.evict_idle());
     }
+    is_wanted
 }
 
 fn limit(duration: Duration) -> Option<Duration> {
