@@ -1,5 +1,5 @@
-//! The clients that people use, through the pooler: psql, pgbench, psycopg, asyncpg, node-postgres and
-//! tokio-postgres. What each of them does is in `tests/drivers/`; here they are started.
+//! The clients that people use, through the pooler: psql, pgbench, and the drivers and object mappers of
+//! Python, Node.js and Rust. What each of them does is in `tests/drivers/`; here they are started.
 //!
 //! `scripts/setup drivers` installs them.
 
@@ -150,6 +150,9 @@ macro_rules! scripts {
 scripts! {
     psycopg_prepares_pipelines_copies_and_cancels: python(&["psycopg_driver.py"]);
     asyncpg_caches_statements_copies_and_cancels: python(&["asyncpg_driver.py"]);
+    psycopg2_begins_by_itself_copies_and_polls: python(&["psycopg2_driver.py"]);
+    sqlalchemy_and_alembic_work_over_three_drivers: python(&["sqlalchemy_orm.py"]);
+    django_migrates_nests_transactions_and_locks_rows: python(&["django_orm.py"]);
     node_postgres_pools_names_statements_and_reads_cursors: node(&["node/driver.js"]);
 }
 
@@ -162,6 +165,12 @@ mod session_state {
         psycopg_keeps_its_session: python(&["psycopg_driver.py", "session-state"]);
         #[ignore = "not yet: a client's settings stay on the server"]
         asyncpg_keeps_its_session: python(&["asyncpg_driver.py", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        psycopg2_keeps_its_session: python(&["psycopg2_driver.py", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        sqlalchemy_keeps_its_session: python(&["sqlalchemy_orm.py", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        django_keeps_its_session: python(&["django_orm.py", "session-state"]);
     }
 }
 
