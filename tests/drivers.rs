@@ -153,7 +153,9 @@ scripts! {
     psycopg2_begins_by_itself_copies_and_polls: python(&["psycopg2_driver.py"]);
     sqlalchemy_and_alembic_work_over_three_drivers: python(&["sqlalchemy_orm.py"]);
     django_migrates_nests_transactions_and_locks_rows: python(&["django_orm.py"]);
-    node_postgres_pools_names_statements_and_reads_cursors: node(&["node/driver.js"]);
+    node_postgres_pools_names_statements_and_reads_cursors: node(&["node/node_postgres.js"]);
+    postgres_js_pipelines_describes_and_cancels: node(&["node/postgres_js.js"]);
+    sequelize_synchronizes_models_and_locks_rows: node(&["node/sequelize.js"]);
 }
 
 /// What a session keeps between its transactions, and nobody else gets.
@@ -171,6 +173,12 @@ mod session_state {
         sqlalchemy_keeps_its_session: python(&["sqlalchemy_orm.py", "session-state"]);
         #[ignore = "not yet: a client's settings stay on the server"]
         django_keeps_its_session: python(&["django_orm.py", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        node_postgres_keeps_its_session: node(&["node/node_postgres.js", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        postgres_js_keeps_its_session: node(&["node/postgres_js.js", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        sequelize_keeps_its_session: node(&["node/sequelize.js", "session-state"]);
     }
 }
 
@@ -182,6 +190,8 @@ mod schema_change {
         psycopg_prepares_anew: python(&["psycopg_driver.py", "schema-change"]);
         #[ignore = "a failed plan stays"]
         asyncpg_prepares_anew: python(&["asyncpg_driver.py", "schema-change"]);
+        #[ignore = "a failed plan stays"]
+        postgres_js_prepares_anew: node(&["node/postgres_js.js", "schema-change"]);
     }
 }
 
