@@ -39,6 +39,7 @@ test: lint unit integration ## all that must pass before a change is merged, che
 lint: ## format, clippy and docs; every warning is an error
 	@scripts/setup build
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --check --manifest-path tests/drivers/rust/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) doc --no-deps --document-private-items --quiet
 

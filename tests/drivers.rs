@@ -1,7 +1,7 @@
 //! The clients that people use, through the pooler: psql, pgbench, and the drivers and object mappers of
 //! Python, Node.js and Rust. What each of them does is in `tests/drivers/`; here they are started.
 //!
-//! `scripts/setup drivers` installs them.
+//! `scripts/setup drivers` installs them, and builds the Rust programs.
 
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
@@ -9,7 +9,7 @@
 mod support;
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -107,6 +107,12 @@ fn node(script: &[&str]) -> Script {
     Script::new("node", script)
 }
 
+/// A program of `tests/drivers/rust`, which `scripts/setup` builds beside our own.
+fn rust(name: &str, arguments: &[&str]) -> Script {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../drivers/debug");
+    Script::new(built.join(name), arguments)
+}
+
 impl Script {
     fn new(interpreter: impl Into<PathBuf>, script: &[&str]) -> Script {
         let arguments = script.iter().map(|argument| (*argument).to_owned()).collect();
@@ -156,6 +162,8 @@ scripts! {
     node_postgres_pools_names_statements_and_reads_cursors: node(&["node/node_postgres.js"]);
     postgres_js_pipelines_describes_and_cancels: node(&["node/postgres_js.js"]);
     sequelize_synchronizes_models_and_locks_rows: node(&["node/sequelize.js"]);
+    sqlx_caches_statements_migrates_and_copies: rust("sqlx_driver", &[]);
+    diesel_caches_statements_migrates_and_copies: rust("diesel_driver", &[]);
 }
 
 /// What a session keeps between its transactions, and nobody else gets.
@@ -179,6 +187,10 @@ mod session_state {
         postgres_js_keeps_its_session: node(&["node/postgres_js.js", "session-state"]);
         #[ignore = "not yet: a client's settings stay on the server"]
         sequelize_keeps_its_session: node(&["node/sequelize.js", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        sqlx_keeps_its_session: rust("sqlx_driver", &["session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        diesel_keeps_its_session: rust("diesel_driver", &["session-state"]);
     }
 }
 

@@ -1,0 +1,1 @@
+CREATE TABLE driver_diesel (id serial PRIMARY KEY, word text NOT NULL UNIQUE, tags text[] NOT NULL DEFAULT '{}');

@@ -1,0 +1,1 @@
+ALTER TABLE driver_diesel DROP COLUMN note;

@@ -1,0 +1,1 @@
+ALTER TABLE driver_diesel ADD COLUMN note text;

@@ -1,0 +1,1 @@
+DROP INDEX driver_sqlx_word;

@@ -1,0 +1,1 @@
+CREATE INDEX driver_sqlx_word ON driver_sqlx (word);
