@@ -1,5 +1,5 @@
 //! The clients that people use, through the pooler: psql, pgbench, and the drivers and object mappers of
-//! Python, Node.js and Rust. What each of them does is in `tests/drivers/`; here they are started.
+//! Python, Node.js, Java and Rust. What each of them does is in `tests/drivers/`; here they are started.
 //!
 //! `scripts/setup drivers` installs them, and builds the Rust programs.
 
@@ -60,6 +60,8 @@ impl Target {
             .env("PGUSER", "app")
             .env("PGDATABASE", &self.database)
             .env("PGWEIR_DSN", self.dsn())
+            // With it Java says on its standard error that it has read it.
+            .env_remove("JAVA_TOOL_OPTIONS")
             .current_dir(drivers())
             .stdin(Stdio::null())
             .kill_on_drop(true);
@@ -111,6 +113,12 @@ fn node(script: &[&str]) -> Script {
 fn rust(name: &str, arguments: &[&str]) -> Script {
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../drivers/debug");
     Script::new(built.join(name), arguments)
+}
+
+/// Java compiles the one file as it starts. It runs for a second: little is worth optimizing.
+fn java(arguments: &[&str]) -> Script {
+    let options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", "/usr/share/java/postgresql.jar"];
+    Script::new("java", &[&options[..], &["java/Jdbc.java"], arguments].concat())
 }
 
 impl Script {
@@ -166,6 +174,13 @@ scripts! {
     diesel_caches_statements_migrates_and_copies: rust("diesel_driver", &[]);
 }
 
+#[tokio::test]
+async fn pgjdbc_names_statements_batches_and_fetches_in_pieces() {
+    // What PgBouncer's users write for pgjdbc.
+    let config = Pooler::config().setting("ignore_startup_parameters", "extra_float_digits");
+    java(&[]).check(config).await;
+}
+
 /// What a session keeps between its transactions, and nobody else gets.
 mod session_state {
     use super::*;
@@ -191,6 +206,8 @@ mod session_state {
         sqlx_keeps_its_session: rust("sqlx_driver", &["session-state"]);
         #[ignore = "not yet: a client's settings stay on the server"]
         diesel_keeps_its_session: rust("diesel_driver", &["session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        pgjdbc_keeps_its_session: java(&["session-state"]);
     }
 }
 
@@ -204,6 +221,8 @@ mod schema_change {
         asyncpg_prepares_anew: python(&["asyncpg_driver.py", "schema-change"]);
         #[ignore = "a failed plan stays"]
         postgres_js_prepares_anew: node(&["node/postgres_js.js", "schema-change"]);
+        #[ignore = "a failed plan stays"]
+        pgjdbc_prepares_anew: java(&["schema-change"]);
     }
 }
 
