@@ -1,5 +1,5 @@
 //! The clients that people use, through the pooler: psql, pgbench, and the drivers and object mappers of
-//! Python, Node.js, Java and Rust. What each of them does is in `tests/drivers/`; here they are started.
+//! Python, Node.js, Java, Ruby, PHP and Rust. What each of them does is in `tests/drivers/`; here they are started.
 //!
 //! `scripts/setup drivers` installs them, and builds the Rust programs.
 
@@ -109,6 +109,14 @@ fn node(script: &[&str]) -> Script {
     Script::new("node", script)
 }
 
+fn ruby(script: &[&str]) -> Script {
+    Script::new("ruby", script)
+}
+
+fn php(script: &[&str]) -> Script {
+    Script::new("php", script)
+}
+
 /// A program of `tests/drivers/rust`, which `scripts/setup` builds beside our own.
 fn rust(name: &str, arguments: &[&str]) -> Script {
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../drivers/debug");
@@ -172,6 +180,8 @@ scripts! {
     sequelize_synchronizes_models_and_locks_rows: node(&["node/sequelize.js"]);
     sqlx_caches_statements_migrates_and_copies: rust("sqlx_driver", &[]);
     diesel_caches_statements_migrates_and_copies: rust("diesel_driver", &[]);
+    ruby_pg_names_statements_pipelines_and_streams: ruby(&["ruby_pg.rb"]);
+    php_prepares_deallocates_and_scrolls: php(&["php_driver.php"]);
 }
 
 #[tokio::test]
@@ -207,7 +217,23 @@ mod session_state {
         #[ignore = "not yet: a client's settings stay on the server"]
         diesel_keeps_its_session: rust("diesel_driver", &["session-state"]);
         #[ignore = "not yet: a client's settings stay on the server"]
+        ruby_pg_keeps_its_session: ruby(&["ruby_pg.rb", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
+        php_keeps_its_session: php(&["php_driver.php", "session-state"]);
+        #[ignore = "not yet: a client's settings stay on the server"]
         pgjdbc_keeps_its_session: java(&["session-state"]);
+    }
+}
+
+/// SQL that means statements of the protocol.
+mod deallocate {
+    use super::*;
+
+    scripts! {
+        #[ignore = "not yet: the server does not know the name"]
+        ruby_pg_drops_its_statements_with_sql: ruby(&["ruby_pg.rb", "deallocate"]);
+        #[ignore = "not yet: the server does not know the name"]
+        php_drops_its_statements_with_sql: php(&["php_driver.php", "deallocate"]);
     }
 }
 
