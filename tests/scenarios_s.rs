@@ -320,6 +320,31 @@ async fn s13_a_notification_reaches_its_listener_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn s13_no_notification_is_lost_while_the_server_is_asked_what_the_session_is() {
+    const COUNT: usize = 500;
+    let pooler = Pooler::config().start().await;
+    let mut a = pooler.client().await;
+    a.query("LISTEN news").await.is("C(LISTEN) Z(I)");
+    let mut other = pooler.direct().await;
+    let notifying = tokio::spawn(async move {
+        for number in 0..COUNT {
+            other.query(&format!("NOTIFY news, '{number}'")).await.succeeds("NOTIFY");
+        }
+    });
+    let mut heard = 0;
+    while !notifying.is_finished() {
+        // The server is asked after each of these.
+        heard += a.query("SET geqo = off").await.of(b'A').count();
+    }
+    notifying.await.unwrap();
+    // PostgreSQL sends what there is in front of its answer's ReadyForQuery, or behind it.
+    for _ in 0..2 {
+        heard += a.query("SELECT 1").await.of(b'A').count();
+    }
+    assert_eq!(heard, COUNT);
+}
+
+#[tokio::test]
 async fn s14_what_cannot_be_carried_keeps_its_server_until_it_is_gone() {
     let pooler = Pooler::config().pool_size(2).start().await;
     let mut stage = Stage::on(pooler).await;

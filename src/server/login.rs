@@ -247,6 +247,7 @@ impl Recipe {
             refusal: None,
             unnamed_present: false,
             carry: Vec::new(),
+            heard: Vec::new(),
             backlog: Vec::new(),
             cancel_key,
             opened_at: Instant::now(),

@@ -32,6 +32,9 @@ use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 /// Largest message that is read whole outside of the relay.
 const MESSAGE_MAX: usize = 1024 * 1024;
 
+/// Most bytes of notifications that may come while a query of our own is answered, which takes milliseconds.
+const HEARD_MAX: usize = 1024 * 1024;
+
 /// Most rows of a query of our own: there are not half as many settings.
 const ROWS_MAX: usize = 4096;
 
@@ -92,6 +95,8 @@ pub struct ServerConnection {
     pub unnamed_present: bool,
     /// The beginning of a message whose end has not come yet.
     pub carry: Vec<u8>,
+    /// Notifications that came with the answer to the last query of ours, as whole messages.
+    pub heard: Vec<u8>,
     /// Bytes that the kernel did not take yet.
     pub backlog: Vec<u8>,
     /// What a CancelRequest for it must say.
@@ -236,11 +241,13 @@ impl ServerConnection {
         session: &Session,
         note_row: &mut impl FnMut(&[u8]),
     ) -> Result<(), QueryError> {
+        self.heard.clear();
         self.socket.write_all(request).await?;
         let mut failure = None;
         loop {
             let (tag, body) = read_message(&mut self.socket).await?;
             match tag {
+                BackendTag::NotificationResponse => self.note_notification(&body)?,
                 BackendTag::ErrorResponse => {
                     let fields = backend::error_fields(&body);
                     failure = Some(String::from_utf8_lossy(fields.message).into_owned());
@@ -265,6 +272,18 @@ impl ServerConnection {
                 _ => {}
             }
         }
+    }
+
+    /// Keeps what the client listens to, and what came while the server answered us.
+    fn note_notification(&mut self, body: &[u8]) -> Result<(), QueryError> {
+        if self.heard.len() + body.len() > HEARD_MAX {
+            return Err(QueryError::Refused("it sends too many notifications".into()));
+        }
+        let length = u32::try_from(body.len() + 4).expect("read_message() limits it");
+        self.heard.push(BackendTag::NotificationResponse as u8);
+        self.heard.extend_from_slice(&length.to_be_bytes());
+        self.heard.extend_from_slice(body);
+        Ok(())
     }
 
     /// Runs a query of our own and returns its first row; NULL is `None`.

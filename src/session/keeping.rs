@@ -182,6 +182,11 @@ impl Session {
                 return Poll::Ready(Err(not_known(&error)));
             }
         };
+        // PostgreSQL sends them in front of any ReadyForQuery, ours too.
+        let heard = std::mem::take(&mut lease.heard);
+        if !heard.is_empty() {
+            self.send(&heard)?;
+        }
         match self.take_answer(&question, rows) {
             Ok(at_server) => lease.state = at_server,
             Err(farewell) => {
