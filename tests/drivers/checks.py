@@ -15,7 +15,7 @@ PART = " ".join(sys.argv[1:])
 checks = 0
 
 # What hangs ends here, and the traceback says where.
-faulthandler.dump_traceback_later(50, exit=True)
+faulthandler.dump_traceback_later(100, exit=True)
 
 
 def check(got, expected, what):

@@ -24,8 +24,8 @@ CREATE TRIGGER touch BEFORE UPDATE ON shop.customer FOR EACH ROW EXECUTE FUNCTIO
 INSERT INTO shop.customer (name, kind, extra, picture, ratio, joined)
     SELECT 'é ' || n, (ARRAY['free', 'paid'])[n % 2 + 1]::shop.kind, jsonb_build_object('n', n, 'text', E'a\tb\\c'),
         decode(repeat(lpad(to_hex(n % 256), 2, '0'), n % 3000), 'hex'), 1 / n::float8, timestamptz '2024-01-01' + n * interval '1 hour'
-    FROM generate_series(1, 3000) AS n;
-INSERT INTO shop.entry SELECT n % 3000 + 1, n / 4.0, date '2023-01-01' + n % 700 FROM generate_series(1, 40000) AS n;
+    FROM generate_series(1, 1000) AS n;
+INSERT INTO shop.entry SELECT n % 1000 + 1, n / 4.0, date '2023-01-01' + n % 700 FROM generate_series(1, 10000) AS n;
 CREATE VIEW shop.best AS SELECT name, shop.total(id) AS total FROM shop.customer ORDER BY total DESC LIMIT 10;
 CREATE MATERIALIZED VIEW shop.days AS SELECT day, sum(amount) AS total FROM shop.entry GROUP BY day;
 CREATE UNIQUE INDEX ON shop.days (day);
