@@ -333,6 +333,9 @@ impl Session {
         lease.begin(now);
         lease.pipeline.message_max = self.group.rules.get().message_max;
         lease.pipeline.watching = self.group.is_watching();
+        for name in self.doubted.iter().flat_map(|calls| &**calls) {
+            lease.pipeline.touched.add_call(name);
+        }
         let is_anothers = lease.served != 0 && lease.served != self.id;
         lease.pipeline.others_sequences = is_anothers;
         lease.served = self.id;

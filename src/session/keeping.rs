@@ -26,7 +26,7 @@ const DISCARD_ALL: &str = "DISCARD ALL";
 type Rows = Vec<Vec<Option<String>>>;
 
 /// The server, and what it said.
-type Answer = (Lease, Question, Result<Rows, QueryError>);
+type Answer = (Lease, Touched, Result<(Question, Rows), QueryError>);
 
 /// The settings about this.
 #[derive(Clone, Copy, Debug)]
@@ -152,16 +152,13 @@ impl Session {
                 && !cancels.arrived().await
             {
                 let error = QueryError::Refused("a cancel request may still reach it".into());
-                return (lease, Question::new(&touched, &state), Err(error));
+                return (lease, touched, Err(error));
             }
-            let learned = learn(&mut lease, &mut touched).await;
-            let question = Question::new(&touched, &state);
-            let rows = match learned {
-                Ok(()) if question.is_asked() => lease.rows_in_time(&question.sql()).await,
-                Ok(()) => Ok(Vec::new()),
+            let answer = match learn(&mut lease, &mut touched).await {
+                Ok(()) => answer(&mut lease, Question::new(&touched, &state)).await,
                 Err(error) => Err(error),
             };
-            (lease, question, rows)
+            (lease, touched, answer)
         });
         self.phase = Phase::Asking(Asking { answer });
     }
@@ -169,19 +166,23 @@ impl Session {
     /// Waits for the server's answer; meanwhile the client is not read.
     pub(super) fn poll_asking(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
         let Phase::Asking(asking) = &mut self.phase else { unreachable!("the caller matched the phase") };
-        let (mut lease, question, rows) = ready!(asking.answer.as_mut().poll(context));
+        let (mut lease, touched, answer) = ready!(asking.answer.as_mut().poll(context));
         self.phase = Phase::Idle;
+        let (question, rows) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                lease.close(&format!("session state is not known: {error}"));
+                return Poll::Ready(self.doubt(touched, &error));
+            }
+        };
+        if let Err(farewell) = self.settle_doubt() {
+            self.leave(lease, Instant::now());
+            return Poll::Ready(Err(farewell));
+        }
         if !question.is_asked() {
             // It was set up, and has its own way to write the values.
             self.parameters = Arc::clone(&lease.parameters);
         }
-        let rows = match rows {
-            Ok(rows) => rows,
-            Err(error) => {
-                lease.close(&format!("session state is not known: {error}"));
-                return Poll::Ready(Err(not_known(&error)));
-            }
-        };
         // PostgreSQL sends them in front of any ReadyForQuery, ours too.
         let heard = std::mem::take(&mut lease.heard);
         if !heard.is_empty() {
@@ -206,6 +207,27 @@ impl Session {
         Poll::Ready(Ok(()))
     }
 
+    /// The server was lost before it told. Where functions were called of which nothing is known, most likely they have
+    /// changed nothing: the next server says what they are.
+    fn doubt(&mut self, touched: Touched, error: &QueryError) -> Result<(), Farewell> {
+        if !self.pins().is_empty() || !(touched.parts - Parts::ENDS).is_empty() || touched.calls.is_empty() {
+            return Err(not_known(error));
+        }
+        self.doubted = Some(Box::new(touched.calls));
+        Ok(())
+    }
+
+    /// Whether what was called on a server that was lost has changed nothing there.
+    fn settle_doubt(&mut self) -> Result<(), Farewell> {
+        let Some(calls) = self.doubted.take() else { return Ok(()) };
+        let mut touched = Touched::default();
+        self.group.pool.functions.add(&Touched { calls: *calls, ..Touched::default() }, &mut touched);
+        match touched.is_empty() {
+            true => Ok(()),
+            false => Err(not_known(&QueryError::Refused("it was lost".into()))),
+        }
+    }
+
     /// Goes on with the server, once it has what the client's StartupMessage asks for, should that have been reset.
     fn keep(&mut self, mut lease: Lease) {
         let tracked = &self.plane.shared.server.tracked;
@@ -222,7 +244,7 @@ impl Session {
         let nothing = Question::new(&Touched::default(), &self.state);
         let answer = Box::pin(async move {
             let rows = lease.rows_in_time(&sql).await;
-            (lease, nothing, rows)
+            (lease, Touched::default(), rows.map(|rows| (nothing, rows)))
         });
         self.phase = Phase::Asking(Asking { answer });
     }
@@ -322,6 +344,14 @@ impl Session {
                 .hint("The limit is the setting pin_timeout; SHOW PINS tells who keeps a server connection.")
         })
     }
+}
+
+async fn answer(lease: &mut Lease, question: Question) -> Result<(Question, Rows), QueryError> {
+    let rows = match question.is_asked() {
+        true => lease.rows_in_time(&question.sql()).await?,
+        false => Vec::new(),
+    };
+    Ok((question, rows))
 }
 
 /// Finds out what the functions may have changed that were called and of which nothing is known.

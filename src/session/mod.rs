@@ -150,6 +150,9 @@ pub struct Session {
     wanted: Option<Box<options::Wanted>>,
     /// Why it keeps its server, if it does.
     pinned: Option<Box<Pinned>>,
+    /// Functions that it has called on a server that was lost before it told what they are.
+    #[expect(clippy::box_collection, reason = "hardly any client has some")]
+    doubted: Option<Box<Vec<Box<str>>>>,
     /// Whether some server has accepted the parameters and the state.
     proven: bool,
     /// Whether its servers are a cluster's, which moves.
@@ -237,6 +240,7 @@ impl Session {
             state: new.state,
             wanted: new.wanted,
             pinned: None,
+            doubted: None,
             proven: new.proven,
             follows,
             sent_again: 0,
