@@ -188,10 +188,9 @@ impl ClientStatements {
         self.unnamed.clear();
     }
 
-    /// DISCARD ALL or DEALLOCATE ALL.
+    /// DISCARD ALL or DEALLOCATE ALL: the unnamed statement, which may be this very one, stays.
     pub fn drop_all(&mut self) {
         self.named.clear();
-        self.unnamed = Vec::new();
     }
 }
 
@@ -504,6 +503,15 @@ mod tests {
         assert!(!server.touch(1));
         assert_eq!((server.insert(1), server.len()), (Some(1), 1));
         assert!(server.touch(1));
+    }
+
+    #[test]
+    fn r15_the_unnamed_statement_outlives_discard_all_as_in_postgresql() {
+        let mut client = ClientStatements::default();
+        client.set_unnamed(b"DISCARD ALL\0\0\0");
+        client.insert(b"s", Interner::default().intern(b"q\0\0\0", b""));
+        drop_all([].iter(), Some(&mut client), &mut ServerStatements::new(9));
+        assert_eq!((client.len(), client.unnamed()), (0, Some(&b"DISCARD ALL\0\0\0"[..])));
     }
 
     #[test]
