@@ -455,7 +455,7 @@ impl Upstream<'_> {
         let client = self.client.get_or_insert_default();
         if let Some(statement) = client.get(parse.name).cloned() {
             output.flush(at);
-            self.duplicate(parse.name, &statement, output.out);
+            self.duplicate(&parse, &statement, output.out);
             return Fate::Rewritten(length);
         }
         let statement = self.interner.intern(parse.definition, &self.state.environment());
@@ -486,11 +486,12 @@ impl Upstream<'_> {
     }
 
     /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
-    /// is asked to prepare what it has already.
-    fn duplicate(&mut self, name: &[u8], statement: &Statement, out: &mut Vec<u8>) {
+    /// is asked to prepare it under a name that it has already. It looks at the query first, and may find
+    /// another fault in it.
+    fn duplicate(&mut self, parse: &frontend::Parse<'_>, statement: &Statement, out: &mut Vec<u8>) {
         self.ensure_present(statement, out);
-        write_parse(statement.id, b"SELECT 1\0\0\0", out);
-        let change = Change::Duplicate { name: name.into() };
+        write_parse(statement.id, parse.definition, out);
+        let change = Change::Duplicate { name: parse.name.into() };
         self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
     }
 

@@ -304,11 +304,11 @@ fn r12_a_portal_and_a_statement_of_the_same_name_are_two() {
 fn r13_a_closed_name_is_free_and_one_in_use_is_refused() {
     check("P:s:1 CS:s P:s:2 B::s S", "P:PGWEIR_1:1 P:PGWEIR_2:2 B::PGWEIR_2 S");
     let mut pair = play(9, "P:s:1 S; S 1 ZI; P:s:2 B::s E S");
-    assert_eq!(words(&pair.sent), "P:PGWEIR_1:1 S P:PGWEIR_1:SELECT 1 B::PGWEIR_1 E S");
+    assert_eq!(words(&pair.sent), "P:PGWEIR_1:1 S P:PGWEIR_1:2 B::PGWEIR_1 E S");
     assert_eq!(go_on(&mut pair, "S Eduplicate ZI"), "sZ");
     pair.sent.clear();
     go_on(&mut pair, "B::s S; next server; P:s:2 S");
-    assert_eq!(words(&pair.sent), "B::PGWEIR_1 S P:PGWEIR_1:1 P:PGWEIR_1:SELECT 1 S");
+    assert_eq!(words(&pair.sent), "B::PGWEIR_1 S P:PGWEIR_1:1 P:PGWEIR_1:2 S");
 }
 
 #[test]
