@@ -541,7 +541,11 @@ impl Upstream<'_> {
             let object = frontend::object(char::from(tag as u8), body)?;
             if let Object::Statement(name) = object {
                 if kind == RequestKind::Close {
-                    return self.close(name, message, output);
+                    return match self.pipeline.awaits_name(name) {
+                        // Whether there is something to close depends on whether that batch fails.
+                        true => Ok(Fate::Wait),
+                        false => self.close(name, message, output),
+                    };
                 }
                 match self.resolve(name, at, output) {
                     Name::AsItIs => {}
@@ -613,8 +617,8 @@ impl Upstream<'_> {
             }
             return Name::AsItIs;
         }
-        if self.pipeline.may_drop_statements() {
-            // It may be DISCARD ALL.
+        if self.pipeline.may_drop_statements() || self.pipeline.awaits_name(name) {
+            // It may be DISCARD ALL, or a batch that is skipped, and then does not give or take the name.
             return Name::Wait;
         }
         let Some(statement) = self.client.as_deref().and_then(|client| client.get(name)).cloned() else {

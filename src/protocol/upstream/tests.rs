@@ -320,6 +320,26 @@ fn a_close_that_was_skipped_leaves_the_name() {
 }
 
 #[test]
+fn what_an_earlier_batch_does_to_a_name_is_waited_for() {
+    for behind in ["CS:s P:s:r", "B::s E", "DS:s"] {
+        // The Close may yet be skipped, and is.
+        let mut pair = play(9, "P:s:q S; S 1 ZI; B::unknown CS:s S");
+        pair.sent.clear();
+        go_on(&mut pair, behind);
+        assert_eq!(words(&pair.sent), "", "{behind}");
+        go_on(&mut pair, "S E ZI; S");
+        let sent = words(&pair.sent);
+        let expected = behind.replace("CS:s P:s:r", "P:PGWEIR_2:r").replace(":s", ":PGWEIR_1");
+        assert_eq!(sent, format!("{expected} S"), "{behind}");
+    }
+    // The same with a name that would be another's then, whose statement the server has.
+    let mut pair = play(9, "P:s:q P:t:r S; S 1 1 ZI; B::unknown CS:s P:s:r S B::s S");
+    pair.sent.clear();
+    go_on(&mut pair, "S E ZI; S");
+    assert_eq!(words(&pair.sent), "B::PGWEIR_1 S S");
+}
+
+#[test]
 fn r15_after_discard_all_the_names_are_gone() {
     let mut pair = play(9, "P:s:q S; S 1 ZI");
     // What a session does when it is told that the statements were dropped.
