@@ -201,6 +201,7 @@ impl Pipeline {
         self.copy = Copy::None;
         self.pop();
         self.dropping &= !self.requests.is_empty();
+        self.opening_block &= !self.requests.is_empty();
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {

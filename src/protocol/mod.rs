@@ -189,6 +189,8 @@ pub struct Pipeline {
     queries: usize,
     /// Something under way is for a statement that may drop all statements.
     dropping: bool,
+    /// Something under way is for a statement that may open a transaction block.
+    opening_block: bool,
     /// The server skips everything up to a Sync that was not sent yet.
     skipping: bool,
     copy: Copy,
@@ -222,6 +224,7 @@ impl Default for Pipeline {
             batch_unnamed: false,
             queries: 0,
             dropping: false,
+            opening_block: false,
             skipping: false,
             copy: Copy::None,
             in_doubt: false,
@@ -397,6 +400,11 @@ impl Pipeline {
         self.earlier_changes().any(on_its_way)
     }
 
+    /// Whether an earlier batch is on its way in a transaction, which may fail by it.
+    pub fn may_fail_transaction(&self) -> bool {
+        (self.opening_block || self.status != TransactionStatus::Idle) && self.awaits_ready()
+    }
+
     /// Changes of batches before the current one: they may yet fail without its being skipped.
     fn earlier_changes(&self) -> impl Iterator<Item = &Change> {
         self.changes.iter().take(self.changes.len() - self.batch_changes)
@@ -423,9 +431,10 @@ impl Pipeline {
         self.body_left > 0 && !self.body_discarded
     }
 
-    /// Notes that the next request is for a statement that [may drop all](statements::may_drop_all).
-    pub fn note_dropping(&mut self) {
-        self.dropping = true;
+    /// Notes what the next request may do, which is for a statement of this definition.
+    pub fn note_statement(&mut self, definition: &[u8]) {
+        self.dropping |= statements::may_drop_all(definition);
+        self.opening_block |= statements::may_open_block(definition);
     }
 
     /// Whether a request of the client is under way that may drop all statements: of a simple Query

@@ -353,6 +353,15 @@ pub(super) fn text_of(definition: &[u8]) -> &[u8] {
 /// Whether a definition's command begins with DISCARD or DEALLOCATE, so that its end may be that of all
 /// statements.
 pub fn may_drop_all(definition: &[u8]) -> bool {
+    begins_with(definition, [b"DISCARD", b"DEALLOCATE"])
+}
+
+/// Whether a definition's command begins with BEGIN or START, so that it may open a transaction block.
+pub fn may_open_block(definition: &[u8]) -> bool {
+    begins_with(definition, [b"BEGIN", b"START"])
+}
+
+fn begins_with<const COUNT: usize>(definition: &[u8], words: [&[u8]; COUNT]) -> bool {
     let mut text = definition;
     loop {
         text = text.trim_ascii_start();
@@ -364,7 +373,7 @@ pub fn may_drop_all(definition: &[u8]) -> bool {
         };
     }
     let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
-    begins(b"DISCARD") || begins(b"DEALLOCATE")
+    words.into_iter().any(begins)
 }
 
 fn behind_line(text: &[u8]) -> &[u8] {

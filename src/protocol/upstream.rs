@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use super::functions::Functions;
 use super::state::SessionState;
-use super::statements::{
-    Change, ClientStatements, Interner, ServerStatements, Statement, may_drop_all, text_of,
-};
+use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, text_of};
 use super::{Answer, Pipeline, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
 use crate::sql::state::{Parts, Touched, touched};
@@ -464,21 +462,26 @@ impl Upstream<'_> {
             return Fate::OthersSequences;
         }
         let present = self.server.touch(statement.id);
-        if present && self.pipeline.awaits_parse(statement.id) {
+        if present && (self.pipeline.awaits_parse(statement.id) || self.pipeline.may_fail_transaction()) {
             return Fate::Wait;
         }
+        // In a failed transaction the server refuses all but its end: it has to see the Parse.
+        let answered_here = present && self.pipeline.status() != TransactionStatus::Failed;
         self.counts.client_parses += 1;
         self.client.get_or_insert_default().insert(parse.name, Arc::clone(&statement));
         let change = Change::ClientParse {
             name: parse.name.into(),
             statement: Arc::clone(&statement),
-            sent: !present,
+            sent: !answered_here,
         };
         output.flush(at);
-        if present {
+        if answered_here {
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
         } else {
-            self.make_room(statement.id, output.out);
+            match present {
+                true => self.close_at_server(statement.id, output.out),
+                false => self.make_room(statement.id, output.out),
+            }
             write_parse(statement.id, statement.definition(), output.out);
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
         }
@@ -611,9 +614,8 @@ impl Upstream<'_> {
                 return Name::OthersSequences;
             }
             self.ensure_unnamed(at, output);
-            let unnamed = self.client.as_deref().and_then(ClientStatements::unnamed);
-            if unnamed.is_some_and(may_drop_all) {
-                self.pipeline.note_dropping();
+            if let Some(unnamed) = self.client.as_deref().and_then(ClientStatements::unnamed) {
+                self.pipeline.note_statement(unnamed);
             }
             return Name::AsItIs;
         }
@@ -639,9 +641,7 @@ impl Upstream<'_> {
         }
         output.flush(at);
         self.ensure_present(&statement, output.out);
-        if may_drop_all(statement.definition()) {
-            self.pipeline.note_dropping();
-        }
+        self.pipeline.note_statement(statement.definition());
         Name::Server(Statement::server_name(statement.id).into_bytes())
     }
 
@@ -659,10 +659,14 @@ impl Upstream<'_> {
     fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
         self.counts.server_parses += 1;
         if let Some(evicted) = self.server.insert(id) {
-            write_object(b'C', Statement::server_name(evicted).as_bytes(), out);
-            let change = Change::ServerClose(evicted);
-            self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
+            self.close_at_server(evicted, out);
         }
+    }
+
+    fn close_at_server(&mut self, id: u64, out: &mut Vec<u8>) {
+        write_object(b'C', Statement::server_name(id).as_bytes(), out);
+        let change = Change::ServerClose(id);
+        self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
     }
 
     /// The server's unnamed statement may be another client's. It becomes this client's own, or none,

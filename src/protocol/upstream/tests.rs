@@ -340,6 +340,29 @@ fn what_an_earlier_batch_does_to_a_name_is_waited_for() {
 }
 
 #[test]
+fn a_parse_in_a_failed_transaction_is_answered_by_the_server() {
+    let mut pair = play(9, "P:s:q S; S 1 ZI; B::unknown S; S E ZE");
+    pair.sent.clear();
+    assert_eq!(go_on(&mut pair, "P:t:q S; S 3 E ZE"), "EZ");
+    assert_eq!(words(&pair.sent), "CS:PGWEIR_1 P:PGWEIR_1:q S");
+    pair.sent.clear();
+    assert_eq!(go_on(&mut pair, "P:t:q S; S 1 ZE"), "1Z", "as of ROLLBACK");
+    assert_eq!(words(&pair.sent), "P:PGWEIR_1:q S");
+    // In a transaction, whether it has failed is not known before the answers are there.
+    let mut pair = play(9, "P:s:q S; S 1 ZT; E S");
+    pair.sent.clear();
+    go_on(&mut pair, "P:t:q S");
+    assert_eq!(words(&pair.sent), "");
+    assert_eq!(go_on(&mut pair, "S C ZT; H; S ZT"), "CZ1Z");
+    let mut pair = play(9, "P:s:q P:b:Begin S; S 1 1 ZI; B::b E S");
+    pair.sent.clear();
+    go_on(&mut pair, "P:t:q S");
+    assert_eq!(words(&pair.sent), "");
+    go_on(&mut pair, "S 2 C ZE; H");
+    assert_eq!(words(&pair.sent), "CS:PGWEIR_1 P:PGWEIR_1:q S H");
+}
+
+#[test]
 fn r15_after_discard_all_the_names_are_gone() {
     let mut pair = play(9, "P:s:q S; S 1 ZI");
     // What a session does when it is told that the statements were dropped.
