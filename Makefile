@@ -24,7 +24,10 @@ FAILOVER_RUNS ?= 20
 PGBOUNCER_SECONDS ?= 2
 FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 
-.PHONY: help demo test lint unit integration test-failover pgbouncer-tests bench fuzz
+# How many random sessions `make differential` compares with PostgreSQL.
+SESSIONS ?= 100000
+
+.PHONY: help demo test lint unit integration differential test-failover pgbouncer-tests bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +53,10 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
 	@scripts/setup build postgres postgres18 auth drivers kube pgbouncer
 	$(TEST) --test '*'
+
+differential: ## random sessions, each directly and through pgweir: make differential SESSIONS=5000 PGWEIR_DIFFERENTIAL_SEED=7
+	@scripts/setup build postgres
+	PGWEIR_DIFFERENTIAL_SESSIONS=$(SESSIONS) $(CARGO) test --test differential -- --nocapture
 
 test-failover: ## every failover and switchover 20 times, PgBouncer beside: make test-failover FAILOVER_RUNS=100 PGBOUNCER_SECONDS=20
 	@scripts/setup build postgres kube pgbouncer
