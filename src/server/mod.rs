@@ -242,6 +242,8 @@ impl ServerConnection {
         note_row: &mut impl FnMut(&[u8]),
     ) -> Result<(), QueryError> {
         self.heard.clear();
+        // Its client may keep the server, whose unnamed statement is ours now, or none: Query drops it.
+        self.unnamed_present = false;
         self.socket.write_all(request).await?;
         let mut failure = None;
         loop {
@@ -352,8 +354,6 @@ impl ServerConnection {
     ) -> Result<Option<Vec<Option<String>>>, QueryError> {
         let (mut out, mut row) = (BytesMut::new(), None);
         originate::query_with(sql, parameter, &mut out);
-        // The unnamed statement is ours now.
-        self.unnamed_present = false;
         let mut note_row = |body: &[u8]| {
             row.get_or_insert_with(|| backend::data_row(body));
         };
