@@ -9,7 +9,7 @@ use super::functions::Functions;
 use super::state::SessionState;
 use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, text_of};
 use super::{Answer, Pipeline, RequestKind};
-use crate::sql::prepared::{Naming, Verb, naming};
+use crate::sql::prepared::{Naming, Verb, may_name, naming};
 use crate::sql::state::{Parts, Touched, touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::frontend::{self, NAMES_MAX, Object, Parse, SMALL_MAX};
@@ -18,6 +18,9 @@ use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 /// Largest named Parse: it is held whole, since it may have to be sent to another server again.
 /// Also the largest unnamed one that outlives its transaction.
 pub const PARSE_MAX: usize = 16 * 1024 * 1024;
+
+/// Largest EXECUTE or DEALLOCATE that is waited for when it comes in pieces.
+const NAMING_MAX: usize = 8 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
@@ -320,8 +323,13 @@ impl Upstream<'_> {
     /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
     /// another name, or not at all. `None` for every other text.
     fn named_by_sql(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Option<Fate> {
-        if !self.tracking || !message.is_whole() {
+        if !self.tracking {
             return None;
+        }
+        if !message.is_whole() {
+            let has_names = self.client.as_deref().is_some_and(|client| !client.is_empty());
+            let waits = has_names && message.length <= NAMING_MAX && may_name(message.body);
+            return waits.then_some(Fate::Incomplete);
         }
         let text = text_of(message.body);
         let Naming { verb, name, place } = naming(text)?;

@@ -363,6 +363,18 @@ fn a_parse_in_a_failed_transaction_is_answered_by_the_server() {
 }
 
 #[test]
+fn r14_a_deallocate_that_comes_in_pieces_gets_the_servers_name_too() {
+    let bytes = message("Q:DEALLOCATE s");
+    for cut in 5..bytes.len() {
+        let mut pair = play(9, "P:s:q S; S 1 ZI");
+        pair.sent.clear();
+        assert_eq!(pair.say(&bytes[..cut]), Ok(Stop::NeedMore));
+        pair.say(&bytes[cut..]).unwrap();
+        assert_eq!(words(&pair.sent), "Q:DEALLOCATE \"PGWEIR_1\"");
+    }
+}
+
+#[test]
 fn r15_after_discard_all_the_names_are_gone() {
     let mut pair = play(9, "P:s:q S; S 1 ZI");
     // What a session does when it is told that the statements were dropped.
