@@ -251,7 +251,7 @@ pub const ROWS: &[(&str, &str)] = &[
     ),
     (
         "a1 a login with parameters",
-        "Login DateStyle=German TimeZone=Europe/Berlin application_name=the~app client_encoding=LATIN1
+        "Login DateStyle=German,~DMY TimeZone=Europe/Berlin application_name=the~app client_encoding=LATIN1
          Query SHOW DateStyle / Query SHOW TimeZone / Query SHOW application_name / Query SELECT chr(228)
          B: Query BEGIN
          Query SHOW DateStyle / Query SHOW TimeZone / Query SHOW application_name / Query SHOW client_encoding",
@@ -336,16 +336,20 @@ pub const STATE_ROWS: &[(&str, &str)] = &[
          Query RESET ALL / Query SHOW work_mem",
     ),
     (
-        "s9 options of the login hold on each server, and are what RESET goes back to",
-        "Login options=-c~search_path=a~-c~work_mem=5MB DateStyle=German extra_float_digits=0
+        "s9 options of the login hold on each server",
+        "Login options=-c~search_path=a~-c~work_mem=5MB extra_float_digits=0
          Query SHOW search_path / Query SHOW work_mem / Query SELECT * FROM t
          B: Query BEGIN
          Query SHOW search_path / Query SHOW work_mem / Query SELECT * FROM t
-         Query SET work_mem = '6MB' / Query SET DateStyle = 'ISO' / Query RESET work_mem / Query RESET DateStyle
+         Query SET work_mem = '6MB' / Query SHOW extra_float_digits
          B: Query COMMIT
-         Query SHOW work_mem / Query SHOW DateStyle
-         Query SET search_path = b / Query RESET ALL / Query SHOW search_path
-         Query DISCARD ALL / Query SHOW search_path / Query SHOW DateStyle",
+         Query SHOW work_mem / Query SHOW extra_float_digits
+         Query SET search_path = b / Query RESET ALL
+         Query SHOW search_path / Query SHOW work_mem
+         Query SET extra_float_digits = 3 / Query RESET extra_float_digits
+         B: Query BEGIN
+         Query SHOW extra_float_digits / Query DISCARD ALL
+         Query SHOW search_path",
     ),
     (
         "s14 SQL's own prepared statements",
@@ -407,9 +411,20 @@ pub const STATE_ROWS: &[(&str, &str)] = &[
     ),
     (
         "r14 DEALLOCATE of what the protocol has prepared, and EXECUTE of it",
-        "Parse s SELECT 1 / Sync
-         Query EXECUTE s
-         Query DEALLOCATE s
-         Bind - s / Execute - / Sync",
+        "Parse s SELECT $1::int / Sync
+         Query EXECUTE s(7)
+         B: Query BEGIN
+         Query EXECUTE s(8)
+         [14] Query DEALLOCATE s
+         Bind - s 1 / Execute - / Sync
+         Parse s SELECT 2 / Bind - s / Execute - / Sync",
+    ),
+    (
+        "s14 the unnamed statement of a client that keeps its server",
+        "Parse - CREATE TEMP TABLE IF NOT EXISTS mine (n int) / Bind - - / Execute - / Sync
+         Bind - - / Execute - / Sync
+         Query SELECT pg_advisory_lock(1) / Parse - SELECT pg_advisory_unlock(1) / Bind - - / Execute - / Sync
+         B: Query BEGIN
+         Bind - - / Execute - / Sync",
     ),
 ];
