@@ -56,7 +56,8 @@ integration: ## the tests against real PostgreSQL, real drivers and a real Kuber
 
 differential: ## random sessions, each directly and through pgweir: make differential SESSIONS=5000 PGWEIR_DIFFERENTIAL_SEED=7
 	@scripts/setup build postgres
-	PGWEIR_DIFFERENTIAL_SESSIONS=$(SESSIONS) $(CARGO) test --test differential -- --nocapture
+	PGWEIR_DIFFERENTIAL_SEED=$${PGWEIR_DIFFERENTIAL_SEED:-$$RANDOM$$RANDOM} PGWEIR_DIFFERENTIAL_SESSIONS=$(SESSIONS) \
+		$(CARGO) test --test differential -- --nocapture
 
 test-failover: ## every failover and switchover 20 times, PgBouncer beside: make test-failover FAILOVER_RUNS=100 PGBOUNCER_SECONDS=20
 	@scripts/setup build postgres kube pgbouncer

@@ -578,3 +578,25 @@ async fn s4_a_function_that_sets_something_is_a_set_like_any_other() {
     stage.play("A: SELECT locks() =>").await;
     eventually("SHOW PINS has it", async || stage.pooler.admin("SHOW PINS").await.len() == 1).await;
 }
+
+#[tokio::test]
+async fn s14_a_session_that_cannot_be_set_up_again_leaves_nothing_of_it() {
+    let mut stage = Stage::start().await;
+    stage.pooler.sql("GRANT plain_user TO app").await;
+    stage
+        .play(
+            "A: CREATE TABLE gone (a int); GRANT ALL ON gone TO plain_user
+             A: SET work_mem = '1MB'
+             A: SET ROLE plain_user
+             A: PREPARE p AS SELECT * FROM gone
+             B: DROP TABLE gone",
+        )
+        .await;
+    stage.a.send(query("SELECT 1")).await;
+    let rest = stage.a.rest().await;
+    assert_eq!(rest.farewell(), "FATAL 08P01 invalid server parameter");
+    assert!(rest.messages.last().unwrap().field(b'D').contains("relation \"gone\" does not exist"), "{rest}");
+    stage
+        .play("B: SELECT current_setting('work_mem'), current_user => 4MB,app\nB: EXECUTE p => E(26000)")
+        .await;
+}

@@ -519,6 +519,10 @@ impl Session {
                 self.send_again("its session could not be reset");
                 return Ok(false);
             }
+            if let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) {
+                // Some of it may be there: nobody else must find that.
+                lease.close("it could not be set up for its client");
+            }
             let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid server parameter")
                 .detail(format!("The server refused what this session has set: {refusal}"));
             return Err(error.into());
