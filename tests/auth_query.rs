@@ -164,7 +164,7 @@ async fn an_md5_hash_from_postgresql_checks_a_client_too() {
 }
 
 #[tokio::test]
-async fn the_proven_key_opens_servers_again_after_all_were_closed() {
+async fn a5_the_proven_key_opens_servers_again_after_all_were_closed() {
     let (_, pooler) = asking("scram-sha-256").await;
     let login = Login::new("scram_user", "app").password("scram-secret");
     let mut client = Raw::login(&pooler.tcp(), &login).await;
@@ -178,7 +178,7 @@ async fn the_proven_key_opens_servers_again_after_all_were_closed() {
 }
 
 #[tokio::test]
-async fn a_new_password_counts_from_the_next_login_on() {
+async fn a5_a_new_password_counts_from_the_next_login_on() {
     let (postgres, pooler) = asking("scram-sha-256").await;
     assert_eq!(asks(&pooler, "scram_user", "scram-secret").await, "scram_user");
     postgres

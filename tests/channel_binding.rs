@@ -88,7 +88,7 @@ fn end_point(identity: &Identity) -> ChannelBinding {
 }
 
 #[tokio::test]
-async fn a_client_may_require_that_its_login_is_bound_to_the_certificate_it_was_shown() {
+async fn a4_a_client_may_require_that_its_login_is_bound_to_the_certificate_it_was_shown() {
     let authority = Authority::new();
     for (kind, options) in BINDABLE {
         let pooler = scram(&certificate(&authority, options)).start().await;
@@ -103,7 +103,7 @@ async fn a_client_may_require_that_its_login_is_bound_to_the_certificate_it_was_
 }
 
 #[tokio::test]
-async fn the_unbound_mechanism_alone_is_offered_where_there_is_nothing_to_bind_to() {
+async fn a4_the_unbound_mechanism_alone_is_offered_where_there_is_nothing_to_bind_to() {
     let authority = Authority::new();
     let (bindable, unbindable) = (certificate(&authority, BINDABLE[0].1), Authority::new());
     let unbindable = certificate(&unbindable, &UNBINDABLE);
@@ -131,7 +131,7 @@ async fn the_unbound_mechanism_alone_is_offered_where_there_is_nothing_to_bind_t
 }
 
 #[tokio::test]
-async fn a_client_from_whom_the_binding_was_hidden_is_refused() {
+async fn a4_a_client_from_whom_the_binding_was_hidden_is_refused() {
     let authority = Authority::new();
     let pooler = scram(&certificate(&authority, BINDABLE[0].1)).start().await;
     let hidden = "E(28000) FATAL SCRAM channel binding negotiation error";
@@ -147,7 +147,7 @@ async fn a_client_from_whom_the_binding_was_hidden_is_refused() {
 }
 
 #[tokio::test]
-async fn a_login_that_is_bound_to_another_certificate_is_refused() {
+async fn a4_a_login_that_is_bound_to_another_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let shown = certificate(&authority, BINDABLE[0].1);
     let pooler = scram(&shown).start().await;

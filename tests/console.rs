@@ -54,7 +54,7 @@ async fn the_greeting_of_the_console_and_its_session_parameters_are_fixed() {
 }
 
 #[tokio::test]
-async fn admin_users_command_stats_users_look_and_others_stay_outside() {
+async fn a11_admin_users_command_stats_users_look_and_others_stay_outside() {
     let pooler = Pooler::config().setting("stats_users", "scram_user").start().await;
     let login = |user: &str| Login::new(user, "pgbouncer");
     let mut stats = Raw::login(&pooler.tcp(), &login("scram_user")).await;

@@ -144,7 +144,7 @@ async fn a_database_that_the_server_does_not_have_is_named_by_the_server() {
 }
 
 #[tokio::test]
-async fn a_newer_protocol_is_negotiated_down_and_unknown_options_are_named() {
+async fn a1_a_newer_protocol_is_negotiated_down_and_unknown_options_are_named() {
     let pooler = Pooler::config().start().await;
     let mut body = startup(&[("user", "app"), ("_pq_.wish", "1"), ("database", "app"), ("_pq_.more", "2")]);
     body.drain(..8);
@@ -211,7 +211,7 @@ async fn asks_for_encryption(address: SocketAddr, requests: &[u32]) -> String {
 }
 
 #[tokio::test]
-async fn requests_for_encryption_are_declined_and_the_login_goes_on() {
+async fn a2_requests_for_encryption_are_declined_and_the_login_goes_on() {
     let pooler = Pooler::config().start().await;
     let address = SocketAddr::from(([127, 0, 0, 1], pooler.port));
     for requests in [
@@ -335,7 +335,7 @@ async fn a_client_is_told_the_parameters_of_its_server_with_its_own_in_place() {
 }
 
 #[tokio::test]
-async fn a_login_without_a_user_and_one_without_a_database_are_as_in_postgresql() {
+async fn a7_a_login_without_a_user_and_one_without_a_database_are_as_in_postgresql() {
     let pooler = Pooler::config().start().await;
     let mut client = Raw::connect(&pooler.tcp()).await.unwrap();
     client.send(startup(&[("database", "app")])).await;

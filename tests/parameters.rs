@@ -19,7 +19,7 @@ const TRACKED: [(&str, &str, &str); 7] = [
 ];
 
 #[tokio::test]
-async fn tracked_parameters_follow_each_client_from_server_to_server() {
+async fn s12_tracked_parameters_follow_each_client_from_server_to_server() {
     let config = Pooler::config().pool_size(2);
     let pooler = config
         .setting("track_extra_parameters", "IntervalStyle, default_transaction_read_only")

@@ -277,7 +277,7 @@ async fn every_cancel_hits_its_query_and_nobody_elses(group: &Group) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancel_through_three_poolers_of_peers_hits_its_query_every_time_and_nobody_elses() {
+async fn c8_a_cancel_through_three_poolers_of_peers_hits_its_query_every_time_and_nobody_elses() {
     let group = Group::by_id(&[1, 2, 16_383]).await;
     every_cancel_hits_its_query_and_nobody_elses(&group).await;
     if is_ours() {
@@ -289,7 +289,7 @@ async fn a_cancel_through_three_poolers_of_peers_hits_its_query_every_time_and_n
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancel_through_three_poolers_of_a_dns_name_hits_its_query_every_time_and_nobody_elses() {
+async fn c8_a_cancel_through_three_poolers_of_a_dns_name_hits_its_query_every_time_and_nobody_elses() {
     if !is_ours() {
         return;
     }
@@ -301,7 +301,7 @@ async fn a_cancel_through_three_poolers_of_a_dns_name_hits_its_query_every_time_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancel_through_three_poolers_of_a_service_hits_its_query_every_time_and_nobody_elses() {
+async fn c8_a_cancel_through_three_poolers_of_a_service_hits_its_query_every_time_and_nobody_elses() {
     if !is_ours() {
         return;
     }

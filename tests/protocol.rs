@@ -89,7 +89,7 @@ async fn reconnect(pooler: &Pooler) {
 }
 
 #[tokio::test]
-async fn each_client_gets_the_protocol_that_it_asks_for_and_a_key_that_belongs_to_it() {
+async fn c10_each_client_gets_the_protocol_that_it_asks_for_and_a_key_that_belongs_to_it() {
     if !is_ours() {
         return;
     }
@@ -121,7 +121,7 @@ async fn where_a_pgbouncer_may_pass_it_on_a_key_has_pgbouncers_eight_bytes() {
 }
 
 #[tokio::test]
-async fn a_long_key_cancels_only_when_all_of_it_is_right() {
+async fn c10_a_long_key_cancels_only_when_all_of_it_is_right() {
     if !is_ours() {
         return;
     }
@@ -169,7 +169,7 @@ async fn a_cancel_request_of_any_length_is_read_and_does_no_harm() {
 }
 
 #[tokio::test]
-async fn servers_are_asked_for_3_2_once_they_are_known_to_have_it_and_cancels_bring_their_long_keys() {
+async fn c10_servers_are_asked_for_3_2_once_they_are_known_to_have_it_and_cancels_bring_their_long_keys() {
     if !is_ours() {
         return;
     }

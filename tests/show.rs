@@ -128,7 +128,7 @@ fn psql(pooler: &Pooler, user: &str, command: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn psql_reads_every_table() {
+async fn a11_psql_reads_every_table() {
     let pooler = Pooler::config().start().await;
     let mut client = pooler.client().await;
     client.query("SELECT 1").await.is("T D(1) C Z(I)");

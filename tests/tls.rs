@@ -102,7 +102,7 @@ async fn a_certificate_names_the_user_with_auth_type_cert() {
 }
 
 #[tokio::test]
-async fn bytes_that_come_before_tls_are_not_taken_for_what_comes_under_it() {
+async fn a2_bytes_that_come_before_tls_are_not_taken_for_what_comes_under_it() {
     let authority = Authority::new();
     let pooler = Pooler::config().shows("prefer", &authority.issue("pooler", "DNS:localhost")).start().await;
     let mut stream = TcpStream::connect(("127.0.0.1", pooler.port)).await.unwrap();
@@ -316,7 +316,7 @@ async fn the_console_and_the_log_say_who_uses_tls() {
 }
 
 #[tokio::test]
-async fn a_cancel_request_reaches_a_server_over_tls() {
+async fn c9_a_cancel_request_reaches_a_server_over_tls() {
     let (_authority, _, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
     let mut psql = Command::new("psql");
@@ -333,7 +333,7 @@ async fn a_cancel_request_reaches_a_server_over_tls() {
 }
 
 #[tokio::test]
-async fn psycopg_begins_with_tls_at_once_if_told_so() {
+async fn a3_psycopg_begins_with_tls_at_once_if_told_so() {
     let (authority, _, pooler) = encrypted(|config| config).await;
     let target = format!(
         "host=127.0.0.1 port={} user=app dbname=app sslmode=verify-full sslnegotiation=direct sslrootcert={}",
