@@ -12,6 +12,9 @@ CARGO := cargo
 # cargo-nextest runs the tests of all files at once; plain cargo runs one file after the other.
 TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
 	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
+# The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
+# names: there it is the files that have nothing else.
+SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/^[acdkprs][0-9]+_/)',--test 'scenarios_*')
 # Passed on to the target's program: make bench ARGS="--only simple-16 --runs 1"
 ARGS ?=
 # How many random cases each property is tried with by `make fuzz`.
@@ -53,6 +56,7 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
 	@scripts/setup build postgres postgres18 auth drivers kube pgbouncer
 	$(TEST) --test '*'
+	PGWEIR_TEST_PG=18 $(TEST) $(SCENARIOS)
 
 differential: ## random sessions, each directly and through pgweir: make differential SESSIONS=5000 PGWEIR_DIFFERENTIAL_SEED=7
 	@scripts/setup build postgres

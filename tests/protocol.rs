@@ -173,8 +173,9 @@ async fn c10_servers_are_asked_for_3_2_once_they_are_known_to_have_it_and_cancel
     if !is_ours() {
         return;
     }
-    let (new, old) = (Arc::new(Postgres::start_18(&[]).await), Postgres::shared().await);
-    for (postgres, later, key) in [(new, V3_2, 8 + 36), (old, V3_0, 8 + 8)] {
+    for postgres in [Arc::new(Postgres::start_18(&[]).await), Postgres::shared().await] {
+        let is_new = postgres.version().await >= 18;
+        let (later, key) = if is_new { (V3_2, 8 + 36) } else { (V3_0, 8 + 8) };
         let doorman = Doorman::before(postgres.port, false).await;
         let pooler = Pooler::config().postgres(postgres).server(doorman.address).start().await;
         for minor in [0, 2] {

@@ -4,6 +4,9 @@
 //! cargo's target folder, and each server starts from a copy of it in half a second. A test binary
 //! shares one server among the tests that run at the same time; the last one removes it.
 //!
+//! `PGWEIR_TEST_PG=18 cargo nextest run` asks PostgreSQL 18 the same questions; each version has a template of
+//! its own.
+//!
 //! | role | password | how TCP clients log in |
 //! |---|---|---|
 //! | `postgres` | none | superuser, trust |
@@ -180,6 +183,11 @@ impl Postgres {
         }
     }
 
+    /// Its major version: 15, or 18.
+    pub async fn version(&self) -> i64 {
+        self.number("postgres", "SELECT current_setting('server_version_num')::int / 10000").await
+    }
+
     /// A superuser's connection, around the pooler.
     pub async fn control(&self, database: &str) -> Raw {
         Raw::login(&self.unix(), &Login::new("postgres", database)).await
@@ -211,8 +219,14 @@ impl Drop for Postgres {
     }
 }
 
-/// Where the server's programs are: `PGWEIR_TEST_PG_BIN`, else `pg_config`'s answer, else Debian's place.
+/// Where the server's programs are: those of PostgreSQL 18 with `PGWEIR_TEST_PG=18`, else `PGWEIR_TEST_PG_BIN`,
+/// `pg_config`'s answer, or Debian's place.
 pub fn binaries() -> PathBuf {
+    match std::env::var("PGWEIR_TEST_PG").as_deref() {
+        Err(_) | Ok("") => {}
+        Ok("18") => return binaries_18(),
+        Ok(other) => panic!("PGWEIR_TEST_PG is {other}: it must be 18, or not be set"),
+    }
     let asked = std::env::var_os("PGWEIR_TEST_PG_BIN").map(PathBuf::from);
     let told = Command::new("pg_config").arg("--bindir").output().ok();
     let told = told.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
