@@ -380,12 +380,12 @@ impl Pipeline {
         self.skipping
     }
 
-    /// Whether a Parse of this statement is on its way in an earlier batch, so that it may yet fail
-    /// without the current one's being skipped.
-    pub fn awaits_parse(&self, statement: u64) -> bool {
+    /// Whether a Parse or our Close of this statement is on its way in an earlier batch, so that it may yet fail
+    /// or be skipped without the current one's being so.
+    pub fn awaits_statement(&self, statement: u64) -> bool {
         let on_its_way = |change: &Change| match change {
             Change::ClientParse { statement: sent, sent: true, .. } => sent.id == statement,
-            Change::ServerParse(id) => *id == statement,
+            Change::ServerParse(id) | Change::ServerClose(id) => *id == statement,
             _ => false,
         };
         self.earlier_changes().any(on_its_way)

@@ -469,8 +469,11 @@ impl Upstream<'_> {
         if self.reads_others_sequences(parts, at, output) {
             return Fate::OthersSequences;
         }
+        if self.pipeline.awaits_statement(statement.id) {
+            return Fate::Wait;
+        }
         let present = self.server.touch(statement.id);
-        if present && (self.pipeline.awaits_parse(statement.id) || self.pipeline.may_fail_transaction()) {
+        if present && self.pipeline.may_fail_transaction() {
             return Fate::Wait;
         }
         // In a failed transaction the server refuses all but its end: it has to see the Parse.
@@ -638,7 +641,7 @@ impl Upstream<'_> {
                 true => Name::Server(nobodys_name(name)),
             };
         };
-        if self.server.touch(statement.id) && self.pipeline.awaits_parse(statement.id) {
+        if self.pipeline.awaits_statement(statement.id) {
             return Name::Wait;
         }
         if let Some(touched) = &statement.touched {

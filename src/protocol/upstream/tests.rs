@@ -258,6 +258,18 @@ fn r4_an_eviction_that_was_skipped_did_not_happen() {
 }
 
 #[test]
+fn r4_a_statement_whose_eviction_may_yet_be_skipped_is_waited_for() {
+    for needs_it in ["B::b", "DS:b", "P:again:2"] {
+        let mut pair = play(2, "P:a:1 P:b:2 S; S 1 1 ZI; B::a B::unknown P:c:3 S");
+        pair.sent.clear();
+        assert_eq!(pair.say(&message(needs_it)), Ok(Stop::Full), "{needs_it}");
+        go_on(&mut pair, "S 2 E ZI; ; S");
+        let expected = needs_it.replace(":b", ":PGWEIR_2").replace("P:again:2", "");
+        assert_eq!(words(&pair.sent), format!("{expected} S").trim_start(), "the server has it still");
+    }
+}
+
+#[test]
 fn r5_a_close_is_answered_here_behind_the_answers_before_it() {
     check("P:s:q CS:s S", "P:PGWEIR_1:q S");
     let mut pair = play(9, "P:s:q CS:s S");
