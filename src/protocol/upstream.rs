@@ -502,7 +502,7 @@ impl Upstream<'_> {
     /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
     /// is asked to prepare it under a name that it has already. It looks at the query first, and may find
     /// another fault in it.
-    fn duplicate(&mut self, parse: &frontend::Parse<'_>, statement: &Statement, out: &mut Vec<u8>) {
+    fn duplicate(&mut self, parse: &Parse<'_>, statement: &Statement, out: &mut Vec<u8>) {
         self.ensure_present(statement, out);
         write_parse(statement.id, parse.definition, out);
         let change = Change::Duplicate { name: parse.name.into() };
