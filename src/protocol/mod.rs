@@ -426,6 +426,11 @@ impl Pipeline {
         self.copy == Copy::Both
     }
 
+    /// Whether the answer that is owed needs more of the client first: the data of a COPY, or a stream's end.
+    pub fn awaits_client(&self) -> bool {
+        self.in_copy_data() || self.is_streaming()
+    }
+
     /// Whether a message for the client was passed on in part.
     pub fn is_mid_message(&self) -> bool {
         self.body_left > 0 && !self.body_discarded

@@ -563,8 +563,8 @@ impl Session {
     /// After Terminate only what PostgreSQL would have answered before it is waited for.
     fn end_if_closing(&mut self) -> Result<(), Farewell> {
         let lease = self.lease();
-        // A stream has no answer that ends it.
-        let awaits = lease.pipeline.awaits_ready() && !lease.pipeline.is_streaming();
+        // A COPY that only the client could end has no answer.
+        let awaits = lease.pipeline.awaits_ready() && !lease.pipeline.awaits_client();
         match lease.loan().closing && !awaits {
             true => Err(Farewell::Terminate),
             false => Ok(()),
