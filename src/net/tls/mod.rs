@@ -35,6 +35,10 @@ use trust::{Check, Trust};
 /// What PostgreSQL calls itself in TLS (ALPN), since its version 17.
 const ALPN: &[u8] = b"postgresql";
 
+/// Largest TLS record toward a client, with its header of 5 bytes: 8 kB of data, as PostgreSQL sends them. libpq
+/// makes room for that and reads once; what is left in the TLS library makes no socket readable.
+const RECORD_MAX: usize = 8192 + 5;
+
 /// Why TLS cannot be had with these settings.
 #[derive(Debug, Error)]
 pub enum TlsError {
@@ -308,6 +312,7 @@ impl Acceptor {
         let identity = identity(chain, key, &provider).map_err(side.failed("key_file"))?;
         let mut config = builder.with_cert_resolver(identity);
         config.alpn_protocols = vec![ALPN.to_vec()];
+        config.max_fragment_size = Some(RECORD_MAX);
         // As PostgreSQL: a connection lives long, and none is resumed.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
