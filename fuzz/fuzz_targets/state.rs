@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pgweir::protocol::parameters::Tracked;
+use pgweir::protocol::parameters::{ParameterSet, Tracked};
 use pgweir::protocol::state::{Pins, Question, SessionState};
 use pgweir::sql::state::{Parts, Touched};
 use pgweir::sql::statements;
@@ -19,7 +19,7 @@ fn told(rows: Vec<Row>, before: &SessionState) -> SessionState {
     let rows = rows.into_iter().map(|(kind, name, value)| {
         vec![Some(KINDS[usize::from(kind) % KINDS.len()].to_owned()), name, value]
     });
-    Question::new(&touched, before).read(rows, (before, Pins::empty()), Some("app"), &Tracked::new([])).state
+    Question::new(&touched, before).read(rows, (before, Pins::empty()), Some("app"), (&Tracked::new([]), &ParameterSet::default())).state
 }
 
 fuzz_target!(|input: (Vec<Row>, Vec<Row>)| {

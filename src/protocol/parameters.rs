@@ -24,6 +24,16 @@ impl Tracked {
         Tracked(names.into())
     }
 
+    /// The name at a place.
+    pub fn name(&self, index: usize) -> &str {
+        &self.0[index]
+    }
+
+    /// The place of a name, if a server with these values reports it: others do not follow a client by themselves.
+    pub fn reported(&self, name: &str, values: &ParameterSet) -> Option<usize> {
+        self.index(name).filter(|index| values.get(*index).is_some())
+    }
+
     /// The place of a name; names of settings have no case.
     pub fn index(&self, name: &str) -> Option<usize> {
         self.0.iter().position(|known| known.eq_ignore_ascii_case(name))
@@ -123,6 +133,16 @@ mod tests {
             &[("TimeZone", "GMT"), ("application_name", "x")],
             "SET TimeZone='GMT';SET application_name='x';",
         );
+    }
+
+    #[test]
+    fn what_a_server_reports_is_what_it_has_a_value_for() {
+        let tracked = Tracked::new(["search_path"]);
+        let reported = |values: &[(&str, &str)]| {
+            tracked.reported(&set(&tracked, values)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(reported(&[("timezone", "UTC")]), ["TimeZone"]);
+        assert_eq!(reported(&[("TimeZone", "UTC"), ("search_path", "")]), ["TimeZone", "search_path"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use bitflags::bitflags;
 
-use super::parameters::{Tracked, push_literal};
+use super::parameters::{ParameterSet, Tracked, push_literal};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, Touched};
 
@@ -311,14 +311,14 @@ impl Question {
         sql
     }
 
-    /// Reads the answer. `login` is whom the server's sessions belong to at first; parameters that are `tracked`
-    /// follow the client by themselves.
+    /// Reads the answer. `login` is whom the server's sessions belong to at first; parameters that are `tracked` and
+    /// `reported` by the server follow the client by themselves.
     pub fn read(
         &self,
         rows: impl IntoIterator<Item = Vec<Option<String>>>,
         before: (&SessionState, Pins),
         login: Option<&str>,
-        tracked: &Tracked,
+        (tracked, reported): (&Tracked, &ParameterSet),
     ) -> Told {
         let (state, pins) = before;
         let pins = pins | Pins::untold(self.parts);
@@ -330,7 +330,7 @@ impl Question {
             let (Some(kind), Some(name)) = (column(), column()) else { continue };
             // NULL is a setting that nobody has set.
             let Some(value) = column() else { continue };
-            match tracked.index(&name) {
+            match tracked.reported(&name, reported) {
                 Some(index) if kind == "setting" => told.tracked.push(index),
                 _ => told.note(&kind, name, value, login),
             }

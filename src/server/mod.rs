@@ -40,6 +40,8 @@ const ROWS_MAX: usize = 4096;
 
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
+const SEARCH_PATH: &str = "search_path";
+
 /// What is the same for all servers of a process: the tracked parameters and their interned values.
 pub struct Session {
     /// Which parameters follow a client.
@@ -312,11 +314,15 @@ impl ServerConnection {
     ///
     /// Fails as [`ServerConnection::run`] does.
     pub async fn clean(&mut self, session: &Session) -> Result<(), QueryError> {
-        if self.state.is_clean() {
+        let clean = SessionState::default();
+        let (mut undo, _) = self.state.toward(&clean);
+        // Where it is tracked it is no part of that state, and decides what the names in a query mean.
+        if session.tracked.reported(SEARCH_PATH, &self.parameters).is_some() {
+            undo.push_str("RESET search_path;");
+        }
+        if undo.is_empty() {
             return Ok(());
         }
-        let clean = SessionState::default();
-        let (undo, _) = self.state.toward(&clean);
         self.run(&undo, session).await?;
         self.state = session.states.intern(clean);
         Ok(())

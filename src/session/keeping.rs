@@ -255,7 +255,7 @@ impl Session {
         let welcome = self.group.pool.welcome();
         let login = welcome.as_ref().and_then(|welcome| welcome.get("session_authorization"));
         let tracked = &shared.server.tracked;
-        let mut told = question.read(rows, (&self.state, self.pins()), login, tracked);
+        let mut told = question.read(rows, (&self.state, self.pins()), login, (tracked, &self.parameters));
         if self.group.keeping.get().mode == SessionStateMode::Error
             && let left = self.left_behind(&told.state)
             && !(left.is_clean() && told.pins.is_empty())

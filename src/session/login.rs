@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::admission::Admission;
 use super::cancel;
 use super::console;
-use super::options::{Wanted, add_host, client_parameters, role_option};
+use super::options::{Wanted, add_host, client_parameters, follows, role_option};
 use super::plane::{Group, Plane};
 use super::{NewSession, Session, replication};
 use crate::admin::{CONSOLE_DATABASE, Rights};
@@ -258,7 +258,7 @@ impl Newcomer {
         let secret = self.server_secret(&database, credentials.as_deref(), &proof);
         let start = if is_ordinary {
             let (group, welcome) = self.join_pool(&config, &database, &user, secret).await?;
-            let (parameters, proven) = self.own_parameters(&welcome, &mut wanted.tracked);
+            let (parameters, proven) = self.own_parameters(&config, &welcome, &mut wanted);
             let state = SessionState::of_settings(wanted.others.iter().cloned());
             let proven = proven && state.is_clean();
             let state = self.plane.shared.server.states.intern(state);
@@ -498,12 +498,22 @@ impl Newcomer {
         Ok(lease)
     }
 
+<<<<<<< HEAD
     /// The tracked parameters: the server's, with the client's own in place. Of these only the ones that differ are
     /// left. The second value says whether there are none, so that all are surely valid.
     fn own_parameters(
         &self,
         welcome: &Welcome,
         wanted: &mut Vec<(usize, String)>,
+=======
+    /// The tracked parameters: the server's, with the client's own in place. The second value says
+    /// whether they are all ones that a server has reported, and so surely valid.
+    fn own_parameters(
+        &self,
+        config: &Config,
+        welcome: &Welcome,
+        wanted: &mut Wanted,
+>>>>>>> fdda4a9 (Keep a tracked search_path out of auth_query)
     ) -> (Arc<ParameterSet>, bool) {
         let session = &self.plane.shared.server;
         let mut parameters = ParameterSet::default();
@@ -512,14 +522,34 @@ impl Newcomer {
                 parameters = parameters.with(index, value);
             }
         }
-        // A parameter that the server does not report cannot follow the client.
-        let differs =
-            |known: Option<&str>, value: &str| known.is_some_and(|known| !known.eq_ignore_ascii_case(value));
-        wanted.retain(|(index, value)| differs(parameters.get(*index), value));
-        for (index, value) in &*wanted {
+    /// The tracked parameters: the server's, with the client's own in place. Of these only the ones that differ are
+    /// left; one that the server does not report follows as all others do. The second value says whether there are
+    /// none, so that all are surely valid.
+    fn own_parameters(
+        &self,
+        config: &Config,
+        welcome: &Welcome,
+        wanted: &mut Wanted,
+    ) -> (Arc<ParameterSet>, bool) {
+        let session = &self.plane.shared.server;
+        let mut parameters = ParameterSet::default();
+        for (name, value) in &welcome.0 {
+            if let Some(index) = session.tracked.index(name) {
+                parameters = parameters.with(index, value);
+            }
+        }
+        for (index, value) in std::mem::take(&mut wanted.tracked) {
+            match parameters.get(index) {
+                Some(known) if known.eq_ignore_ascii_case(&value) => {}
+                Some(_) => wanted.tracked.push((index, value)),
+                None if follows(config) => wanted.others.push((session.tracked.name(index).to_owned(), value)),
+                None => {}
+            }
+        }
+        for (index, value) in &wanted.tracked {
             parameters = parameters.with(*index, value);
         }
-        (session.parameters.intern(parameters), wanted.is_empty())
+        (session.parameters.intern(parameters), wanted.tracked.is_empty())
     }
 
     async fn log_in_to_console(&mut self, config: &Config, user: &str) -> Result<Entry, Refusal> {

@@ -95,7 +95,7 @@ fn options(text: &str, plane: &Plane, config: &Config, wanted: &mut Wanted) -> R
 }
 
 /// Whether settings that no server reports follow the client too.
-fn follows(config: &Config) -> bool {
+pub(super) fn follows(config: &Config) -> bool {
     config.settings.session_state != SessionStateMode::Pgbouncer
 }
 

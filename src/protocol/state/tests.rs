@@ -6,7 +6,7 @@ fn state(sql: &str, rows: &[(&str, &str, &str)]) -> Told {
     let rows = rows
         .iter()
         .map(|(kind, name, value)| [kind, name, value].map(|column| Some((*column).to_owned())).to_vec());
-    question.read(rows, (&SessionState::default(), Pins::empty()), Some("app"), &Tracked::new([]))
+    question.read(rows, (&SessionState::default(), Pins::empty()), Some("app"), (&Tracked::new([]), &reported()))
 }
 
 fn check(from: &SessionState, to: &SessionState, undo: &str, redo: &str) {
@@ -58,18 +58,18 @@ fn what_is_not_asked_stays_as_it_was() {
     let before = SessionState::of_settings([("work_mem".to_owned(), "64".to_owned())]);
     let question = Question::new(&touched(b"select pg_advisory_lock(1)"), &before);
     let lock = ["lock", "", ""].map(|column| Some(column.to_owned())).to_vec();
-    let told = question.read([lock], (&before, Pins::LISTEN), None, &Tracked::new([]));
+    let told = question.read([lock], (&before, Pins::LISTEN), None, (&Tracked::new([]), &reported()));
     assert_eq!((told.state, told.pins), (before, Pins::LISTEN | Pins::ADVISORY_LOCK));
 }
 
 #[test]
 fn a_pin_ends_when_the_server_says_nothing_of_its_reason() {
     let question = Question::new(&touched(b"select pg_advisory_unlock(1)"), &SessionState::default());
-    let told = question.read([], (&SessionState::default(), Pins::ADVISORY_LOCK), None, &Tracked::new([]));
+    let told = question.read([], (&SessionState::default(), Pins::ADVISORY_LOCK), None, (&Tracked::new([]), &reported()));
     assert_eq!(told.pins, Pins::empty());
     let question = Question::new(&touched(b"load 'x'"), &SessionState::default());
     assert!(!question.is_asked());
-    let told = question.read([], (&SessionState::default(), Pins::empty()), None, &Tracked::new([]));
+    let told = question.read([], (&SessionState::default(), Pins::empty()), None, (&Tracked::new([]), &reported()));
     assert_eq!(told.pins, Pins::LIBRARY);
     let mut dropped = touched(b"drop table t");
     ended_by(&mut dropped, Pins::empty());
@@ -88,7 +88,7 @@ fn settings_with_a_dot_that_were_set_before_are_asked_for_again() {
         [vec![Some("custom".into()), Some("a.b".into()), None]],
         (&before, Pins::empty()),
         None,
-        &Tracked::new([]),
+        (&Tracked::new([]), &reported()),
     );
     assert!(told.state.is_clean());
 }
@@ -105,7 +105,7 @@ fn what_is_reset_has_the_value_of_the_startup_message_again() {
     assert_eq!(now, expected);
     let question = Question::new(&touched(b"reset all"), &SessionState::default());
     let row = ["setting", "timezone", "UTC"].map(|column| Some(column.to_owned())).to_vec();
-    let told = question.read([row], (&SessionState::default(), Pins::empty()), None, &Tracked::new([]));
+    let told = question.read([row], (&SessionState::default(), Pins::empty()), None, (&Tracked::new([]), &reported()));
     assert_eq!((told.state.is_clean(), told.tracked.len()), (true, 1));
 }
 
@@ -117,4 +117,9 @@ fn names_mean_something_else_under_another_search_path_or_role() {
     assert_eq!(environment("work_mem", "1"), b"");
     assert_ne!(environment("search_path", "a"), environment("search_path", "b"));
     assert_eq!(SessionState::default().environment(), b"");
+}
+
+/// What a server reports that tracks nothing besides.
+fn reported() -> ParameterSet {
+    (0..5).fold(ParameterSet::default(), |set, index| set.with(index, ""))
 }
