@@ -8,6 +8,9 @@ use std::sync::Arc;
 const ALWAYS_TRACKED: [&str; 5] =
     ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"];
 
+/// The one reported parameter whose value is a list of names: SET takes what stands in quotes for one name.
+const LIST: &str = "search_path";
+
 /// Names of the parameters that follow a client from server to server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tracked(Arc<[Box<str>]>);
@@ -80,7 +83,9 @@ impl ParameterSet {
             let (Some(have), Some(want)) = (self.get(index), wanted.get(index)) else {
                 continue;
             };
-            if !have.eq_ignore_ascii_case(want) {
+            if !have.eq_ignore_ascii_case(want) && name.eq_ignore_ascii_case(LIST) {
+                push_setting(&mut sql, name, Some(want));
+            } else if !have.eq_ignore_ascii_case(want) {
                 sql.push_str("SET ");
                 sql.push_str(name);
                 sql.push('=');
@@ -90,6 +95,18 @@ impl ParameterSet {
         }
         sql
     }
+}
+
+/// `set_config` takes the value of a list as it is shown, which SET does not; NULL is the default.
+pub(super) fn push_setting(sql: &mut String, name: &str, value: Option<&str>) {
+    sql.push_str("SELECT pg_catalog.set_config(");
+    push_literal(sql, name);
+    sql.push(',');
+    match value {
+        Some(value) => push_literal(sql, value),
+        None => sql.push_str("NULL"),
+    }
+    sql.push_str(",false);");
 }
 
 /// A string literal that means the same whatever standard_conforming_strings is.
@@ -143,6 +160,15 @@ mod tests {
         };
         assert_eq!(reported(&[("timezone", "UTC")]), ["TimeZone"]);
         assert_eq!(reported(&[("TimeZone", "UTC"), ("search_path", "")]), ["TimeZone", "search_path"]);
+    }
+
+    #[test]
+    fn a_list_of_names_is_set_as_it_is_shown() {
+        check(
+            &[("search_path", "")],
+            &[("search_path", "\"$user\", public")],
+            "SELECT pg_catalog.set_config('search_path','\"$user\", public',false);",
+        );
     }
 
     #[test]

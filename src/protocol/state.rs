@@ -4,7 +4,7 @@
 
 use bitflags::bitflags;
 
-use super::parameters::{ParameterSet, Tracked, push_literal};
+use super::parameters::{ParameterSet, Tracked, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, Touched};
 
@@ -199,18 +199,6 @@ impl SessionState {
     pub fn lacks_prepared<'a>(&'a self, wanted: &'a SessionState) -> impl Iterator<Item = &'a str> {
         wanted.prepared.iter().filter(|one| !self.prepared.contains(one)).map(|(_, text)| &**text)
     }
-}
-
-/// `set_config` takes the value of a list as it is shown, which SET does not; NULL is the default.
-fn push_setting(sql: &mut String, name: &str, value: Option<&str>) {
-    sql.push_str("SELECT pg_catalog.set_config(");
-    push_literal(sql, name);
-    sql.push(',');
-    match value {
-        Some(value) => push_literal(sql, value),
-        None => sql.push_str("NULL"),
-    }
-    sql.push_str(",false);");
 }
 
 fn push_identifier(sql: &mut String, name: &str) {
