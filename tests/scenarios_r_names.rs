@@ -322,6 +322,51 @@ async fn r14_prepare_and_parse_live_beside_each_other() {
     assert_eq!(value(&mut stage.b, "q").await, "Parse of B");
 }
 
+/// The driver of PHP does this at the end of each statement.
+#[tokio::test]
+#[ignore = "being built"]
+async fn r14_deallocate_of_what_was_prepared_by_the_protocol_works() {
+    let pooler = Pooler::config().start().await;
+    let parsed = || prepare("pdo_stmt_1", "SELECT 'prepared'");
+    let use_it = || run_of([run("pdo_stmt_1"), sync()]);
+    for bytes in [
+        run_of([parsed(), use_it(), query("DEALLOCATE pdo_stmt_1"), use_it()]),
+        run_of([parsed(), query("DEALLOCATE PREPARE \"pdo_stmt_1\""), parsed(), use_it()]),
+        run_of([parsed(), query("BEGIN; DEALLOCATE pdo_stmt_1; ROLLBACK"), use_it()]),
+        run_of([parsed(), extended("DEALLOCATE pdo_stmt_1", &[]), sync(), use_it()]),
+        run_of([query("DEALLOCATE pdo_stmt_1")]),
+    ] {
+        pooler.same_as_direct(bytes).await;
+    }
+    let mut stage = Stage::on(pooler).await;
+    stage.a.ask(parsed()).await.is("1 Z(I)");
+    stage.b.ask(parsed()).await.is("1 Z(I)");
+    stage.play("A: DEALLOCATE pdo_stmt_1 => DEALLOCATE").await;
+    assert_eq!(value(&mut stage.b, "pdo_stmt_1").await, "prepared");
+    stage.a.ask(use_it()).await.is("E(26000) Z(I)");
+    assert_eq!(value(&mut stage.b, "pdo_stmt_1").await, "prepared");
+}
+
+#[tokio::test]
+#[ignore = "being built"]
+async fn r14_execute_and_bind_reach_what_the_other_way_has_prepared() {
+    let pooler = Pooler::config().start().await;
+    for bytes in [
+        run_of([prepare("s", "SELECT 'Parse', $1::int"), query("EXECUTE s (7)")]),
+        run_of([query("PREPARE p AS SELECT 'PREPARE'"), run("p"), sync()]),
+        run_of([
+            query("PREPARE p AS SELECT 'PREPARE'"),
+            describe_statement("p"),
+            close_statement("p"),
+            sync(),
+        ]),
+        run_of([query("PREPARE p AS SELECT 'PREPARE'"), parse("p", "SELECT 1"), sync(), query("EXECUTE p")]),
+        run_of([prepare("s", "SELECT 'Parse'"), query("PREPARE s AS SELECT 1"), run("s"), sync()]),
+    ] {
+        pooler.same_as_direct(bytes).await;
+    }
+}
+
 #[tokio::test]
 async fn r15_discarding_inside_a_transaction_is_as_in_postgresql_and_its_clients_own() {
     let pooler = Pooler::config().start().await;

@@ -97,3 +97,32 @@ async fn s12_a_tracked_parameter_is_its_clients_own_whether_the_server_reports_i
         }
     }
 }
+
+/// RESET goes back to what the session began with: the client's own StartupMessage, not the server's.
+#[tokio::test]
+#[ignore = "being built"]
+async fn s12_reset_goes_back_to_what_the_client_has_asked_for_at_login() {
+    let pooler = Pooler::config().start().await;
+    for (name, own, other) in [
+        ("TimeZone", "Asia/Tokyo", "America/New_York"),
+        ("DateStyle", "German, DMY", "SQL, MDY"),
+        ("application_name", "mine", "other"),
+        ("client_encoding", "LATIN1", "SQL_ASCII"),
+        ("statement_timeout", "7s", "9s"),
+    ] {
+        let mut a = Raw::login(&pooler.tcp(), &Login::new("app", "app").option(name, own)).await;
+        let mut b = pooler.client().await;
+        let show = format!("SHOW {name}");
+        let of_b = value(&mut b, &show).await;
+        for reset in [format!("RESET {name}"), "RESET ALL".to_owned(), "DISCARD ALL".to_owned()] {
+            a.query(&format!("SET {name} = '{other}'")).await.is("C(SET) Z(I)");
+            assert_eq!(value(&mut b, &show).await, of_b, "{reset}");
+            assert_eq!(value(&mut a, &show).await, other, "{reset}");
+            a.send(query(&reset)).await;
+            a.ready(1).await.succeeds(&reset);
+            assert_eq!(value(&mut a, &show).await, own, "{reset}");
+            assert_eq!(value(&mut b, &show).await, of_b, "{reset}");
+            assert_eq!(value(&mut a, &show).await, own, "{reset}");
+        }
+    }
+}
