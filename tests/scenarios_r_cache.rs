@@ -264,7 +264,6 @@ async fn failures(client: &mut Raw, most: usize, row: &str) -> usize {
 }
 
 #[tokio::test]
-#[ignore = "being built"]
 async fn r8_a_statement_whose_result_changes_fails_once_on_each_server_at_most() {
     for servers in [1_u32, 2] {
         let pooler = Pooler::config().pool_size(servers).start().await;

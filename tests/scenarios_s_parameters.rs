@@ -100,7 +100,6 @@ async fn s12_a_tracked_parameter_is_its_clients_own_whether_the_server_reports_i
 
 /// RESET goes back to what the session began with: the client's own StartupMessage, not the server's.
 #[tokio::test]
-#[ignore = "being built"]
 async fn s12_reset_goes_back_to_what_the_client_has_asked_for_at_login() {
     let pooler = Pooler::config().start().await;
     for (name, own, other) in [

@@ -187,6 +187,8 @@ pub struct Loan {
     pub closing: bool,
     /// The server sent a FATAL error.
     pub fatal_seen: bool,
+    /// How many transactions of this loan have ended.
+    pub transactions: u32,
     /// A client has got the server, and not only a login that looked whether there is one.
     pub used: bool,
 }
@@ -200,6 +202,7 @@ impl Loan {
             proving: false,
             closing: false,
             fatal_seen: false,
+            transactions: 0,
             used: false,
         }
     }

@@ -196,7 +196,7 @@ mod tests {
         check(&[("f", "begin perform set_config('app.user', $1, true); end")], Parts::empty());
         check(&[("f", "begin update t set a = 1; return; end")], Parts::empty());
         check(&[("f", "begin\n  set search_path = a; end")], Parts::SETTINGS);
-        check(&[("f", "begin execute 'set x'; end")], Parts::TOLD);
+        check(&[("f", "begin execute 'set x'; end")], Parts::TOLD | Parts::ANY_SETTING);
         check(&[("f", "select g(1)"), ("g", "select pg_advisory_lock(1)")], Parts::LOCKS);
         check(&[("f", "select g(1)"), ("g", "select f(1); create temp table t ()")], Parts::TEMPORARY);
     }
@@ -207,6 +207,6 @@ mod tests {
             (0..20).map(|at| (format!("f{at}"), format!("select f{}()", at + 1))).collect();
         let mut functions: Vec<(&str, &str)> = chain.iter().map(|(name, body)| (&**name, &**body)).collect();
         functions.push(("f", "select f0()"));
-        check(&functions, Parts::TOLD);
+        check(&functions, Parts::TOLD | Parts::ANY_SETTING);
     }
 }

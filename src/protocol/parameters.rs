@@ -155,11 +155,10 @@ mod tests {
     #[test]
     fn what_a_server_reports_is_what_it_has_a_value_for() {
         let tracked = Tracked::new(["search_path"]);
-        let reported = |values: &[(&str, &str)]| {
-            tracked.reported(&set(&tracked, values)).map(str::to_owned).collect::<Vec<_>>()
-        };
-        assert_eq!(reported(&[("timezone", "UTC")]), ["TimeZone"]);
-        assert_eq!(reported(&[("TimeZone", "UTC"), ("search_path", "")]), ["TimeZone", "search_path"]);
+        let values = set(&tracked, &[("timezone", "UTC")]);
+        assert_eq!(tracked.reported("TIMEZONE", &values), tracked.index("TimeZone"));
+        assert_eq!(tracked.reported("search_path", &values), None);
+        assert_eq!(tracked.reported("work_mem", &values), None);
     }
 
     #[test]

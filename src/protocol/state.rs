@@ -6,7 +6,7 @@ use bitflags::bitflags;
 
 use super::parameters::{ParameterSet, Tracked, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
-use crate::sql::state::{Parts, Touched};
+use crate::sql::state::{Parts, Touched, touched};
 
 /// Names of settings that mean more than themselves, or nothing outside of a transaction.
 const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation','transaction_read_only',\
@@ -21,7 +21,7 @@ pub struct SessionState {
     authorization: Option<Box<str>>,
     /// SET ROLE
     role: Option<Box<str>>,
-    /// Statements of PREPARE: the name, and the text that made it.
+    /// Statements of PREPARE: the name, and the text that made it; empty when that cannot be said again.
     prepared: Vec<(Box<str>, Box<str>)>,
 }
 
@@ -37,7 +37,7 @@ bitflags! {
         const CURSOR = 1 << 2;
         /// LISTEN
         const LISTEN = 1 << 3;
-        /// A statement of PREPARE that came together with others.
+        /// A statement of PREPARE that came together with others, or under another search_path or role.
         const PREPARED_STATEMENT = 1 << 4;
         /// A setting that no table tells of and no text names.
         const SETTING = 1 << 5;
@@ -89,6 +89,10 @@ impl SessionState {
     pub fn of_settings(settings: impl IntoIterator<Item = (String, String)>) -> Self {
         let mut state = SessionState::default();
         for (name, value) in settings {
+            if name.eq_ignore_ascii_case("role") {
+                state.role = (!value.eq_ignore_ascii_case("none")).then(|| value.into());
+                continue;
+            }
             // PostgreSQL takes the last of several.
             state.settings.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
             state.settings.push((name.to_ascii_lowercase().into(), value.into()));
@@ -108,7 +112,8 @@ impl SessionState {
 
     /// Sets what is not set: what is reset has the value of the StartupMessage again.
     pub fn add_missing(&mut self, settings: &[(String, String)]) {
-        for (name, value) in settings {
+        // A role that is given up is not taken again.
+        for (name, value) in settings.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("role")) {
             if !self.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(name)) {
                 self.settings.push((name.as_str().into(), value.as_str().into()));
             }
@@ -127,6 +132,14 @@ impl SessionState {
         let mut state = self.clone();
         state.settings.iter_mut().for_each(|(_, value)| *value = "\u{1}".into());
         self.prepared.is_empty().then_some(state)
+    }
+
+    /// Whether its statements of PREPARE can be said again: not where their names may mean something else by now, since
+    /// the search_path or the role has changed.
+    fn can_prepare_again(&self) -> bool {
+        let is_plain =
+            self.environment().is_empty() && self.prepared.iter().all(|(_, text)| !text.is_empty());
+        self.prepared.is_empty() || is_plain
     }
 
     /// Whether statements run as somebody else.
@@ -148,6 +161,20 @@ impl SessionState {
             environment.push(0);
         }
         if environment.len() == 3 { Vec::new() } else { environment }
+    }
+
+    /// Whether what is created without a schema is temporary.
+    pub fn creates_temporary(&self) -> bool {
+        self.settings.iter().any(|(name, value)| &**name == "search_path" && value.contains("pg_temp"))
+    }
+
+    /// What the statements of PREPARE may change when they are run.
+    pub fn prepared_touches(&self) -> Touched {
+        let mut all = Touched::default();
+        for (_, text) in &self.prepared {
+            all.add(&touched(text.as_bytes()));
+        }
+        all
     }
 
     /// What it consists of, for people.
@@ -324,6 +351,8 @@ impl Question {
             }
         }
         told.state.settings.sort();
+        told.state.prepared.sort();
+        told.pins.set(Pins::PREPARED_STATEMENT, !told.state.can_prepare_again());
         told
     }
 
@@ -337,7 +366,6 @@ impl Question {
             told.state.prepared.clear();
         }
         for (part, pin) in [
-            (Parts::PREPARED, Pins::PREPARED_STATEMENT),
             (Parts::LOCKS, Pins::ADVISORY_LOCK),
             (Parts::TEMPORARY, Pins::TEMPORARY_OBJECT),
             (Parts::CURSORS, Pins::CURSOR),
@@ -360,10 +388,10 @@ impl Told {
             "authorization" if login.is_some_and(|login| login != value) => {
                 self.state.authorization = Some(value.into());
             }
-            "prepared" if is_only_prepare(value.as_bytes()) => {
-                self.state.prepared.push((name.into(), value.into()));
+            "prepared" => {
+                let text = if is_only_prepare(value.as_bytes()) { value } else { String::new() };
+                self.state.prepared.push((name.into(), text.into()));
             }
-            "prepared" => self.pins |= Pins::PREPARED_STATEMENT,
             "lock" => self.pins |= Pins::ADVISORY_LOCK,
             "temporary" => self.pins |= Pins::TEMPORARY_OBJECT,
             "cursor" => self.pins |= Pins::CURSOR,

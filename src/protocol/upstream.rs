@@ -19,6 +19,9 @@ use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
 /// Also the largest unnamed one that outlives its transaction.
 pub const PARSE_MAX: usize = 16 * 1024 * 1024;
 
+/// Largest Query that is looked at as a whole, however it comes.
+const QUERY_MAX: usize = 32 * 1024;
+
 /// Largest EXECUTE or DEALLOCATE that is waited for when it comes in pieces.
 const NAMING_MAX: usize = 8 * 1024;
 
@@ -195,6 +198,7 @@ pub fn whole_length(input: &[u8], tracking: bool) -> usize {
         Ok(Some((FrontendTag::Parse, length))) if tracking && !streams(length, &input[HEADER_LENGTH..]) => {
             length.min(PARSE_MAX)
         }
+        Ok(Some((FrontendTag::Query, length))) if length <= QUERY_MAX => length,
         _ => 0,
     }
 }
@@ -268,12 +272,19 @@ impl Upstream<'_> {
         }
         let kind = match tag {
             FrontendTag::Query if !self.rules.simple_queries => return Ok(Fate::Disallowed),
+            FrontendTag::Query if !message.is_whole() && message.length <= QUERY_MAX => {
+                return Ok(Fate::Incomplete);
+            }
             FrontendTag::Query if let Some(fate) = self.named_by_sql(message, output) => return Ok(fate),
             FrontendTag::Query => {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
                 self.note_unnamed();
-                self.note_text(message.is_whole().then(|| text_of(message.body)));
+                match message.is_whole() {
+                    true => self.note_text(Some(text_of(message.body))),
+                    false if self.pipeline.watching => self.pipeline.touched.add_unseen(message.body),
+                    false => {}
+                }
                 if self.reads_others_sequences(self.pipeline.touched.parts, message.at, output) {
                     return Ok(Fate::OthersSequences);
                 }
@@ -306,10 +317,21 @@ impl Upstream<'_> {
         if !self.pipeline.watching {
             return;
         }
-        match text {
-            Some(text) => self.note_touched(&touched(text)),
-            None => self.pipeline.touched.add_anything(),
+        let Some(text) = text else { return self.pipeline.touched.add_told() };
+        let touched = touched(text);
+        if touched.parts.contains(Parts::EXECUTES) {
+            self.note_executed();
         }
+        if self.state.creates_temporary() {
+            self.pipeline.touched.parts |= Parts::TEMPORARY;
+        }
+        self.note_touched(&touched);
+    }
+
+    /// Notes what the client's statements of PREPARE may change, whichever is run.
+    fn note_executed(&mut self) {
+        let touched = self.state.prepared_touches();
+        self.note_touched(&touched);
     }
 
     /// Notes what a statement may change.
@@ -355,6 +377,10 @@ impl Upstream<'_> {
         output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
         output.out.extend_from_slice(&text[place.end..]);
         output.out.push(0);
+        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
+        if verb == Verb::Execute && self.pipeline.others_sequences && parts.contains(Parts::SEQUENCES) {
+            return Some(Fate::OthersSequences);
+        }
         match (verb, &statement.touched) {
             (Verb::Execute, Some(touched)) => self.note_touched(touched),
             (Verb::Execute, None) => {}
@@ -637,7 +663,10 @@ impl Upstream<'_> {
         let Some(statement) = self.client.as_deref().and_then(|client| client.get(name)).cloned() else {
             return match Statement::is_server_name(name) {
                 // Made by SQL's PREPARE, or unknown: the server says which.
-                false => Name::AsItIs,
+                false => {
+                    self.note_executed();
+                    Name::AsItIs
+                }
                 true => Name::Server(nobodys_name(name)),
             };
         };

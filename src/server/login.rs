@@ -244,6 +244,7 @@ impl Recipe {
             parameters: session.parameters.intern(parameters),
             state: session.states.intern(SessionState::default()),
             served: 0,
+            unwatched: false,
             refusal: None,
             unnamed_present: false,
             carry: Vec::new(),

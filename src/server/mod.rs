@@ -91,6 +91,8 @@ pub struct ServerConnection {
     pub state: Arc<SessionState>,
     /// The client that it was last lent to, 0 for none since its sequences are as new.
     pub served: u64,
+    /// Some client had it without anybody's watching what it made of the session.
+    pub unwatched: bool,
     /// Why it refused the last query of ours in front of a client's request.
     pub refusal: Option<String>,
     /// Whether its unnamed statement is the present client's.
@@ -266,6 +268,8 @@ impl ServerConnection {
                     if body.starts_with(b"DISCARD") {
                         self.state = session.states.intern(SessionState::default());
                         self.served = 0;
+                        self.pipeline.others_sequences = false;
+                        self.unwatched = false;
                     }
                 }
                 BackendTag::DataRow => note_row(&body),

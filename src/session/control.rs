@@ -171,7 +171,12 @@ impl Pooler for Control {
         let (sender, receiver) = oneshot::channel();
         let asked = self.shared().process.send(ProcessCommand::Reload(sender));
         let worked = asked.is_ok() && receiver.await.unwrap_or(false);
-        if worked { Ok(()) } else { Err(ConsoleError::ReloadFailed) }
+        if !worked {
+            return Err(ConsoleError::ReloadFailed);
+        }
+        // Who is told that it is done finds the new settings in force.
+        on_all_workers(self.shared(), |plane| plane.refresh()).await;
+        Ok(())
     }
 
     async fn pause(&self, database: Option<&str>) -> Result<(), ConsoleError> {

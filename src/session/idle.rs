@@ -232,6 +232,11 @@ impl Session {
             lease.close("server connection is no longer wanted");
             return None;
         }
+        if lease.unwatched && self.group.is_watching() {
+            // A RELOAD has changed what becomes of what its clients have left on it.
+            lease.close("nobody has seen what its clients have left on it");
+            return None;
+        }
         let mut is_doubtful =
             || lease.site().has_lost_since(lease.opened_at) || !lease.socket.is_silent_and_open();
         if self.sent_again > 0 && is_doubtful() {
@@ -336,9 +341,10 @@ impl Session {
         for name in self.doubted.iter().flat_map(|calls| &**calls) {
             lease.pipeline.touched.add_call(name);
         }
-        let is_anothers = lease.served != 0 && lease.served != self.id;
-        lease.pipeline.others_sequences = is_anothers;
+        // Until they are forgotten, whoever has it meanwhile.
+        lease.pipeline.others_sequences |= lease.served != 0 && lease.served != self.id;
         lease.served = self.id;
+        lease.unwatched |= !lease.pipeline.watching;
         let proving = self.carry_over(&mut lease, &mut scratch.out);
         lease.parts().1.proving = proving;
         self.phase = Phase::Leased(lease);
@@ -383,7 +389,7 @@ impl Session {
         let Target { database, user } = &self.group.pool.target;
         tracing::debug!("S-{:#x}: {database}/{user}@{} varcache_apply: {sql}", lease.id, lease.endpoint);
         out.extend_from_slice(&queries);
-        let is_risky = !is_same_state && (self.state.acts_as_another() || lease.state.has_time_limit());
-        !self.proven || is_risky
+        // Nothing is to run as somebody else, or on somebody else's settings, should that fail.
+        !self.proven || !is_same_state
     }
 }

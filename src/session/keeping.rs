@@ -123,7 +123,10 @@ impl Session {
         if touched.parts.contains(Parts::FUNCTIONS) {
             self.group.pool.functions.forget();
             touched.parts -= Parts::FUNCTIONS;
+            // It may have called what is gone by now, or another one by that name.
+            touched.add_told();
         }
+        touched.parts -= Parts::EXECUTES;
         if touched.parts.contains(Parts::SEQUENCES) {
             self.group.pool.sequences.store(true, Ordering::Relaxed);
         }
@@ -312,6 +315,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Whether an earlier transaction of this lease may have changed the session, and the server was not asked yet.
+    pub(super) fn leaves_unasked(&self) -> bool {
+        let Phase::Leased(lease) = &self.phase else { return false };
+        lease.loan().transactions > 0 && !lease.pipeline.touched.is_empty()
     }
 
     /// Gives a server back at the end of the session, without what the client has left on it.

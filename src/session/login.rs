@@ -498,30 +498,6 @@ impl Newcomer {
         Ok(lease)
     }
 
-<<<<<<< HEAD
-    /// The tracked parameters: the server's, with the client's own in place. Of these only the ones that differ are
-    /// left. The second value says whether there are none, so that all are surely valid.
-    fn own_parameters(
-        &self,
-        welcome: &Welcome,
-        wanted: &mut Vec<(usize, String)>,
-=======
-    /// The tracked parameters: the server's, with the client's own in place. The second value says
-    /// whether they are all ones that a server has reported, and so surely valid.
-    fn own_parameters(
-        &self,
-        config: &Config,
-        welcome: &Welcome,
-        wanted: &mut Wanted,
->>>>>>> fdda4a9 (Keep a tracked search_path out of auth_query)
-    ) -> (Arc<ParameterSet>, bool) {
-        let session = &self.plane.shared.server;
-        let mut parameters = ParameterSet::default();
-        for (name, value) in &welcome.0 {
-            if let Some(index) = session.tracked.index(name) {
-                parameters = parameters.with(index, value);
-            }
-        }
     /// The tracked parameters: the server's, with the client's own in place. Of these only the ones that differ are
     /// left; one that the server does not report follows as all others do. The second value says whether there are
     /// none, so that all are surely valid.
@@ -542,7 +518,9 @@ impl Newcomer {
             match parameters.get(index) {
                 Some(known) if known.eq_ignore_ascii_case(&value) => {}
                 Some(_) => wanted.tracked.push((index, value)),
-                None if follows(config) => wanted.others.push((session.tracked.name(index).to_owned(), value)),
+                None if follows(config) => {
+                    wanted.others.push((session.tracked.name(index).to_owned(), value))
+                }
                 None => {}
             }
         }

@@ -461,6 +461,12 @@ impl Plane {
         self.groups.borrow().values().cloned().collect()
     }
 
+    /// Takes over new settings after a RELOAD, for all clients of this worker.
+    pub fn refresh(&self) {
+        let config = self.shared.config.load_full();
+        self.groups().iter().for_each(|group| group.refresh(&config));
+    }
+
     /// Several times a second: pools' upkeep, and clients whose time is over.
     pub fn tick(&self, now: Instant) {
         let mut seen = BTreeSet::new();

@@ -434,6 +434,7 @@ impl Session {
         if status == TransactionStatus::Idle {
             let took = since(loan.began, now);
             loan.began = now;
+            loan.transactions = loan.transactions.saturating_add(1);
             stats.totals.xact_count += 1;
             stats.totals.xact_time_us += micros(took);
             stats.transaction.record(took);

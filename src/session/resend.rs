@@ -42,7 +42,12 @@ impl Session {
 
     /// Whether another server of the cluster is as good: not in session mode, where the session is.
     fn may_change_server(&self) -> bool {
-        self.follows && self.sent_again < SENT_AGAIN_MAX && self.group.mode.get() != PoolMode::Session
+        // What the session has on this server is on no other.
+        let keeps = self.pinned.is_some() || self.leaves_unasked();
+        self.follows
+            && self.sent_again < SENT_AGAIN_MAX
+            && self.group.mode.get() != PoolMode::Session
+            && !keeps
     }
 
     /// The end of the server's stream. What no byte of has gone to it may go to another one. What has gone
@@ -92,7 +97,7 @@ impl Session {
     /// Whether it is a FATAL error behind the last answer of a transaction. The server ends, and the
     /// client, which has all that it asked for, goes on with another one.
     pub(super) fn is_parting_word(&mut self, body: &[u8]) -> bool {
-        let is_session = self.group.mode.get() == PoolMode::Session;
+        let is_session = self.group.mode.get() == PoolMode::Session || self.pinned.is_some();
         let lease = self.lease();
         let fields = backend::error_fields(body);
         if is_session || !fields.is_fatal() || !lease.pipeline.is_idle() {

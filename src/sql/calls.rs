@@ -1,5 +1,4 @@
-//! Which functions a text may call: every name in front of a parenthesis that is not one of PostgreSQL's own
-//! harmless ones. What such a function does stands in no text of the client's; its own source is
+//! Which functions a text may call: every name in front of a parenthesis that is no keyword. What such a function does stands in no text of the client's; its own source is
 //! [looked at](super::state::touched_by_body) instead.
 
 use std::collections::HashSet;
@@ -7,16 +6,21 @@ use std::sync::LazyLock;
 
 use memchr::memchr;
 
-use super::HARMLESS;
-
 /// Longest name of a function; PostgreSQL's own limit (NAMEDATALEN).
 const NAME_MAX: usize = 63;
 
 /// Most names that are remembered of one text.
 pub(super) const CALLS_MAX: usize = 64;
 
+/// Words that may stand in front of a parenthesis and are no function.
+const KEYWORDS: &str = "select from where in and or not any some all exists as on using values over filter within \
+    group by union except intersect case when then else row array cast coalesce nullif greatest least extract \
+    distinct partition order having join with recursive materialized lateral into set returning between like is \
+    limit offset primary key unique check references default foreign table if numeric decimal varchar char \
+    character timestamp time interval bit float grouping sets rollup cube";
+
 static ORDINARY: LazyLock<HashSet<&'static [u8]>> =
-    LazyLock::new(|| HARMLESS.iter().map(|word| word.as_bytes()).collect());
+    LazyLock::new(|| KEYWORDS.split_whitespace().map(str::as_bytes).collect());
 
 /// The names in lower case, each once; what stands in strings and comments may be among them. `None` when there
 /// are too many to look at.
@@ -47,8 +51,9 @@ fn name_before<'a>(text: &'a [u8], lower: &'a mut [u8; NAME_MAX]) -> Option<&'a 
         return Some(&inside[begin + 1..]);
     }
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$') || byte >= 0x80;
-    let length = text.iter().rev().take(NAME_MAX + 1).take_while(|byte| is_word(**byte)).count();
-    let name = &text[text.len() - length.min(NAME_MAX)..];
+    let length = text.iter().rev().take_while(|byte| is_word(**byte)).count();
+    let name = &text[text.len() - length..];
+    let name = &name[..length.min(NAME_MAX)];
     if name.first().is_none_or(u8::is_ascii_digit) {
         return None;
     }
@@ -70,7 +75,7 @@ mod tests {
     #[test]
     fn names_in_front_of_a_parenthesis_are_calls() {
         check("SELECT My_Func (1), s.\"Odd f\"(2), my_func(3)", &["my_func", "Odd f"]);
-        check("select count(*) from t where a in (1) and (b = 2)", &[]);
+        check("select count(*) from t where a in (1) and (b = 2)", &["count"]);
         check("insert into t values (1), (2)", &[]);
         check("insert into t (a) values (1)", &["t"]);
         check("(select 1)", &[]);

@@ -8,7 +8,7 @@ pub(super) enum Token<'a> {
     Word(&'a str),
     /// A quoted identifier, as it stands between its quotes.
     Quoted(&'a [u8]),
-    /// A string constant, as it stands between its quotes: not one with escapes of any kind.
+    /// A string constant, as it stands between its quotes or dollars: not one with escapes of any kind.
     Text(&'a [u8]),
     /// `(`
     Open,
@@ -43,12 +43,6 @@ impl<'a> Lexer<'a> {
     /// How many bytes have not been looked at.
     pub(super) fn left(&self) -> usize {
         self.rest.len()
-    }
-
-    /// The rest behind the first place that `end` is found at; everything when it is not.
-    fn skip_behind(&mut self, from: usize, end: &[u8]) {
-        let found = self.rest[from..].windows(end.len()).position(|window| window == end);
-        self.rest = found.map_or(&[], |at| &self.rest[from + at + end.len()..]);
     }
 
     /// A comment from `--` on, which a line feed ends, or a carriage return.
@@ -89,14 +83,20 @@ impl<'a> Lexer<'a> {
     }
 
     /// `$tag$ … $tag$`; a parameter like `$1` is no such quote.
-    fn skip_dollar(&mut self) {
+    fn dollar(&mut self) -> Token<'a> {
         let tag = self.rest[1..].iter().position(|byte| !is_tag(*byte)).map(|length| length + 1);
         match tag {
             Some(end) if self.rest[end] == b'$' && !self.rest[1].is_ascii_digit() => {
-                let tag = &self.rest[..=end];
-                self.skip_behind(end + 1, tag);
+                let (tag, behind) = self.rest.split_at(end + 1);
+                let found = behind.windows(tag.len()).position(|window| window == tag);
+                let held = &behind[..found.unwrap_or(behind.len())];
+                self.rest = found.map_or(&[], |at| &behind[at + tag.len()..]);
+                Token::Text(held)
             }
-            _ => self.rest = &self.rest[1..],
+            _ => {
+                self.rest = &self.rest[1..];
+                Token::Other
+            }
         }
     }
 
@@ -143,10 +143,7 @@ impl<'a> Iterator for Lexer<'a> {
                 [first, ..] if first.is_ascii_whitespace() || matches!(first, 0 | 0x0b) => {
                     self.rest = &self.rest[1..];
                 }
-                [b'$', ..] => {
-                    self.skip_dollar();
-                    return Some(Token::Other);
-                }
+                [b'$', ..] => return Some(self.dollar()),
                 [first, ..] if is_word(first) => return Some(self.word()),
                 [b'\'', ..] => return Some(Token::Text(self.quoted(b'\'', false))),
                 [b'"', ..] => return Some(Token::Quoted(self.quoted(b'"', false))),
@@ -184,7 +181,7 @@ mod tests {
         check("\"A b\";--x\ry/*/**/*/", &[Quoted(b"A b"), Semicolon, Word("y")]);
         check(
             r#"E'\'' U&'d' u&"e" $1 $a$ ; $b$ $a$ z"#,
-            &[Other, Other, Other, Other, Other, Other, Word("z")],
+            &[Other, Other, Other, Other, Other, Text(b" ; $b$ "), Word("z")],
         );
         check("'open", &[Text(b"open")]);
         check("'", &[Text(b"")]);

@@ -10,6 +10,12 @@ use bitflags::bitflags;
 use super::calls::{CALLS_MAX, calls};
 use super::lexer::{Lexer, Token};
 
+/// Longest text that is looked at; of a longer one only the first word is.
+const LOOK_MAX: usize = 64 * 1024;
+
+/// How far the arguments of a `set_config` are looked through.
+const ARGUMENTS_MAX: usize = 256;
+
 /// Names of settings with a dot that one transaction may touch, before it counts as any number of them.
 const CUSTOM_MAX: usize = 64;
 
@@ -41,6 +47,8 @@ bitflags! {
         const ENDS = 1 << 10;
         /// Functions are other ones from now on.
         const FUNCTIONS = 1 << 11;
+        /// Statements of SQL's PREPARE are run.
+        const EXECUTES = 1 << 12;
     }
 }
 
@@ -118,9 +126,22 @@ impl Touched {
         };
     }
 
-    /// What is too large to be looked at may have done anything.
-    pub fn add_anything(&mut self) {
+    /// Adds whatever the server can be asked about.
+    pub fn add_told(&mut self) {
         self.parts |= Parts::TOLD;
+    }
+
+    /// Adds what nobody can know: there may be settings with a dot, which no table tells of.
+    pub fn add_anything(&mut self) {
+        self.parts |= Parts::TOLD | Parts::ANY_SETTING;
+    }
+
+    /// Adds what a text may change of which only the beginning is known. One that brings data is taken for that.
+    pub fn add_unseen(&mut self, beginning: &[u8]) {
+        match begins_plain(beginning) {
+            true => self.add_told(),
+            false => self.add_anything(),
+        }
     }
 
     /// Adds a setting of this name.
@@ -146,8 +167,19 @@ impl Touched {
 
 /// Texts that hold none of these and begin with a word of [`PLAIN`] change nothing.
 static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    let marks =
-        [";", "set_config", "advisory", "currval", "lastval", "setseed", "temp", "dblink_conn", "_backup"];
+    let marks = [
+        ";",
+        "set_config",
+        "advisory",
+        "currval",
+        "lastval",
+        "setseed",
+        "temp",
+        "dblink_conn",
+        "_backup",
+        "execute",
+        "origin_session",
+    ];
     AhoCorasick::builder()
         .ascii_case_insensitive(true)
         .kind(Some(AhoCorasickKind::DFA))
@@ -188,6 +220,10 @@ const PLAIN: &[&[u8]] = &[
 /// What a text of one statement or several may change. Costs next to nothing for one that does not.
 pub fn touched(sql: &[u8]) -> Touched {
     let mut touched = Touched::default();
+    if sql.len() > LOOK_MAX {
+        touched.add_unseen(sql);
+        return touched;
+    }
     match calls(sql) {
         Some(calls) => touched.calls = calls,
         None => touched.add_anything(),
@@ -208,6 +244,10 @@ pub fn touched(sql: &[u8]) -> Touched {
 /// What the source of a function in SQL or PL/pgSQL may change, whatever it is called with.
 pub fn touched_by_body(source: &[u8]) -> Touched {
     let mut touched = Touched::default();
+    if source.len() > LOOK_MAX {
+        touched.add_anything();
+        return touched;
+    }
     match calls(source) {
         Some(calls) => touched.calls = calls,
         None => touched.add_anything(),
@@ -229,18 +269,20 @@ pub fn touched_by_body(source: &[u8]) -> Touched {
     }
     // What is local to the function is so to the transaction.
     touched.local_sets = 0;
+    touched.parts -= Parts::FUNCTIONS | Parts::ENDS | Parts::EXECUTES;
     touched
 }
 
 #[inline]
 fn is_plain(sql: &[u8]) -> bool {
+    begins_plain(sql) && !MARKS.is_match(without_end(sql))
+}
+
+/// Whether the first word is one of [`PLAIN`].
+fn begins_plain(sql: &[u8]) -> bool {
     let sql = sql.trim_ascii_start();
     let end = sql.iter().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(sql.len());
-    if !PLAIN.iter().any(|word| word.eq_ignore_ascii_case(&sql[..end])) {
-        return false;
-    }
-    let sql = without_end(sql);
-    !MARKS.is_match(sql)
+    PLAIN.iter().any(|word| word.eq_ignore_ascii_case(&sql[..end]))
 }
 
 /// Without a last semicolon, which most people write.
@@ -263,19 +305,21 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
         "listen" | "unlisten" => touched.parts |= Parts::CHANNELS,
         "prepare" if second == "transaction" => {}
         "prepare" | "deallocate" => touched.parts |= Parts::PREPARED,
-        // What it runs was prepared somewhere else.
-        "execute" => touched.parts |= Parts::SETTINGS | Parts::LOCKS,
         "declare" if has_word(statement, &["hold"]) => touched.parts |= Parts::CURSORS,
-        "close" | "drop" => touched.parts |= Parts::ENDS,
-        // What is known of functions is known by their names.
-        "create" | "alter" if has_word(statement, &["function", "procedure"]) => {
-            touched.parts |= Parts::FUNCTIONS
+        "create" | "alter" | "drop" if has_word(statement, &["function", "procedure", "routine"]) => {
+            return note_functions(statement, touched);
         }
+        "close" | "drop" => touched.parts |= Parts::ENDS,
         "load" => touched.parts |= Parts::LIBRARIES,
-        "discard" | "do" | "call" => touched.parts |= Parts::TOLD,
+        "do" => note_do(statement, touched),
+        "discard" | "call" => touched.parts |= Parts::TOLD,
         _ => {}
     }
-    if has_word(statement, &["temp", "temporary", "pg_temp"]) {
+    // EXPLAIN and CREATE TABLE AS have it too. What it runs was prepared somewhere else.
+    if has_word(statement, &["execute"]) {
+        touched.parts |= Parts::EXECUTES | Parts::SETTINGS;
+    }
+    if has_word(statement, &["temp", "temporary"]) || statement.iter().any(is_temporary_schema) {
         touched.parts |= Parts::TEMPORARY;
     }
     for (place, pair) in statement.windows(2).enumerate() {
@@ -288,6 +332,44 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
     }
 }
 
+/// `pg_temp`, and `pg_temp_3` and others, which it stands for.
+fn is_temporary_schema(token: &Token<'_>) -> bool {
+    let name = match token {
+        Token::Word(word) => word.as_bytes(),
+        Token::Quoted(name) => name,
+        _ => return false,
+    };
+    name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"pg_temp"))
+}
+
+/// DO: its block stands in the text.
+fn note_do(statement: &[Token<'_>], touched: &mut Touched) {
+    touched.add_told();
+    let mut has_block = false;
+    for token in statement {
+        if let Token::Text(block) = token {
+            has_block = true;
+            touched.add(&touched_by_body(block));
+        }
+    }
+    if !has_block || has_word(statement, &["language"]) && !has_word(statement, &["plpgsql"]) {
+        touched.add_anything();
+    }
+}
+
+/// What is known of functions is known by their names; what this one may change counts from now on.
+fn note_functions(statement: &[Token<'_>], touched: &mut Touched) {
+    touched.parts |= Parts::FUNCTIONS | Parts::ENDS;
+    for token in statement {
+        if let Token::Text(source) = token {
+            let found = touched_by_body(source);
+            touched.parts |= found.parts & Parts::TOLD;
+            found.custom.iter().for_each(|name| touched.add_custom(name));
+        }
+    }
+    touched.calls.clear();
+}
+
 /// What follows SET.
 fn note_set(rest: &[Token<'_>], touched: &mut Touched) {
     let word = |place: usize| match rest.get(place) {
@@ -295,6 +377,7 @@ fn note_set(rest: &[Token<'_>], touched: &mut Touched) {
         _ => String::new(),
     };
     match (word(0).as_str(), word(1).as_str()) {
+        _ if rest.get(1) == Some(&Token::Dot) => touched.add_setting(&name(rest)),
         ("local" | "transaction", _) => touched.local_sets += 1,
         // Its tag is its own.
         ("constraints", _) => {}
@@ -347,7 +430,7 @@ fn note_set_config(arguments: &[Token<'_>], touched: &mut Touched) {
     let mut depth = 0;
     let mut ends = arguments.len();
     let mut commas = Vec::new();
-    for (place, token) in arguments.iter().enumerate() {
+    for (place, token) in arguments.iter().enumerate().take(ARGUMENTS_MAX) {
         match token {
             Token::Open => depth += 1,
             Token::Close if depth == 0 => {
@@ -393,6 +476,7 @@ mod tests {
             "SELECT * FROM templates WHERE temperature > 1",
             "select 'SET x; pg_advisory_lock(1)'",
             "insert into t values ($$set_config('a', 'b', false)$$)",
+            "set local session.x = 1",
             "update t set a = 1",
             "begin; update t set role = 1; commit",
             "set local statement_timeout = 1",
@@ -434,7 +518,18 @@ mod tests {
             ("deallocate p", Parts::PREPARED),
             ("load 'x'", Parts::LIBRARIES),
             ("select currval('s'), lastval ( )", Parts::SEQUENCES),
-            ("do $$ $$", Parts::TOLD),
+            ("do $$ begin end $$", Parts::TOLD),
+            ("do $$ begin perform setseed(0.5); end $$", Parts::TOLD | Parts::OTHERS),
+            ("do $$ begin execute 'set a.b = 1'; end $$", Parts::TOLD | Parts::ANY_SETTING),
+            ("do E'begin end'", Parts::TOLD | Parts::ANY_SETTING),
+            ("do language plperl $$ $$", Parts::TOLD | Parts::ANY_SETTING),
+            ("create table \"pg_temp\".t ()", Parts::TEMPORARY),
+            ("explain analyze execute p (1)", Parts::EXECUTES | Parts::SETTINGS),
+            ("create table t as execute p", Parts::EXECUTES | Parts::SETTINGS),
+            (
+                "create function f() returns void language sql as $$ select currval('s'), set_config('a', '', false) $$",
+                Parts::FUNCTIONS | Parts::ENDS | Parts::SETTINGS,
+            ),
             ("call p()", Parts::TOLD),
             ("discard all", Parts::TOLD),
         ] {
@@ -444,14 +539,31 @@ mod tests {
 
     #[test]
     fn a_call_of_a_function_is_noted_by_name() {
-        assert_eq!(touched(b"select set_tenant(5), count(*)").calls, ["set_tenant".into()]);
-        assert!(touched(b"select count(*) from t").is_empty());
+        assert_eq!(touched(b"select set_tenant(5) where a in (1)").calls, ["set_tenant".into()]);
+        assert!(touched(b"select a from t where a in (1)").is_empty());
+    }
+
+    #[test]
+    fn hostile_texts_cost_no_more_than_their_length() {
+        for piece in ["set_config(", "set x ,", "((((", "do $$ $$;", "$a$", "\"", "f("] {
+            let text = piece.repeat(LOOK_MAX / piece.len());
+            touched(text.as_bytes());
+            touched_by_body(text.as_bytes());
+        }
+        let mut huge = b"insert into t values (".to_vec();
+        huge.resize(16 * 1024 * 1024, b',');
+        assert_eq!(touched(&huge).parts, Parts::TOLD);
+        huge[..6].copy_from_slice(b"set x ");
+        assert_eq!(touched(&huge).parts, Parts::TOLD | Parts::ANY_SETTING);
     }
 
     #[test]
     fn settings_with_a_dot_are_known_by_name() {
-        let touched = touched(b"set app.user = 1; reset \"my\".x; select set_config('c.d', '', false)");
-        assert_eq!(touched.custom, ["app.user".into(), "my.x".into(), "c.d".into()]);
+        let touched = touched(
+            b"set app.user = 1; set session.x = 2; reset \"my\".x; select set_config('c.d', '', false)",
+        );
+        let expected = ["app.user", "session.x", "my.x", "c.d"].map(Box::from);
+        assert_eq!(touched.custom, expected);
     }
 
     #[test]

@@ -6,7 +6,12 @@ fn state(sql: &str, rows: &[(&str, &str, &str)]) -> Told {
     let rows = rows
         .iter()
         .map(|(kind, name, value)| [kind, name, value].map(|column| Some((*column).to_owned())).to_vec());
-    question.read(rows, (&SessionState::default(), Pins::empty()), Some("app"), (&Tracked::new([]), &reported()))
+    question.read(
+        rows,
+        (&SessionState::default(), Pins::empty()),
+        Some("app"),
+        (&Tracked::new([]), &reported()),
+    )
 }
 
 fn check(from: &SessionState, to: &SessionState, undo: &str, redo: &str) {
@@ -50,7 +55,10 @@ fn prepared_statements_are_prepared_again_unless_they_came_with_others() {
     assert_eq!(told.state.lacks_prepared(&told.state).count(), 0);
     check(&told.state, &clean, "DEALLOCATE \"p\";", "");
     let told = state("prepare p as select 1", &[("prepared", "p", "select 2; prepare p as select 1")]);
-    assert_eq!((told.state, told.pins), (clean, Pins::PREPARED_STATEMENT));
+    assert_eq!((told.state.words().as_str(), told.pins), ("prepared statement p", Pins::PREPARED_STATEMENT));
+    let rows = [("prepared", "p", "prepare p as select 1"), ("setting", "search_path", "a")];
+    let told = state("prepare p as select 1; set search_path = a", &rows);
+    assert_eq!(told.pins, Pins::PREPARED_STATEMENT);
 }
 
 #[test]
@@ -65,11 +73,17 @@ fn what_is_not_asked_stays_as_it_was() {
 #[test]
 fn a_pin_ends_when_the_server_says_nothing_of_its_reason() {
     let question = Question::new(&touched(b"select pg_advisory_unlock(1)"), &SessionState::default());
-    let told = question.read([], (&SessionState::default(), Pins::ADVISORY_LOCK), None, (&Tracked::new([]), &reported()));
+    let told = question.read(
+        [],
+        (&SessionState::default(), Pins::ADVISORY_LOCK),
+        None,
+        (&Tracked::new([]), &reported()),
+    );
     assert_eq!(told.pins, Pins::empty());
     let question = Question::new(&touched(b"load 'x'"), &SessionState::default());
     assert!(!question.is_asked());
-    let told = question.read([], (&SessionState::default(), Pins::empty()), None, (&Tracked::new([]), &reported()));
+    let told =
+        question.read([], (&SessionState::default(), Pins::empty()), None, (&Tracked::new([]), &reported()));
     assert_eq!(told.pins, Pins::LIBRARY);
     let mut dropped = touched(b"drop table t");
     ended_by(&mut dropped, Pins::empty());
@@ -105,7 +119,12 @@ fn what_is_reset_has_the_value_of_the_startup_message_again() {
     assert_eq!(now, expected);
     let question = Question::new(&touched(b"reset all"), &SessionState::default());
     let row = ["setting", "timezone", "UTC"].map(|column| Some(column.to_owned())).to_vec();
-    let told = question.read([row], (&SessionState::default(), Pins::empty()), None, (&Tracked::new([]), &reported()));
+    let told = question.read(
+        [row],
+        (&SessionState::default(), Pins::empty()),
+        None,
+        (&Tracked::new([]), &reported()),
+    );
     assert_eq!((told.state.is_clean(), told.tracked.len()), (true, 1));
 }
 

@@ -1,0 +1,171 @@
+//! Ways in which what a client had made of its session once got lost, or reached somebody else.
+
+// A helper of a test may fail as the test itself may.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::message::{bind, execute, parse, query, run_of, sync};
+use support::stage::{Stage, outcome};
+use support::{Pooler, eventually};
+
+#[tokio::test]
+async fn however_it_is_written_a_setting_is_seen() {
+    let mut stage = Stage::start().await;
+    for (number, sets) in [
+        "DO $$ BEGIN PERFORM set_config('app.tenant', 'A', false); END $$",
+        "SET session.tenant = 'A'",
+        "SET local.tenant = 'A'",
+        "SET transaction.tenant = 'A'",
+        "PREPARE p AS SELECT set_config('app.tenant', 'A', false)\nA: EXPLAIN ANALYZE EXECUTE p",
+        "DISCARD ALL",
+        "CREATE FUNCTION mig() RETURNS void LANGUAGE sql AS $$ SELECT set_config('app.tenant', 'A', false) $$; \
+         SELECT mig(); DROP FUNCTION mig()",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = sets.split([' ', '.']).nth(1).filter(|_| sets.starts_with("SET")).unwrap_or("app");
+        let show = format!("SELECT coalesce(nullif(current_setting('{name}.tenant', true), ''), 'none')");
+        stage.play(&format!("A: {sets}")).await;
+        stage.play(&format!("B: {show} => none")).await;
+        let expected = if sets == "DISCARD ALL" { "none" } else { "A" };
+        stage.play(&format!("A: {show} => {expected}")).await;
+        stage.play("A: DEALLOCATE ALL").await;
+        let (mut fresh, pooler) = (stage.pooler.client().await, &stage.pooler);
+        std::mem::swap(&mut stage.a, &mut fresh);
+        drop(fresh);
+        eventually("nobody is pinned", async || pooler.admin("SHOW PINS").await.is_empty()).await;
+        assert!(number < 7);
+    }
+}
+
+#[tokio::test]
+async fn a_set_that_comes_in_two_pieces_is_seen() {
+    let mut stage = Stage::start().await;
+    stage.play("A: BEGIN").await;
+    let set = query("SET app.tenant = 'A'");
+    stage.a.send(&set[..9]).await;
+    // The pooler has read it when it has answered another one.
+    stage.pooler.admin("SHOW VERSION").await;
+    stage.a.send(&set[9..]).await;
+    stage.a.until(b'Z').await.is("C(SET) Z(T)");
+    stage
+        .play(
+            "A: COMMIT
+             B: SELECT coalesce(current_setting('app.tenant', true), 'none') =>
+             A: SHOW app.tenant => A",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_temporary_table_without_the_word_keeps_its_server() {
+    let mut stage = Stage::start().await;
+    for creates in [
+        "CREATE TABLE \"pg_temp\".t (a int)",
+        "SET search_path = pg_temp, public; CREATE TABLE t (a int)",
+        "CREATE FUNCTION mk() RETURNS void LANGUAGE plpgsql AS $$ BEGIN CREATE TEMP TABLE t (a int); END $$",
+    ] {
+        stage.play(&format!("A: {creates}")).await;
+        if creates.contains("FUNCTION") {
+            stage.play("A: PREPARE p AS SELECT mk()\nA: EXECUTE p =>").await;
+        }
+        let pooler = &stage.pooler;
+        eventually("A is pinned", async || pooler.admin("SHOW PINS").await.len() == 1).await;
+        stage.play("A: DISCARD ALL\nB: SELECT count(*) FROM pg_class WHERE relname = 't' => 0").await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_runs_on_a_session_that_could_not_be_set_up() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let mut stage = Stage::on(pooler).await;
+    stage
+        .play(
+            "B: CREATE TABLE log (who text)
+             B: CREATE TABLE gone (a int)
+             A: PREPARE p AS SELECT * FROM gone
+             B: DROP TABLE gone
+             B: BEGIN",
+        )
+        .await;
+    // B has the server that A had, so that A's next one lacks its statement.
+    stage.a.send(query("INSERT INTO log SELECT current_user")).await;
+    let told = stage.a.until(b'Z').await;
+    if outcome(&told) != "INSERT 0 1" {
+        stage.play("B: ROLLBACK\nB: SELECT count(*) FROM log => 0").await;
+    }
+}
+
+#[tokio::test]
+async fn currval_is_never_anothers_however_often_the_server_changed_hands() {
+    let mut stage = Stage::start().await;
+    stage
+        .play(
+            "A: CREATE SEQUENCE s
+             A: SELECT nextval('s') => 1
+             B: SELECT 1 => 1
+             B: SELECT currval('s') => E(55000)",
+        )
+        .await;
+    let mut stage = Stage::start().await;
+    stage.play("A: CREATE SEQUENCE s\nA: SELECT nextval('s') => 1").await;
+    let prepared = run_of([parse("c", "SELECT currval('s')"), sync()]);
+    stage.b.ask(prepared).await.is("1 Z(I)");
+    stage.play("A: SELECT nextval('s') => 2").await;
+    stage.b.ask(run_of([bind("", "c", &[]), execute("", 0), sync()])).await.is("2 E(55000) Z(I)");
+}
+
+#[tokio::test]
+async fn a_reload_that_begins_to_watch_gives_nothing_away() {
+    for (from, to) in [
+        ("pool_mode = session", "pool_mode = transaction"),
+        ("session_state = pgbouncer", "session_state = replay_and_pin"),
+    ] {
+        let (name, value) = from.split_once(" = ").unwrap();
+        let pooler = Pooler::config().setting(name, value).start().await;
+        let mut stage = Stage::on(pooler).await;
+        stage.play("A: SET work_mem = '1MB'").await;
+        stage.pooler.edit(from, to);
+        stage.pooler.admin("RELOAD").await;
+        let Stage { pooler, a, .. } = &mut stage;
+        eventually("A has let go of its server", async || {
+            assert_eq!(outcome(&a.query("SELECT 1").await), "1");
+            pooler.pool("sv_idle").await == 1
+        })
+        .await;
+        stage.play("B: SHOW work_mem => 4MB").await;
+    }
+}
+
+#[tokio::test]
+async fn a_role_of_the_startup_message_can_be_given_up() {
+    let pooler = Pooler::config().start().await;
+    pooler.sql("GRANT plain_user TO app").await;
+    let login = support::Login::new("app", "app").option("options", "-c role=plain_user");
+    let a = support::Raw::login(&pooler.tcp(), &login).await;
+    let b = pooler.client().await;
+    let mut stage = Stage { pooler, a, b };
+    stage
+        .play(
+            "A: SELECT current_user => plain_user
+             B: SELECT current_user => app
+             A: SET ROLE NONE
+             B: SELECT current_user => app
+             A: SELECT current_user => app",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_keeps_its_server_hears_why_it_ends() {
+    let mut stage = Stage::start().await;
+    stage.play("A: SELECT pg_advisory_lock(7)").await;
+    let pooler = &stage.pooler;
+    eventually("A is pinned", async || pooler.admin("SHOW PINS").await.len() == 1).await;
+    stage.pooler.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()").await;
+    let rest = stage.a.rest().await;
+    assert!(rest.farewell().starts_with("FATAL 57P01 "), "{rest}");
+    stage.play("B: SELECT pg_try_advisory_lock(7) => t").await;
+}
