@@ -237,3 +237,28 @@ async fn r14_statements_of_sql_and_of_the_protocol_have_one_space_of_names() {
     b.ready(2).await.is("C(DEALLOCATE) Z(I) 1 2 D(2) C Z(I)");
     pooler.is_clean().await;
 }
+
+#[tokio::test]
+async fn r14_an_execute_of_what_cannot_be_prepared_again_is_one_error() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    pooler.sql("CREATE TABLE gone (a int); GRANT ALL ON gone TO app").await;
+    a.ask(run_of([parse("s", "SELECT * FROM gone"), sync()])).await.is("1 Z(I)");
+    pooler.sql("DROP TABLE gone").await;
+    // B takes the server that has it.
+    b.query("BEGIN").await.is("C Z(T)");
+    a.query("EXECUTE s").await.is("E(42P01) Z(I)");
+    a.query("SELECT 1").await.is("T D(1) C Z(I)");
+    a.query("BEGIN").await.is("C Z(T)");
+    a.query("EXECUTE s").await.is("E(42P01) Z(E)");
+    a.query("ROLLBACK").await.is("C Z(I)");
+    b.query("COMMIT").await.is("C Z(I)");
+    pooler.is_clean().await;
+}
+
+#[tokio::test]
+async fn r14_an_execute_behind_a_batch_without_sync_is_not_held_up() {
+    let pooler = Pooler::config().start().await;
+    pooler.same_as_direct(run_of([parse("s", "SELECT 1"), query("EXECUTE s"), sync()])).await;
+    pooler.same_as_direct(run_of([parse("s", "SELECT 1"), query("DEALLOCATE s"), sync()])).await;
+}

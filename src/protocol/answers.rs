@@ -252,10 +252,12 @@ impl Pipeline {
     /// sent before that Sync will never come, a simple Query's among them.
     fn skip_to_sync(&mut self) {
         let mut unnamed_failed = false;
+        let mut query_skipped = false;
         while let Some(front) = self.requests.front()
             && front.kind != RequestKind::Sync
         {
             unnamed_failed |= front.is_unnamed_parse();
+            query_skipped |= front.is_client_query();
             self.unnamed_in_doubt |= front.may_touch_unnamed();
             let change = self.take_front().and_then(|(_, change)| change);
             self.undone.extend(change);
@@ -267,6 +269,13 @@ impl Pipeline {
         if self.requests.is_empty() {
             self.skipping = true;
             self.batch_open = false;
+        }
+        // A Sync of ours behind a Query of the client's: its answer ends the Query's that never came.
+        if query_skipped
+            && let Some(sync) = self.requests.front_mut()
+            && sync.answer == Answer::Discard
+        {
+            sync.answer = Answer::Forward;
         }
     }
 

@@ -370,6 +370,11 @@ impl Pipeline {
         is_free && self.status == TransactionStatus::Idle && self.requests.iter().all(is_own)
     }
 
+    /// Whether messages of the extended protocol were sent after the last Sync.
+    pub fn is_batch_open(&self) -> bool {
+        self.batch_open
+    }
+
     /// Whether no more requests should be sent until answers have come.
     pub fn is_full(&self) -> bool {
         self.requests.len() >= REQUESTS_MAX

@@ -356,7 +356,7 @@ impl Upstream<'_> {
         let text = text_of(message.body);
         let Naming { verb, name, place } = naming(text)?;
         let statement = Arc::clone(self.client.as_deref()?.get(&name)?);
-        if self.pipeline.owed() > 0 {
+        if self.pipeline.owed() > 0 && !self.pipeline.is_batch_open() {
             // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
             return Some(Fate::Wait);
         }
@@ -364,11 +364,11 @@ impl Upstream<'_> {
             return None;
         }
         output.flush(message.at);
-        if !self.server.touch(statement.id) {
+        let lacks = !self.server.touch(statement.id);
+        // Answers of a batch without its Sync may stay in the server's buffer: they are not waited for.
+        let is_batch_open = self.pipeline.is_batch_open();
+        if lacks {
             self.ensure_present(&statement, output.out);
-            // Should that fail, the Query is not skipped with it.
-            write_header(b'S', HEADER_LENGTH, output.out);
-            self.pipeline.push(RequestKind::Sync, Answer::Discard);
         }
         let server_name = Statement::server_name(statement.id);
         let length = HEADER_LENGTH + text.len() - place.len() + server_name.len() + 3;
@@ -392,6 +392,11 @@ impl Upstream<'_> {
         self.forget_unnamed();
         self.note_unnamed();
         self.pipeline.push(RequestKind::Query, Answer::Forward);
+        if lacks && !is_batch_open {
+            // Should our Parse fail, the server skips the Query, and what follows up to here.
+            write_header(b'S', HEADER_LENGTH, output.out);
+            self.pipeline.push(RequestKind::Sync, Answer::Discard);
+        }
         Some(Fate::Rewritten(message.length))
     }
 
