@@ -151,9 +151,9 @@ impl Script {
         let pooler = config.pool_size(FEW_SERVERS).start().await;
         let expected = self.run(&Target::postgres(&pooler).await).await;
         assert_eq!(self.run(&Target::pooler(&pooler)).await, expected);
-        let servers =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'";
-        assert_eq!(pooler.number(servers).await, i64::from(FEW_SERVERS), "servers that had work");
+        // One that a client has left in the middle of something is closed.
+        let servers = pooler.log().matches("new connection to server").count();
+        assert!(servers >= FEW_SERVERS as usize, "{servers} servers had work");
         pooler.is_clean().await;
     }
 }
