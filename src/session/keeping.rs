@@ -200,6 +200,7 @@ impl Session {
         }
         if self.pins().is_empty() {
             let now = lease.loan().quiet_since;
+            self.last_request = now;
             self.give_back(lease, now);
         } else if lease.site().is_closed() {
             lease.close("server connection is no longer wanted");
