@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::parameters::push_literal;
+use super::state::OURS;
 use crate::sql::state::{Touched, touched_by_body};
 
 /// Most functions that are remembered at once. Beyond it all are forgotten, and asked for again.
@@ -100,7 +101,7 @@ impl Search {
             push_literal(&mut names, name);
         }
         Some(format!(
-            "/* pgweir: session_state */ SELECT p.proname, CASE WHEN p.prosrc OPERATOR(pg_catalog.=) '' \
+            "{OURS}SELECT p.proname, CASE WHEN p.prosrc OPERATOR(pg_catalog.=) '' \
              THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END, \
              l.lanname OPERATOR(pg_catalog.=) ANY (ARRAY['sql'::pg_catalog.name, 'plpgsql']) \
              FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang \

@@ -9,7 +9,7 @@ const ALWAYS_TRACKED: [&str; 5] =
     ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"];
 
 /// The one reported parameter whose value is a list of names: SET takes what stands in quotes for one name.
-const LIST: &str = "search_path";
+pub const SEARCH_PATH: &str = "search_path";
 
 /// Names of the parameters that follow a client from server to server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl ParameterSet {
             let (Some(have), Some(want)) = (self.get(index), wanted.get(index)) else {
                 continue;
             };
-            if !have.eq_ignore_ascii_case(want) && name.eq_ignore_ascii_case(LIST) {
+            if !have.eq_ignore_ascii_case(want) && name.eq_ignore_ascii_case(SEARCH_PATH) {
                 push_setting(&mut sql, name, Some(want));
             } else if !have.eq_ignore_ascii_case(want) {
                 sql.push_str("SET ");

@@ -4,13 +4,16 @@
 
 use bitflags::bitflags;
 
-use super::parameters::{ParameterSet, Tracked, push_literal, push_setting};
+use super::parameters::{ParameterSet, SEARCH_PATH, Tracked, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, Touched, touched};
 
 /// Names of settings that mean more than themselves, or nothing outside of a transaction.
 const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation','transaction_read_only',\
     'transaction_deferrable','in_hot_standby','seed'";
+
+/// How our own questions begin, for those who see them in `pg_stat_activity`.
+pub(super) const OURS: &str = "/* pgweir: session_state */ ";
 
 /// What can be set up again on another server.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
@@ -142,22 +145,20 @@ impl SessionState {
         self.prepared.is_empty() || is_plain
     }
 
-    /// Whether statements run as somebody else.
-    pub fn acts_as_another(&self) -> bool {
-        self.role.is_some() || self.authorization.is_some()
+    fn setting(&self, wanted: &str) -> Option<&str> {
+        self.settings.iter().find(|(name, _)| **name == *wanted).map(|(_, value)| &**value)
     }
 
     /// Whether what is sent to undo it may be cut short by one of its own time limits.
     pub fn has_time_limit(&self) -> bool {
-        self.settings.iter().any(|(name, _)| matches!(&**name, "statement_timeout" | "transaction_timeout"))
+        ["statement_timeout", "transaction_timeout"].iter().any(|name| self.setting(name).is_some())
     }
 
     /// What decides what a statement's names mean.
     pub fn environment(&self) -> Vec<u8> {
-        let path = self.settings.iter().find(|(name, _)| &**name == "search_path").map(|(_, value)| value);
         let mut environment = Vec::new();
-        for value in [path, self.role.as_ref(), self.authorization.as_ref()] {
-            environment.extend_from_slice(value.map_or(&b""[..], |value| value.as_bytes()));
+        for value in [self.setting(SEARCH_PATH), self.role.as_deref(), self.authorization.as_deref()] {
+            environment.extend_from_slice(value.unwrap_or_default().as_bytes());
             environment.push(0);
         }
         if environment.len() == 3 { Vec::new() } else { environment }
@@ -165,7 +166,7 @@ impl SessionState {
 
     /// Whether what is created without a schema is temporary.
     pub fn creates_temporary(&self) -> bool {
-        self.settings.iter().any(|(name, value)| &**name == "search_path" && value.contains("pg_temp"))
+        self.setting(SEARCH_PATH).is_some_and(|path| path.contains("pg_temp"))
     }
 
     /// What the statements of PREPARE may change when they are run.
@@ -253,7 +254,7 @@ pub struct Told {
 }
 
 impl Question {
-    /// What is to be asked; `None` when no table tells anything.
+    /// What is to be asked after a text that may have touched this, of a session that was in this state.
     pub fn new(touched: &Touched, state: &SessionState) -> Question {
         let mut custom = Vec::new();
         if touched.parts.contains(Parts::SETTINGS) {
@@ -279,7 +280,7 @@ impl Question {
 
     /// The query: rows of three texts, kind, name and value.
     pub fn sql(&self) -> String {
-        let mut sql = "/* pgweir: session_state */ ".to_owned();
+        let mut sql = OURS.to_owned();
         let mut union = "";
         let mut ask = |text: &str| {
             sql.push_str(union);

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use dashmap::DashSet;
 use lru::LruCache;
 
-use crate::sql::state::{Touched, touched};
+use crate::sql::first_word;
+use crate::sql::state::{Parts, Touched, touched};
 
 /// Statements that are forgotten only when no client uses them are looked for at this many, then at
 /// twice as many as were left.
@@ -40,6 +41,11 @@ impl Statement {
     /// The query with its NUL, the number of parameter types and their OIDs.
     pub fn definition(&self) -> &[u8] {
         &self.key[..self.definition]
+    }
+
+    /// What it may change of the session, as far as its own text says.
+    pub fn parts(&self) -> Parts {
+        self.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts)
     }
 
     /// One of this number, for tests that need no more.
@@ -353,52 +359,17 @@ pub(super) fn text_of(definition: &[u8]) -> &[u8] {
 /// Whether a definition's command begins with DISCARD or DEALLOCATE, so that its end may be that of all
 /// statements.
 pub fn may_drop_all(definition: &[u8]) -> bool {
-    begins_with(definition, [b"DISCARD", b"DEALLOCATE"])
+    begins_with(definition, ["discard", "deallocate"])
 }
 
 /// Whether a definition's command begins with BEGIN or START, so that it may open a transaction block.
 pub fn may_open_block(definition: &[u8]) -> bool {
-    begins_with(definition, [b"BEGIN", b"START"])
+    begins_with(definition, ["begin", "start"])
 }
 
-fn begins_with<const COUNT: usize>(definition: &[u8], words: [&[u8]; COUNT]) -> bool {
-    let mut text = definition;
-    loop {
-        text = text.trim_ascii_start();
-        text = match text {
-            [b';', rest @ ..] => rest,
-            [b'-', b'-', rest @ ..] => behind_line(rest),
-            [b'/', b'*', rest @ ..] => behind_comment(rest),
-            _ => break,
-        };
-    }
-    let begins = |word: &[u8]| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
-    words.into_iter().any(begins)
-}
-
-fn behind_line(text: &[u8]) -> &[u8] {
-    let end = text.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
-    &text[end.unwrap_or(text.len())..]
-}
-
-/// What follows a comment whose beginning was read. PostgreSQL's comments may contain comments.
-fn behind_comment(mut text: &[u8]) -> &[u8] {
-    let mut depth = 1;
-    while depth > 0 {
-        text = match text {
-            [] => return text,
-            [b'*', b'/', rest @ ..] => {
-                depth -= 1;
-                rest
-            }
-            [b'/', b'*', rest @ ..] => {
-                depth += 1;
-                rest
-            }
-            [_, rest @ ..] => rest,
-        };
-    }
-    text
+fn begins_with<const COUNT: usize>(definition: &[u8], words: [&str; COUNT]) -> bool {
+    let first = first_word(text_of(definition));
+    first.is_some_and(|first| words.iter().any(|word| word.eq_ignore_ascii_case(first)))
 }
 
 /// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.

@@ -2,15 +2,19 @@
 //! Only the statement *names* in Parse, Bind, Describe and Close change; nothing is re-encoded.
 //! Start with [`Upstream::take`].
 
+mod output;
+mod watch;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+use output::{Output, write_header, write_object, write_parse};
 
 use super::functions::Functions;
 use super::state::SessionState;
 use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, text_of};
 use super::{Answer, Pipeline, RequestKind};
-use crate::sql::prepared::{Naming, Verb, may_name, naming};
-use crate::sql::state::{Parts, Touched, touched};
+use crate::sql::state::Parts;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::frontend::{self, NAMES_MAX, Object, Parse, SMALL_MAX};
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed};
@@ -22,14 +26,8 @@ pub const PARSE_MAX: usize = 16 * 1024 * 1024;
 /// Largest Query that is looked at as a whole, however it comes.
 const QUERY_MAX: usize = 32 * 1024;
 
-/// Largest EXECUTE or DEALLOCATE that is waited for when it comes in pieces.
-const NAMING_MAX: usize = 8 * 1024;
-
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
-
-/// Forgets what `currval` and `lastval` would say.
-const DISCARD_SEQUENCES: &[u8] = b"DISCARD SEQUENCES\0";
 
 /// The client message whose header was read, while its body still comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -208,21 +206,6 @@ fn streams(length: usize, body: &[u8]) -> bool {
     length > UNNAMED_MAX && body.first() == Some(&0)
 }
 
-/// Bytes to a server: the run of input not yet copied, and where edited bytes go.
-struct Output<'a> {
-    input: &'a [u8],
-    out: &'a mut Vec<u8>,
-    run: usize,
-}
-
-impl Output<'_> {
-    /// Makes `out` hold everything before `at`.
-    fn flush(&mut self, at: usize) {
-        self.out.extend_from_slice(&self.input[self.run..at]);
-        self.run = at;
-    }
-}
-
 impl Upstream<'_> {
     /// Looks at the client's bytes. `body` is the state of a message begun earlier. What precedes
     /// `forward` is appended to `out`.
@@ -311,130 +294,11 @@ impl Upstream<'_> {
         Ok(Fate::Verbatim)
     }
 
-    /// Notes what a text may change; `None` when it is too large to be looked at.
-    #[inline]
-    fn note_text(&mut self, text: Option<&[u8]>) {
-        if !self.pipeline.watching {
-            return;
-        }
-        let Some(text) = text else { return self.pipeline.touched.add_told() };
-        let touched = touched(text);
-        if touched.parts.contains(Parts::EXECUTES) {
-            self.note_executed();
-        }
-        if self.state.creates_temporary() {
-            self.pipeline.touched.parts |= Parts::TEMPORARY;
-        }
-        self.note_touched(&touched);
-    }
-
-    /// Notes what the client's statements of PREPARE may change, whichever is run.
-    fn note_executed(&mut self) {
-        let touched = self.state.prepared_touches();
-        self.note_touched(&touched);
-    }
-
-    /// Notes what a statement may change.
-    #[inline]
-    fn note_touched(&mut self, touched: &Touched) {
-        if self.pipeline.watching && !touched.is_empty() {
-            self.functions.add(touched, &mut self.pipeline.touched);
-        }
-    }
-
-    /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
-    /// another name, or not at all. `None` for every other text.
-    fn named_by_sql(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Option<Fate> {
-        if !self.tracking {
-            return None;
-        }
-        if !message.is_whole() {
-            let has_names = self.client.as_deref().is_some_and(|client| !client.is_empty());
-            let waits = has_names && message.length <= NAMING_MAX && may_name(message.body);
-            return waits.then_some(Fate::Incomplete);
-        }
-        let text = text_of(message.body);
-        let Naming { verb, name, place } = naming(text)?;
-        let statement = Arc::clone(self.client.as_deref()?.get(&name)?);
-        if self.pipeline.owed() > 0 && !self.pipeline.is_batch_open() {
-            // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
-            return Some(Fate::Wait);
-        }
-        if self.pipeline.status() == TransactionStatus::Failed {
-            return None;
-        }
-        output.flush(message.at);
-        let lacks = !self.server.touch(statement.id);
-        // Answers of a batch without its Sync may stay in the server's buffer: they are not waited for.
-        let is_batch_open = self.pipeline.is_batch_open();
-        if lacks {
-            self.ensure_present(&statement, output.out);
-        }
-        let server_name = Statement::server_name(statement.id);
-        let length = HEADER_LENGTH + text.len() - place.len() + server_name.len() + 3;
-        write_header(b'Q', length, output.out);
-        output.out.extend_from_slice(&text[..place.start]);
-        output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
-        output.out.extend_from_slice(&text[place.end..]);
-        output.out.push(0);
-        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
-        if verb == Verb::Execute && self.pipeline.others_sequences && parts.contains(Parts::SEQUENCES) {
-            return Some(Fate::OthersSequences);
-        }
-        match (verb, &statement.touched) {
-            (Verb::Execute, Some(touched)) => self.note_touched(touched),
-            (Verb::Execute, None) => {}
-            (Verb::Deallocate, _) => {
-                self.server.remove(statement.id);
-                self.client.get_or_insert_default().remove(&name);
-            }
-        }
-        self.forget_unnamed();
-        self.note_unnamed();
-        self.pipeline.push(RequestKind::Query, Answer::Forward);
-        if lacks && !is_batch_open {
-            // Should our Parse fail, the server skips the Query, and what follows up to here.
-            write_header(b'S', HEADER_LENGTH, output.out);
-            self.pipeline.push(RequestKind::Sync, Answer::Discard);
-        }
-        Some(Fate::Rewritten(message.length))
-    }
-
     /// The server's unnamed statement is what this client made it.
     #[inline]
     fn note_unnamed(&mut self) {
         self.pipeline.take_unnamed_doubt();
         *self.unnamed_present = true;
-    }
-
-    /// Notes what the unnamed statement may change, which is used now.
-    fn unnamed_reads_others_sequences(&mut self, at: usize, output: &mut Output<'_>) -> bool {
-        let Some(client) = self.client.as_deref() else { return false };
-        let Some(touched) = client.unnamed_touched() else { return false };
-        if self.pipeline.watching {
-            self.functions.add(touched, &mut self.pipeline.touched);
-        }
-        let parts = touched.parts;
-        self.reads_others_sequences(parts, at, output)
-    }
-
-    /// `currval` and `lastval` answer from what the session did, be it for another client. In front of a
-    /// transaction that is forgotten; returns whether it is too late for that.
-    fn reads_others_sequences(&mut self, parts: Parts, at: usize, output: &mut Output<'_>) -> bool {
-        if !self.pipeline.watching || !self.pipeline.others_sequences || !parts.contains(Parts::SEQUENCES) {
-            return false;
-        }
-        if !self.pipeline.is_before_client() {
-            return true;
-        }
-        output.flush(at);
-        write_header(b'Q', HEADER_LENGTH + DISCARD_SEQUENCES.len(), output.out);
-        output.out.extend_from_slice(DISCARD_SEQUENCES);
-        self.pipeline.push(RequestKind::Query, Answer::Discard);
-        self.pipeline.others_sequences = false;
-        // Our Query has dropped it.
-        *self.unnamed_present = false;
-        false
     }
 
     fn forget_unnamed(&mut self) {
@@ -496,8 +360,7 @@ impl Upstream<'_> {
             return Fate::Rewritten(length);
         }
         let statement = self.interner.intern(parse.definition, &self.state.environment());
-        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
-        if self.reads_others_sequences(parts, at, output) {
+        if self.reads_others_sequences(statement.parts(), at, output) {
             return Fate::OthersSequences;
         }
         if self.pipeline.awaits_statement(statement.id) {
@@ -680,9 +543,9 @@ impl Upstream<'_> {
         }
         if let Some(touched) = &statement.touched {
             self.note_touched(touched);
-            if self.reads_others_sequences(touched.parts, at, output) {
-                return Name::OthersSequences;
-            }
+        }
+        if self.reads_others_sequences(statement.parts(), at, output) {
+            return Name::OthersSequences;
         }
         output.flush(at);
         self.ensure_present(&statement, output.out);
@@ -738,29 +601,6 @@ impl Upstream<'_> {
             }
         }
     }
-}
-
-/// `length` is the whole message's, its type byte included.
-fn write_header(tag: u8, length: usize, out: &mut Vec<u8>) {
-    let length = u32::try_from(length - 1).expect("a message of ours is below 2 GB: its parts were");
-    out.push(tag);
-    out.extend_from_slice(&length.to_be_bytes());
-}
-
-fn write_parse(id: u64, definition: &[u8], out: &mut Vec<u8>) {
-    let name = Statement::server_name(id);
-    write_header(b'P', HEADER_LENGTH + name.len() + 1 + definition.len(), out);
-    out.extend_from_slice(name.as_bytes());
-    out.push(0);
-    out.extend_from_slice(definition);
-}
-
-/// Describe or Close of a statement.
-fn write_object(tag: u8, name: &[u8], out: &mut Vec<u8>) {
-    write_header(tag, HEADER_LENGTH + 1 + name.len() + 1, out);
-    out.push(b'S');
-    out.extend_from_slice(name);
-    out.push(0);
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::net::dns::Address;
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::protocol::flight::Flight;
 use crate::protocol::intern::Interner;
-use crate::protocol::parameters::{ParameterSet, Tracked};
+use crate::protocol::parameters::{ParameterSet, SEARCH_PATH, Tracked};
 use crate::protocol::state::SessionState;
 use crate::protocol::statements::ServerStatements;
 use crate::protocol::{OutOfStep, Pipeline, Stop};
@@ -39,8 +39,6 @@ const HEARD_MAX: usize = 1024 * 1024;
 const ROWS_MAX: usize = 4096;
 
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
-
-const SEARCH_PATH: &str = "search_path";
 
 /// What is the same for all servers of a process: the tracked parameters and their interned values.
 pub struct Session {

@@ -1,7 +1,5 @@
 //! A session without a server: what it answers itself, and how it gets a server.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -10,9 +8,8 @@ use bytes::BytesMut;
 use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
-use crate::pool::{Acquired, Lease, Target};
+use crate::pool::{Acquired, Lease};
 use crate::protocol::upstream::{self, Body};
-use crate::protocol::{Answer, RequestKind};
 use crate::wire::frontend::{self, Object};
 use crate::wire::startup::Replication;
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
@@ -349,47 +346,5 @@ impl Session {
         lease.parts().1.proving = proving;
         self.phase = Phase::Leased(lease);
         Ok(())
-    }
-
-    /// Puts in front what turns the server's session into the client's. Returns whether the client's bytes must
-    /// wait for its success: because no server has accepted these values yet, or because they must not be
-    /// executed without them.
-    fn carry_over(&mut self, lease: &mut Lease, out: &mut Vec<u8>) -> bool {
-        let is_same_state = Arc::ptr_eq(&self.state, &lease.state);
-        let forgets_sequences =
-            lease.pipeline.others_sequences && self.group.pool.sequences.load(Ordering::Relaxed);
-        if is_same_state && Arc::ptr_eq(&self.parameters, &lease.parameters) && !forgets_sequences {
-            self.proven = true;
-            return false;
-        }
-        let (mut sql, redo) = match is_same_state {
-            true => <(String, String)>::default(),
-            false => lease.state.toward(&self.state),
-        };
-        let tracked = &self.plane.shared.server.tracked;
-        sql.push_str(&lease.parameters.sets_toward(&self.parameters, tracked));
-        sql.push_str(&redo);
-        if forgets_sequences {
-            sql.push_str("DISCARD SEQUENCES;");
-            lease.pipeline.others_sequences = false;
-        }
-        let before = Arc::clone(&lease.state);
-        let mut queries = BytesMut::new();
-        for text in
-            [&*sql].into_iter().filter(|sql| !sql.is_empty()).chain(before.lacks_prepared(&self.state))
-        {
-            originate::query(text, &mut queries);
-            lease.pipeline.push(RequestKind::Query, Answer::Discard);
-        }
-        if queries.is_empty() {
-            self.parameters = Arc::clone(&lease.parameters);
-            self.proven = true;
-            return false;
-        }
-        let Target { database, user } = &self.group.pool.target;
-        tracing::debug!("S-{:#x}: {database}/{user}@{} varcache_apply: {sql}", lease.id, lease.endpoint);
-        out.extend_from_slice(&queries);
-        // Nothing is to run as somebody else, or on somebody else's settings, should that fail.
-        !self.proven || !is_same_state
     }
 }

@@ -11,7 +11,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::plane::Group;
+use super::views::unix_us;
 use super::{Farewell, Phase, Session, since};
+use crate::admin::PinView;
 use crate::config::{Config, PoolMode, SessionStateMode};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::{Lease, Pool};
@@ -234,13 +236,7 @@ impl Session {
 
     /// Goes on with the server, once it has what the client's StartupMessage asks for, should that have been reset.
     fn keep(&mut self, mut lease: Lease) {
-        let tracked = &self.plane.shared.server.tracked;
-        let (mut sql, redo) = match Arc::ptr_eq(&lease.state, &self.state) {
-            true => <(String, String)>::default(),
-            false => lease.state.toward(&self.state),
-        };
-        sql.push_str(&lease.parameters.sets_toward(&self.parameters, tracked));
-        sql.push_str(&redo);
+        let sql = self.sets_toward_mine(&lease);
         if sql.is_empty() {
             self.phase = Phase::Leased(lease);
             return;
@@ -338,6 +334,22 @@ impl Session {
         } else {
             self.give_back_after(lease, DISCARD_ALL.to_owned(), now);
         }
+    }
+
+    /// What SHOW PINS says of it.
+    pub(super) fn pin_view(&self) -> Option<PinView> {
+        let pinned = self.pinned.as_ref()?;
+        Some(PinView {
+            client_id: self.id,
+            database: self.group.database.to_string(),
+            user: self.group.user.to_string(),
+            reason: pinned.pins.words(),
+            since_us: unix_us(pinned.since),
+            server_id: match &self.phase {
+                Phase::Leased(lease) => Some(lease.id),
+                Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => None,
+            },
+        })
     }
 
     /// `pin_timeout`

@@ -24,6 +24,7 @@ mod relay;
 mod replication;
 mod resend;
 pub mod rules;
+mod set_up;
 mod time;
 pub mod views;
 

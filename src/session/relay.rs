@@ -11,12 +11,11 @@ use bytes::BytesMut;
 
 use super::keeping::Between;
 use super::resend::is_going_away;
-use super::{Farewell, Phase, READS_MAX, SENT_AGAIN_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::pool::Lease;
-use crate::protocol::parameters::ParameterSet;
 use crate::protocol::upstream::{self, Upstream};
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
@@ -508,55 +507,6 @@ impl Session {
             self.statements.as_deref_mut(),
             &mut server.statements,
         );
-    }
-
-    /// What we have put in front of the client's request is done. Returns whether the lease goes on.
-    fn note_own_query(&mut self, failed: bool) -> Result<bool, Farewell> {
-        if failed {
-            let lease = self.lease();
-            let refusal = lease.refusal.take().unwrap_or_default();
-            if lease.loan().proving && lease.state.has_time_limit() && self.sent_again < SENT_AGAIN_MAX {
-                // What another client has set has kept its own end from being set up again.
-                self.send_again("its session could not be reset");
-                return Ok(false);
-            }
-            if let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) {
-                // Some of it may be there: nobody else must find that.
-                lease.close("it could not be set up for its client");
-            }
-            let error = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "invalid server parameter")
-                .detail(format!("The server refused what this session has set: {refusal}"));
-            return Err(error.into());
-        }
-        if self.lease().pipeline.runs_own_query() {
-            // More of ours follows.
-            return Ok(true);
-        }
-        self.proven = true;
-        let state = Arc::clone(&self.state);
-        self.lease().state = state;
-        if std::mem::take(&mut self.canceled) {
-            let plane = Rc::clone(&self.plane);
-            self.cancel(&plane);
-        }
-        self.lease().parts().1.proving = false;
-        let canonical = Arc::clone(&self.lease().parameters);
-        self.log_canonical(&canonical);
-        self.parameters = canonical;
-        Ok(true)
-    }
-
-    /// The server may call a value otherwise than the client did.
-    fn log_canonical(&self, canonical: &ParameterSet) {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
-            return;
-        }
-        for (name, from, to) in self.parameters.changes(canonical, &self.plane.shared.server.tracked) {
-            let tag = self.tag();
-            tracing::debug!(
-                "{tag} varcache_set_canonical: setting {name} to its canonical version {from} -> {to}"
-            );
-        }
     }
 
     // ---- the end of a lease ----

@@ -140,7 +140,7 @@ fn process_id(peer: &Peer) -> i32 {
 }
 
 /// The time on the wall of a moment in the past.
-fn unix_us(moment: Instant) -> i64 {
+pub(super) fn unix_us(moment: Instant) -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let since = since.saturating_sub(moment.elapsed());
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
@@ -188,21 +188,6 @@ impl Session {
             id: self.id,
             buffers: BufferView::default(),
         }
-    }
-
-    fn pin_view(&self) -> Option<PinView> {
-        let pinned = self.pinned.as_ref()?;
-        Some(PinView {
-            client_id: self.id,
-            database: self.group.database.to_string(),
-            user: self.group.user.to_string(),
-            reason: pinned.pins.words(),
-            since_us: unix_us(pinned.since),
-            server_id: match &self.phase {
-                Phase::Leased(lease) => Some(lease.id),
-                Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => None,
-            },
-        })
     }
 
     fn server_view(&self) -> Option<ServerView> {

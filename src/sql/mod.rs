@@ -117,6 +117,14 @@ const HARMLESS: &[&str] = &[
     "current_setting",
 ];
 
+/// The first word of a text, behind comments and empty statements.
+pub fn first_word(sql: &[u8]) -> Option<&str> {
+    match Lexer::new(sql).find(|token| *token != Token::Semicolon)? {
+        Token::Word(word) => Some(word),
+        _ => None,
+    }
+}
+
 /// The statements of a simple Query, in order; empty ones are left out.
 pub fn statements(sql: &[u8]) -> Vec<Kind> {
     let mut kinds = Vec::new();

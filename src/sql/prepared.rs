@@ -26,7 +26,7 @@ pub struct Naming {
 
 /// Whether a text is nothing but one EXECUTE or DEALLOCATE of a name. DEALLOCATE ALL is not.
 pub fn naming(sql: &[u8]) -> Option<Naming> {
-    if !may_name(sql) {
+    if !matches!(sql.trim_ascii_start().first()?, b'e' | b'E' | b'd' | b'D' | b'/' | b'-') {
         return None;
     }
     let mut lexer = Lexer::new(sql);
@@ -47,11 +47,6 @@ pub fn naming(sql: &[u8]) -> Option<Naming> {
         _ => return None,
     };
     is_over(lexer).then(|| Naming { verb, name, place: end - length..end })
-}
-
-/// Whether a text that begins like this may be [`naming`] a statement.
-pub fn may_name(start: &[u8]) -> bool {
-    matches!(start.trim_ascii_start().first(), None | Some(b'e' | b'E' | b'd' | b'D' | b'/' | b'-'))
 }
 
 /// Whether a text is one PREPARE, which can be said again: `pg_prepared_statements` keeps the whole text that a

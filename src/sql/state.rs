@@ -76,6 +76,16 @@ pub struct Touched {
 }
 
 impl Touched {
+    /// The functions that a text calls.
+    fn by_calls(sql: &[u8]) -> Self {
+        let mut touched = Touched::default();
+        match calls(sql) {
+            Some(calls) => touched.calls = calls,
+            None => touched.add_anything(),
+        }
+        touched
+    }
+
     /// Whether the text leaves nothing behind.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty() && self.local_sets == 0 && self.calls.is_empty()
@@ -219,15 +229,12 @@ const PLAIN: &[&[u8]] = &[
 
 /// What a text of one statement or several may change. Costs next to nothing for one that does not.
 pub fn touched(sql: &[u8]) -> Touched {
-    let mut touched = Touched::default();
     if sql.len() > LOOK_MAX {
+        let mut touched = Touched::default();
         touched.add_unseen(sql);
         return touched;
     }
-    match calls(sql) {
-        Some(calls) => touched.calls = calls,
-        None => touched.add_anything(),
-    }
+    let mut touched = Touched::by_calls(sql);
     if is_plain(sql) {
         return touched;
     }
@@ -243,15 +250,12 @@ pub fn touched(sql: &[u8]) -> Touched {
 
 /// What the source of a function in SQL or PL/pgSQL may change, whatever it is called with.
 pub fn touched_by_body(source: &[u8]) -> Touched {
-    let mut touched = Touched::default();
     if source.len() > LOOK_MAX {
+        let mut touched = Touched::default();
         touched.add_anything();
         return touched;
     }
-    match calls(source) {
-        Some(calls) => touched.calls = calls,
-        None => touched.add_anything(),
-    }
+    let mut touched = Touched::by_calls(source);
     let mut statement = Vec::new();
     for token in Lexer::new(source).chain([Token::Semicolon]) {
         let begins_another =

@@ -35,7 +35,7 @@ fn a_state_is_set_up_and_undone_by_statements() {
     check(&clean, &one, "", set_up);
     check(&one, &clean, undone, "");
     check(&one, &one, "RESET ROLE;", "SET ROLE \"bob\";");
-    assert!(one.acts_as_another() && one.has_time_limit() && !one.is_clean());
+    assert!(one.has_time_limit() && !one.is_clean());
     let other = SessionState::of_settings([("app.user".to_owned(), "x".to_owned())]);
     check(
         &one,

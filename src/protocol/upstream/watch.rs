@@ -1,0 +1,135 @@
+//! What a client's text may change of its session, and what must stand in front of it for that reason.
+
+use std::sync::Arc;
+
+use super::{Fate, Message, Output, Upstream, write_header};
+use crate::protocol::statements::{Statement, text_of};
+use crate::protocol::{Answer, RequestKind};
+use crate::sql::prepared::{Naming, Verb, naming};
+use crate::sql::state::{Parts, Touched, touched};
+use crate::wire::HEADER_LENGTH;
+use crate::wire::backend::TransactionStatus;
+
+/// Forgets what `currval` and `lastval` would say.
+const DISCARD_SEQUENCES: &[u8] = b"DISCARD SEQUENCES\0";
+
+impl Upstream<'_> {
+    /// Notes what a text may change; `None` when it is too large to be looked at.
+    #[inline]
+    pub(super) fn note_text(&mut self, text: Option<&[u8]>) {
+        if !self.pipeline.watching {
+            return;
+        }
+        let Some(text) = text else { return self.pipeline.touched.add_told() };
+        let touched = touched(text);
+        if touched.parts.contains(Parts::EXECUTES) {
+            self.note_executed();
+        }
+        if self.state.creates_temporary() {
+            self.pipeline.touched.parts |= Parts::TEMPORARY;
+        }
+        self.note_touched(&touched);
+    }
+
+    /// Notes what the client's statements of PREPARE may change, whichever is run.
+    pub(super) fn note_executed(&mut self) {
+        let touched = self.state.prepared_touches();
+        self.note_touched(&touched);
+    }
+
+    /// Notes what a statement may change.
+    #[inline]
+    pub(super) fn note_touched(&mut self, touched: &Touched) {
+        if self.pipeline.watching && !touched.is_empty() {
+            self.functions.add(touched, &mut self.pipeline.touched);
+        }
+    }
+
+    /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
+    /// another name, or not at all. `None` for every other text.
+    pub(super) fn named_by_sql(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Option<Fate> {
+        if !self.tracking || !message.is_whole() {
+            return None;
+        }
+        let text = text_of(message.body);
+        let Naming { verb, name, place } = naming(text)?;
+        let statement = Arc::clone(self.client.as_deref()?.get(&name)?);
+        if self.pipeline.owed() > 0 && !self.pipeline.is_batch_open() {
+            // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
+            return Some(Fate::Wait);
+        }
+        if self.pipeline.status() == TransactionStatus::Failed {
+            return None;
+        }
+        output.flush(message.at);
+        let lacks = !self.server.touch(statement.id);
+        // Answers of a batch without its Sync may stay in the server's buffer: they are not waited for.
+        let is_batch_open = self.pipeline.is_batch_open();
+        if lacks {
+            self.ensure_present(&statement, output.out);
+        }
+        let server_name = Statement::server_name(statement.id);
+        let length = HEADER_LENGTH + text.len() - place.len() + server_name.len() + 3;
+        write_header(b'Q', length, output.out);
+        output.out.extend_from_slice(&text[..place.start]);
+        output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
+        output.out.extend_from_slice(&text[place.end..]);
+        output.out.push(0);
+        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
+        if verb == Verb::Execute && self.pipeline.others_sequences && parts.contains(Parts::SEQUENCES) {
+            return Some(Fate::OthersSequences);
+        }
+        match (verb, &statement.touched) {
+            (Verb::Execute, Some(touched)) => self.note_touched(touched),
+            (Verb::Execute, None) => {}
+            (Verb::Deallocate, _) => {
+                self.server.remove(statement.id);
+                self.client.get_or_insert_default().remove(&name);
+            }
+        }
+        self.forget_unnamed();
+        self.note_unnamed();
+        self.pipeline.push(RequestKind::Query, Answer::Forward);
+        if lacks && !is_batch_open {
+            // Should our Parse fail, the server skips the Query, and what follows up to here.
+            write_header(b'S', HEADER_LENGTH, output.out);
+            self.pipeline.push(RequestKind::Sync, Answer::Discard);
+        }
+        Some(Fate::Rewritten(message.length))
+    }
+
+    /// Notes what the unnamed statement may change, which is used now.
+    pub(super) fn unnamed_reads_others_sequences(&mut self, at: usize, output: &mut Output<'_>) -> bool {
+        let Some(client) = self.client.as_deref() else { return false };
+        let Some(touched) = client.unnamed_touched() else { return false };
+        if self.pipeline.watching {
+            self.functions.add(touched, &mut self.pipeline.touched);
+        }
+        let parts = touched.parts;
+        self.reads_others_sequences(parts, at, output)
+    }
+
+    /// `currval` and `lastval` answer from what the session did, be it for another client. In front of a
+    /// transaction that is forgotten; returns whether it is too late for that.
+    pub(super) fn reads_others_sequences(
+        &mut self,
+        parts: Parts,
+        at: usize,
+        output: &mut Output<'_>,
+    ) -> bool {
+        if !self.pipeline.watching || !self.pipeline.others_sequences || !parts.contains(Parts::SEQUENCES) {
+            return false;
+        }
+        if !self.pipeline.is_before_client() {
+            return true;
+        }
+        output.flush(at);
+        write_header(b'Q', HEADER_LENGTH + DISCARD_SEQUENCES.len(), output.out);
+        output.out.extend_from_slice(DISCARD_SEQUENCES);
+        self.pipeline.push(RequestKind::Query, Answer::Discard);
+        self.pipeline.others_sequences = false;
+        // Our Query has dropped it.
+        *self.unnamed_present = false;
+        false
+    }
+}
