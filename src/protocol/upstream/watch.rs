@@ -61,6 +61,9 @@ impl Upstream<'_> {
         if self.pipeline.status() == TransactionStatus::Failed {
             return None;
         }
+        if verb == Verb::Execute && self.reads_others_sequences(statement.parts(), message.at, output) {
+            return Some(Fate::OthersSequences);
+        }
         output.flush(message.at);
         let lacks = !self.server.touch(statement.id);
         // Answers of a batch without its Sync may stay in the server's buffer: they are not waited for.
@@ -75,10 +78,6 @@ impl Upstream<'_> {
         output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
         output.out.extend_from_slice(&text[place.end..]);
         output.out.push(0);
-        let parts = statement.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts);
-        if verb == Verb::Execute && self.pipeline.others_sequences && parts.contains(Parts::SEQUENCES) {
-            return Some(Fate::OthersSequences);
-        }
         match (verb, &statement.touched) {
             (Verb::Execute, Some(touched)) => self.note_touched(touched),
             (Verb::Execute, None) => {}
