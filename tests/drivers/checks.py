@@ -9,6 +9,7 @@ the same.
 import faulthandler
 import os
 import sys
+import threading
 
 DSN = os.environ["PGWEIR_DSN"]
 PART = " ".join(sys.argv[1:])
@@ -42,6 +43,15 @@ async def check_raises_async(error, awaitable, what):
     except error:
         return
     raise AssertionError(f"{what}: no {error.__name__}")
+
+
+def in_threads(count, client):
+    """Runs so many clients at once, each of which is told its number, to their ends."""
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(count)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
 
 
 def done():

@@ -7,7 +7,7 @@ from decimal import Decimal
 from urllib.parse import urlsplit
 
 import django
-from checks import DSN, PART, check, check_raises, done
+from checks import DSN, PART, check, check_raises, done, in_threads
 from django.conf import settings
 from psycopg import IsolationLevel
 
@@ -141,11 +141,7 @@ def threads():
             failures.append(error)
         connection.close()
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join()
+    in_threads(8, client)
     check(failures, [], "several threads")
     check(Order.objects.filter(customer__name__startswith="shared").count(), 120, "what they have written")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
-from checks import DSN, PART, check, check_raises, done
+from checks import DSN, PART, check, check_raises, done, in_threads
 from psycopg2 import errors
 from psycopg2.pool import ThreadedConnectionPool
 
@@ -128,11 +128,7 @@ def threads():
                     got.append(row(connection, "SELECT %s, %s", (number, repeat)) == (number, repeat))
                 pool.putconn(connection)
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(12)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join()
+    in_threads(12, client)
     check(got, [True] * 240, "a pool of threads")
     pool.closeall()
 

@@ -1,13 +1,12 @@
 """SQLAlchemy through the pooler, over psycopg, psycopg2 and asyncpg, on the tables of Alembic's migrations."""
 
 import asyncio
-import threading
 from decimal import Decimal
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from checks import DSN, PART, check, check_raises, done
+from checks import DSN, PART, check, check_raises, done, in_threads
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -120,11 +119,7 @@ def threads(engine):
         except Exception as error:  # noqa: BLE001: the main thread tells of it
             failures.append(error)
 
-    clients = [threading.Thread(target=client, args=(number,)) for number in range(8)]
-    for thread in clients:
-        thread.start()
-    for thread in clients:
-        thread.join()
+    in_threads(8, client)
     check(failures, [], "sessions of several threads")
 
 
