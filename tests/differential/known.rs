@@ -1,7 +1,7 @@
 //! What is known to be answered differently, and so is not asked. Each of these functions is a wish.
 
-use super::script::{Request, Script, Step, Who};
-use std::collections::HashSet;
+use super::script::{Request, Script, Step, Value, Who};
+use std::collections::{HashMap, HashSet};
 
 /// Whether the script asks what is known.
 pub fn has_known(script: &Script) -> bool {
@@ -33,6 +33,7 @@ const REPORTED: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "Inter
 /// Changes what is known to something else.
 pub fn settle(steps: &mut Vec<Step>) {
     leave_out_descriptions(steps);
+    leave_out_wrong_arguments(steps);
     settle_unnamed(steps);
     steps.retain(|step| !step.requests.is_empty());
 }
@@ -97,6 +98,46 @@ fn leave_out_descriptions(steps: &mut [Step]) {
     }
 }
 
+/// Under another search_path a server is given a statement anew before it sees the arguments, and may not find its
+/// tables. PostgreSQL looks at the arguments first, and says that these are wrong. Arguments that are not wrong
+/// are asked for: then PostgreSQL looks for the tables again, too.
+fn leave_out_wrong_arguments(steps: &mut [Step]) {
+    // Of each name how many parameters its statements may have, and the names that there were when the path changed.
+    let mut counts: HashMap<String, HashSet<usize>> = HashMap::new();
+    let mut elsewhere = HashSet::new();
+    let mut sets_path = false;
+    for step in steps.iter_mut().filter(|step| step.who == Who::Client) {
+        step.requests.retain(|request| match request {
+            Request::Bind { statement, parameters, .. } if elsewhere.contains(statement) => {
+                let is_number = |value: &Value| *value != Value::Text("seven".to_owned());
+                counts[statement].iter().all(|count| *count == parameters.len())
+                    && parameters.iter().all(is_number)
+            }
+            Request::Query(sql) if let Some(name) = sql.strip_prefix("EXECUTE ") => {
+                !elsewhere.contains(name) || counts[name].iter().all(|count| *count == 0)
+            }
+            _ => true,
+        });
+        for request in &step.requests {
+            let (Request::Query(sql) | Request::Parse { sql, .. }) = request else { continue };
+            if let Request::Parse { name, .. } = request {
+                counts.entry(name.clone()).or_default().insert(parameters_of(sql));
+            }
+            let sets = ["search_path", "SET SCHEMA"].iter().any(|words| sql.contains(words));
+            sets_path |= sets;
+            let ends = ["RESET ALL", "ROLLBACK", "ABORT", "COMMIT", "END"];
+            if sets || sets_path && ends.iter().any(|words| sql.contains(words)) {
+                elsewhere.extend(counts.keys().cloned());
+            }
+        }
+    }
+}
+
+/// The highest number of a parameter in the text.
+fn parameters_of(sql: &str) -> usize {
+    (1..10).rev().find(|number| sql.contains(&format!("${number}"))).unwrap_or_default()
+}
+
 fn returns_rows(sql: &str) -> bool {
     let first = sql.split_whitespace().next().unwrap_or_default();
     matches!(first, "SELECT" | "VALUES" | "EXPLAIN" | "SHOW") || sql.contains("RETURNING")
@@ -125,4 +166,26 @@ fn abuses_copy(steps: &[Step]) -> bool {
         }
     }
     false
+}
+
+#[test]
+fn wrong_arguments_are_left_out_under_another_search_path_only() {
+    let check = |text: &str, left: &str| {
+        let mut steps = Script::read(text).steps;
+        settle(&mut steps);
+        assert_eq!(steps, Script::read(left).steps, "{text}");
+    };
+    let parse = "Parse s INSERT INTO items VALUES ($1, $2) / Sync";
+    let moves = "Query SET search_path = a";
+    for (wrong, right) in [
+        ("Query EXECUTE s", "Query EXECUTE s(1, 2)"),
+        ("Bind - s 1 / Execute - / Sync", "Bind - s 1 2 / Execute - / Sync"),
+        ("Bind - s seven 2 / Sync", "Bind - s 7 2 / Sync"),
+    ] {
+        check(&format!("{parse}\n{wrong}\n{moves}"), &format!("{parse}\n{wrong}\n{moves}"));
+        check(&format!("{moves}\n{parse}\n{wrong}"), &format!("{moves}\n{parse}\n{wrong}"));
+        check(&format!("{parse}\n{moves}\n{right}"), &format!("{parse}\n{moves}\n{right}"));
+        let left = wrong.split_once(" / ").map_or("", |(_, left)| left);
+        check(&format!("{parse}\n{moves}\n{wrong}"), &format!("{parse}\n{moves}\n{left}"));
+    }
 }
