@@ -80,6 +80,8 @@ metrics! {
         "Clients of the database.";
     DATABASE_CLIENTS_MAX: Gauge, Count, "pgweir_database_client_connections_max", ["database"],
         "max_db_client_connections; 0 is unlimited.";
+    DATABASE_LISTENING: Gauge, Count, "pgweir_database_listening_clients", ["database"],
+        "Clients that LISTEN without a server connection of their own.";
     DATABASE_PAUSED: Gauge, Count, "pgweir_database_paused", ["database"],
         "1 after PAUSE or KILL of the database.";
     DATABASE_DISABLED: Gauge, Count, "pgweir_database_disabled", ["database"],

@@ -421,6 +421,8 @@ async fn pause_waits_for_a_stream_and_kill_ends_it() {
     console.until(b'Z').await.is("C(PAUSE) Z(I)");
     pooler.admin("RESUME app").await;
     let mut late = tokio::time::timeout(PROMPTLY, late).await.expect("it is let in").unwrap();
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    eventually("the first stream's slot is gone", async || pooler.number(slots).await == 0).await;
     stream(&mut late).await;
     pooler.admin("KILL app").await;
     let told = late.rest().await;

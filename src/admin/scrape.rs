@@ -79,6 +79,7 @@ fn database(view: &DatabaseView, page: &mut Page) {
     page.gauge(&metrics::DATABASE_CONNECTIONS_MAX, &labels, view.max_connections);
     page.gauge(&metrics::DATABASE_CLIENTS, &labels, view.current_client_connections);
     page.gauge(&metrics::DATABASE_CLIENTS_MAX, &labels, view.max_client_connections);
+    page.gauge(&metrics::DATABASE_LISTENING, &labels, view.listening_clients);
     page.gauge(&metrics::DATABASE_PAUSED, &labels, view.paused);
     page.gauge(&metrics::DATABASE_DISABLED, &labels, view.disabled);
 }

@@ -257,6 +257,8 @@ pub struct DatabaseView {
     pub max_client_connections: u32,
     /// Clients.
     pub current_client_connections: u32,
+    /// Those that LISTEN without a server of their own.
+    pub listening_clients: u32,
     /// After PAUSE or KILL.
     pub paused: bool,
     /// After DISABLE.

@@ -432,6 +432,8 @@ settings! {
     pin_timeout: Duration = "0", Live Ours;
     /// Clients of one pool that may keep their servers; 0 is no limit.
     max_pinned_per_pool: u32 = "0", Live Ours;
+    /// Bytes of notifications that may wait for one client that listens; beyond it is disconnected.
+    max_notification_queue: u32 = "1048576", Live Ours;
     /// Form of the log's lines.
     log_format: LogFormat = "pgbouncer", Live Ours;
     /// Source of the clusters that a host NAME-rw, NAME-ro or NAME-r means; empty is off.

@@ -55,7 +55,7 @@ fn defaults_order_and_changeability_are_pgbouncers() {
     }
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
     let expected = "workers metrics_listen_addr shutdown_drain_timeout shutdown_listen_delay session_state \
-        pin_timeout max_pinned_per_pool log_format topology namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
+        pin_timeout max_pinned_per_pool max_notification_queue log_format topology namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
         standby_fallback server_tls_name peers_dns peers_service";
     assert_eq!(ours.join(" "), expected);
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();

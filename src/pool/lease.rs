@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::access::Site;
 use super::{Loan, Pool, Pooled, close};
+use crate::protocol::channels::Unlistened;
 use crate::server::{QueryError, ServerConnection};
 use crate::sql::state::Touched;
 
@@ -49,6 +50,7 @@ impl Lease {
         pooled.server.statements.renew(pooled.membership.pool.plans.load(Ordering::Relaxed));
         pooled.server.used_at = now;
         pooled.server.pipeline.touched = Touched::default();
+        pooled.server.pipeline.unlistened = Unlistened::default();
         pooled.loan = Loan { used: true, ..Loan::new(now) };
     }
 
@@ -163,7 +165,7 @@ impl DerefMut for Lease {
 }
 
 /// Runs a statement of our own, for at most `server_connect_timeout`.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Option<Duration>,
     statement: impl Future<Output = Result<T, QueryError>>,
 ) -> Result<T, QueryError> {

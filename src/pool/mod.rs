@@ -7,6 +7,7 @@
 pub mod access;
 mod berth;
 mod lease;
+pub mod listening;
 mod opening;
 pub mod quota;
 pub mod state;

@@ -46,7 +46,8 @@ impl Pipeline {
             let end = input.len().min(at + header.length);
             let whole = end - at == header.length;
             let inspected = header.length <= INSPECT_MAX;
-            if !whole && inspected && must_be_whole(tag) {
+            let looked_at = self.hears_elsewhere && tag == BackendTag::NotificationResponse;
+            if !whole && inspected && (must_be_whole(tag) || looked_at) {
                 return Ok(need_more);
             }
             let range = at + HEADER_LENGTH..end;
@@ -127,6 +128,9 @@ impl Pipeline {
             Tag::ParameterStatus if body.is_none() => Ok(passed_on),
             Tag::ParameterStatus if discard => Ok(Action::DiscardAndStop(Stop::Parameter(range))),
             Tag::ParameterStatus => Ok(Action::Stop(Stop::Parameter(range))),
+            Tag::NotificationResponse if self.hears_elsewhere && body.is_some() => {
+                Ok(Action::DiscardAndStop(Stop::Notification(range.start - HEADER_LENGTH..range.end)))
+            }
             Tag::NoticeResponse | Tag::NotificationResponse => Ok(passed_on),
             Tag::Authentication | Tag::BackendKeyData | Tag::NegotiateProtocolVersion => {
                 unreachable!("is_expected() refuses what belongs to the login")
@@ -181,6 +185,7 @@ impl Pipeline {
         }
         if self.watching && !discard {
             self.touched.add_tag(body.unwrap_or_default());
+            self.unlistened.note_tag(body.unwrap_or_default());
         }
         let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
         match (discard, drops_statements) {
@@ -202,6 +207,9 @@ impl Pipeline {
         self.pop();
         self.dropping &= !self.requests.is_empty();
         self.opening_block &= !self.requests.is_empty();
+        if !discard {
+            self.unlistened.note_ready(self.status);
+        }
         Ok(match discard {
             false => Action::Stop(Stop::Ready),
             true => {
@@ -216,6 +224,7 @@ impl Pipeline {
             self.in_doubt = true;
         }
         self.copy = Copy::None;
+        self.unlistened.note_error();
         let Some(front) = front else {
             return Action::Stop(Stop::Error(range));
         };

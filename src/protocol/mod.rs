@@ -5,6 +5,7 @@
 //! written to the server, the server's bytes go through [`Pipeline::receive`].
 
 mod answers;
+pub mod channels;
 pub mod flight;
 pub mod functions;
 pub mod intern;
@@ -21,6 +22,7 @@ use thiserror::Error;
 use crate::sql::state::Touched;
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
+use channels::Unlistened;
 use statements::Change;
 
 /// Most requests that may wait for an answer. Beyond it the client is not read.
@@ -150,6 +152,8 @@ pub enum Stop {
     Duplicate(Box<[u8]>),
     /// The server dropped all its prepared statements (DISCARD ALL, DEALLOCATE ALL).
     StatementsDropped,
+    /// A NotificationResponse, which ends at `consumed`: not forwarded, as the client may have heard it elsewhere.
+    Notification(Range<usize>),
     /// A ReadyForQuery for the client.
     Ready,
     /// A ReadyForQuery for a query of our own; `failed` when an error came before it.
@@ -208,6 +212,10 @@ pub struct Pipeline {
     pub watching: bool,
     /// What the client may have changed of the session since somebody last asked the server.
     pub touched: Touched,
+    /// What became of the client's UNLISTENs.
+    pub unlistened: Unlistened,
+    /// Whether somebody else listens for the client, too: its notifications are looked at.
+    pub hears_elsewhere: bool,
     /// Whether the session's sequences may have been used by another client.
     pub others_sequences: bool,
 }
@@ -235,6 +243,8 @@ impl Default for Pipeline {
             message_max: usize::MAX,
             watching: false,
             touched: Touched::default(),
+            unlistened: Unlistened::default(),
+            hears_elsewhere: false,
             others_sequences: false,
         }
     }

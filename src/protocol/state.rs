@@ -251,6 +251,8 @@ pub struct Told {
     pub pins: Pins,
     /// Tracked parameters that the session has set, and not reset.
     pub tracked: Vec<usize>,
+    /// The channels that the server listens to, if it was asked.
+    pub channels: Vec<Box<str>>,
 }
 
 impl Question {
@@ -338,7 +340,7 @@ impl Question {
     ) -> Told {
         let (state, pins) = before;
         let pins = pins | Pins::untold(self.parts);
-        let mut told = Told { state: state.clone(), pins, tracked: Vec::new() };
+        let mut told = Told { state: state.clone(), pins, tracked: Vec::new(), channels: Vec::new() };
         self.forget(&mut told);
         for row in rows {
             let mut columns = row.into_iter();
@@ -396,7 +398,10 @@ impl Told {
             "lock" => self.pins |= Pins::ADVISORY_LOCK,
             "temporary" => self.pins |= Pins::TEMPORARY_OBJECT,
             "cursor" => self.pins |= Pins::CURSOR,
-            "channel" => self.pins |= Pins::LISTEN,
+            "channel" => {
+                self.pins |= Pins::LISTEN;
+                self.channels.push(name.into());
+            }
             _ => {}
         }
     }

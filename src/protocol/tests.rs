@@ -120,6 +120,7 @@ impl Talk {
                 }
                 Stop::Parameter(_) => self.notes.push("parameter"),
                 Stop::StatementsDropped => self.notes.push("dropped"),
+                Stop::Notification(_) => self.notes.push("notification"),
                 Stop::OwnQueryDone { failed: true } => self.notes.push("own query failed"),
                 Stop::OwnQueryDone { failed: false } => self.notes.push("own query done"),
                 Stop::Ready | Stop::Discarded => {}

@@ -193,7 +193,7 @@ impl ServerConnection {
                 Stop::Parameter(range) => {
                     self.note_parameter(&input[at + range.start..at + range.end], session);
                 }
-                Stop::Discarded => {}
+                Stop::Discarded | Stop::Notification(_) => {}
                 _ => return Ok(false),
             }
             at += received.consumed;
@@ -249,7 +249,11 @@ impl ServerConnection {
         self.socket.write_all(request).await?;
         let mut failure = None;
         loop {
-            let (tag, body) = read_message(&mut self.socket).await?;
+            let (tag, body) = match read_message(&mut self.socket).await {
+                Ok(message) => message,
+                // Its last words say more than that it is gone.
+                Err(error) => return Err(failure.map_or(error, QueryError::Refused)),
+            };
             match tag {
                 BackendTag::NotificationResponse => self.note_notification(&body)?,
                 BackendTag::ErrorResponse => {
@@ -278,6 +282,37 @@ impl ServerConnection {
                 _ => {}
             }
         }
+    }
+
+    /// Takes the notifications of [`ServerConnection::carry`], as whole messages, from a server that nothing was
+    /// asked of.
+    ///
+    /// Fails with what the server says when it ends, and when it says what has no place there.
+    pub fn take_heard(&mut self, session: &Session) -> Result<Vec<u8>, QueryError> {
+        let input = std::mem::take(&mut self.carry);
+        let (mut at, mut heard) = (0, Vec::new());
+        while let Some(header) = Header::read(&input[at..])? {
+            let tag = BackendTag::from_byte(header.tag)?;
+            if header.length > MESSAGE_MAX {
+                let tag = char::from(header.tag);
+                return Err(Malformed::TooLarge { tag, need: header.length, limit: MESSAGE_MAX }.into());
+            }
+            let Some(message) = input.get(at..at + header.length) else { break };
+            let body = &message[HEADER_LENGTH..];
+            match tag {
+                BackendTag::NotificationResponse => heard.extend_from_slice(message),
+                BackendTag::ParameterStatus => drop(self.note_parameter(body, session)),
+                BackendTag::NoticeResponse => {}
+                BackendTag::ErrorResponse => {
+                    let message = backend::error_fields(body).message;
+                    return Err(QueryError::Refused(String::from_utf8_lossy(message).into_owned()));
+                }
+                tag => return Err(OutOfStep::Unexpected { tag, expected: None }.into()),
+            }
+            at += header.length;
+        }
+        self.carry.extend_from_slice(&input[at..]);
+        Ok(heard)
     }
 
     /// Keeps what the client listens to, and what came while the server answered us.

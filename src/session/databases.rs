@@ -16,6 +16,7 @@ use crate::net::dns::Dns;
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::net::tls::Tls;
 use crate::pool::access::Routes;
+use crate::pool::listening::Listening;
 use crate::pool::quota::Quota;
 use crate::pool::{OpenRequest, Pool, PoolSettings, Target};
 use crate::server;
@@ -43,6 +44,8 @@ pub struct DatabaseEntry {
     served: AtomicBool,
     /// When it was last seen to be used.
     used_at: Mutex<Instant>,
+    /// Who listens to what, and the connection that does so for all of them.
+    pub listening: Arc<Listening>,
     pools: Mutex<BTreeMap<Arc<str>, Arc<Pool>>>,
 }
 
@@ -211,6 +214,7 @@ impl Databases {
                 disabled: AtomicBool::new(false),
                 served: AtomicBool::new(false),
                 used_at: Mutex::new(Instant::now()),
+                listening: Arc::default(),
                 pools: Mutex::default(),
             })
         };

@@ -19,7 +19,7 @@ use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
 const STREAM_FROM: usize = 32 * 1024;
 
 const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
-const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
+pub(super) const READY_FOR_QUERY: &[u8] = b"Z\0\0\0\x05I";
 
 /// `disable_pqexec`: the simple query protocol takes several statements at once, as an injection of SQL needs.
 pub(super) fn pqexec_disallowed() -> Farewell {
@@ -50,6 +50,10 @@ impl Session {
         }
         // A client that does not take its answers is not asked for more questions.
         ready!(self.poll_flush(context))?;
+        if self.hearing.is_some() {
+            self.tell_heard(context)?;
+            ready!(self.poll_flush(context))?;
+        }
         let worth_a_look = |carry: &mut Box<Vec<u8>>| carry.len() >= self.needed;
         if let Some(carry) = self.carry.take_if(worth_a_look) {
             let progress = self.handle_idle(&carry, context, scratch, carry.len());
@@ -335,6 +339,7 @@ impl Session {
         lease.begin(now);
         lease.pipeline.message_max = self.group.rules.get().message_max;
         lease.pipeline.watching = self.group.is_watching();
+        lease.pipeline.hears_elsewhere = self.hearing.is_some();
         for name in self.doubted.iter().flat_map(|calls| &**calls) {
             lease.pipeline.touched.add_call(name);
         }

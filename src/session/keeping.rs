@@ -10,12 +10,14 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use super::hearing::Moved;
 use super::plane::Group;
 use super::views::unix_us;
 use super::{Farewell, Phase, Session, since};
 use crate::admin::PinView;
 use crate::config::{Config, PoolMode, SessionStateMode};
 use crate::error::{SqlError, sqlstate};
+use crate::pool::listening::Channels;
 use crate::pool::{Lease, Pool};
 use crate::protocol::functions::Search;
 use crate::protocol::state::{Pins, Question, SessionState, ended_by};
@@ -27,8 +29,13 @@ const DISCARD_ALL: &str = "DISCARD ALL";
 
 type Rows = Vec<Vec<Option<String>>>;
 
-/// The server, and what it said.
-type Answer = (Lease, Touched, Result<(Question, Rows), QueryError>);
+/// What a server was given to do after a transaction, and how that went.
+pub(super) enum Brought {
+    /// It was asked what there is.
+    Answer(Lease, Touched, Result<(Question, Rows), QueryError>),
+    /// It was freed from listening.
+    Moved((Lease, Result<Moved, QueryError>)),
+}
 
 /// The settings about this.
 #[derive(Clone, Copy, Debug)]
@@ -58,9 +65,15 @@ impl Keeping {
     }
 }
 
-/// A server is being asked what a client has made of its session.
+/// A server is being asked what a client has made of its session, or freed from some of that.
 pub(super) struct Asking {
-    answer: Pin<Box<dyn Future<Output = Answer>>>,
+    answer: Pin<Box<dyn Future<Output = Brought>>>,
+}
+
+impl Asking {
+    pub(super) fn new(answer: impl Future<Output = Brought> + 'static) -> Self {
+        Asking { answer: Box::pin(answer) }
+    }
 }
 
 impl fmt::Debug for Asking {
@@ -121,6 +134,12 @@ impl Session {
             return Ok(if pins.is_empty() { Between::GiveBack } else { Between::Keep });
         }
         let mut touched = std::mem::take(&mut pipeline.touched);
+        let unlistened = std::mem::take(&mut pipeline.unlistened);
+        touched.parts -= Parts::NOTIFIES;
+        if let Err(farewell) = self.unlisten(&std::mem::take(&mut touched.unlistens), unlistened) {
+            self.lease().pipeline.touched = touched;
+            return Err(farewell);
+        }
         ended_by(&mut touched, pins);
         if touched.parts.contains(Parts::FUNCTIONS) {
             self.group.pool.functions.forget();
@@ -133,7 +152,7 @@ impl Session {
             self.group.pool.sequences.store(true, Ordering::Relaxed);
         }
         let question = Question::new(&touched, &self.state);
-        if question.is_asked() || !touched.calls.is_empty() {
+        if question.is_asked() || !touched.calls.is_empty() || self.withheld {
             self.ask(touched);
             return Ok(Between::Ask);
         }
@@ -151,38 +170,56 @@ impl Session {
         };
         let cancels = self.cancels.clone();
         let state = Arc::clone(&self.state);
-        let answer = Box::pin(async move {
+        let hears_itself = self.hears_itself();
+        let answer = async move {
+            hears_itself.await;
             // One that is on its way is meant for the client's query, not for ours.
             if let Some(cancels) = cancels.filter(|cancels| cancels.are_pending())
                 && !cancels.arrived().await
             {
                 let error = QueryError::Refused("a cancel request may still reach it".into());
-                return (lease, touched, Err(error));
+                return Brought::Answer(lease, touched, Err(error));
             }
             let answer = match learn(&mut lease, &mut touched).await {
                 Ok(()) => answer(&mut lease, Question::new(&touched, &state)).await,
                 Err(error) => Err(error),
             };
-            (lease, touched, answer)
-        });
-        self.phase = Phase::Asking(Asking { answer });
+            Brought::Answer(lease, touched, answer)
+        };
+        self.phase = Phase::Asking(Asking::new(answer));
     }
 
     /// Waits for the server's answer; meanwhile the client is not read.
     pub(super) fn poll_asking(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
         let Phase::Asking(asking) = &mut self.phase else { unreachable!("the caller matched the phase") };
-        let (mut lease, touched, answer) = ready!(asking.answer.as_mut().poll(context));
+        let brought = ready!(asking.answer.as_mut().poll(context));
         self.phase = Phase::Idle;
+        Poll::Ready(match brought {
+            Brought::Answer(lease, touched, answer) => self.answered(lease, touched, answer),
+            Brought::Moved((lease, moved)) => self.moved(lease, moved),
+        })
+    }
+
+    fn answered(
+        &mut self,
+        mut lease: Lease,
+        touched: Touched,
+        answer: Result<(Question, Rows), QueryError>,
+    ) -> Result<(), Farewell> {
+        if let Err(farewell) = self.send_withheld() {
+            self.leave(lease, Instant::now());
+            return Err(farewell);
+        }
         let (question, rows) = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 lease.close(&format!("session state is not known: {error}"));
-                return Poll::Ready(self.doubt(touched, &error));
+                return self.doubt(touched, &error);
             }
         };
         if let Err(farewell) = self.settle_doubt() {
             self.leave(lease, Instant::now());
-            return Poll::Ready(Err(farewell));
+            return Err(farewell);
         }
         if !question.is_asked() {
             // It was set up, and has its own way to write the values.
@@ -191,26 +228,39 @@ impl Session {
         // PostgreSQL sends them in front of any ReadyForQuery, ours too.
         let heard = std::mem::take(&mut lease.heard);
         if !heard.is_empty() {
-            self.send(&heard)?;
+            self.send(&self.heard_only_here(&heard))?;
         }
-        match self.take_answer(&question, rows) {
-            Ok(at_server) => lease.state = at_server,
+        let channels = match self.take_answer(&question, rows) {
+            Ok((at_server, channels)) => {
+                lease.state = at_server;
+                channels
+            }
             Err(farewell) => {
                 lease.close("its client may not leave what it has left");
-                return Poll::Ready(Err(farewell));
+                return Err(farewell);
             }
+        };
+        if channels.is_empty() {
+            return self.go_on_with(lease);
         }
+        self.hand_over(lease, channels);
+        Ok(())
+    }
+
+    /// Gives a server back that knows nothing more of its client, or lets the client keep it.
+    pub(super) fn go_on_with(&mut self, mut lease: Lease) -> Result<(), Farewell> {
         if self.pins().is_empty() {
             let now = lease.loan().quiet_since;
             self.last_request = now;
             self.give_back(lease, now);
         } else if lease.site().is_closed() {
             lease.close("server connection is no longer wanted");
-            return Poll::Ready(Err(Farewell::Severed));
+            return Err(Farewell::Severed);
         } else {
+            lease.pipeline.hears_elsewhere = self.hearing.is_some();
             self.keep(lease);
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
     /// The server was lost before it told. Where functions were called of which nothing is known, most likely they have
@@ -242,15 +292,19 @@ impl Session {
             return;
         }
         let nothing = Question::new(&Touched::default(), &self.state);
-        let answer = Box::pin(async move {
+        self.phase = Phase::Asking(Asking::new(async move {
             let rows = lease.rows_in_time(&sql).await;
-            (lease, Touched::default(), rows.map(|rows| (nothing, rows)))
-        });
-        self.phase = Phase::Asking(Asking { answer });
+            Brought::Answer(lease, Touched::default(), rows.map(|rows| (nothing, rows)))
+        }));
     }
 
-    /// Takes over what the server says. Returns the state that it has.
-    fn take_answer(&mut self, question: &Question, rows: Rows) -> Result<Arc<SessionState>, Farewell> {
+    /// Takes over what the server says. Returns the state that it has, and the channels that somebody else shall listen
+    /// to for the client.
+    fn take_answer(
+        &mut self,
+        question: &Question,
+        rows: Rows,
+    ) -> Result<(Arc<SessionState>, Channels), Farewell> {
         let shared = &self.plane.shared;
         let welcome = self.group.pool.welcome();
         let login = welcome.as_ref().and_then(|welcome| welcome.get("session_authorization"));
@@ -279,8 +333,9 @@ impl Session {
             }
             self.parameters = parameters;
         }
-        self.pin(told.pins)?;
-        Ok(at_server)
+        let channels: Channels = std::mem::take(&mut told.channels).into_iter().collect();
+        self.pin(if channels.is_empty() { told.pins } else { told.pins - Pins::LISTEN })?;
+        Ok((at_server, channels))
     }
 
     /// What the client has set since its StartupMessage.
@@ -289,7 +344,7 @@ impl Session {
         state.without(asked.iter().map(|(name, _)| name.as_str()))
     }
 
-    fn pin(&mut self, pins: Pins) -> Result<(), Farewell> {
+    pub(super) fn pin(&mut self, pins: Pins) -> Result<(), Farewell> {
         if pins.is_empty() {
             self.pinned = None;
             return Ok(());
@@ -322,7 +377,7 @@ impl Session {
 
     /// Gives a server back at the end of the session, without what the client has left on it.
     pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
-        let parts = lease.pipeline.touched.parts - Parts::ENDS - Parts::FUNCTIONS;
+        let parts = lease.pipeline.touched.parts - Parts::ENDS - Parts::FUNCTIONS - Parts::NOTIFIES;
         let pins = self.pins();
         // What was called just now may be unknown still.
         if pins.is_empty() && parts.is_empty() && lease.pipeline.touched.calls.is_empty() {
@@ -396,7 +451,7 @@ async fn learn(lease: &mut Lease, touched: &mut Touched) -> Result<(), QueryErro
     Ok(())
 }
 
-fn not_known(error: &QueryError) -> Farewell {
+pub(super) fn not_known(error: &QueryError) -> Farewell {
     SqlError::fatal(sqlstate::CONNECTION_FAILURE, "session state is lost")
         .detail(format!(
             "The last transaction may have changed the session, and the server did not tell how: {error}."

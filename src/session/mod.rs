@@ -12,6 +12,7 @@ pub mod clusters;
 pub mod console;
 pub mod control;
 pub mod databases;
+mod hearing;
 mod idle;
 mod keeping;
 pub mod login;
@@ -54,6 +55,7 @@ use crate::topology::Place;
 use crate::wire::startup::{CancelKey, Replication};
 use crate::wire::{Malformed, originate};
 use cancel::CancelsInFlight;
+use hearing::Hearing;
 use keeping::{Asking, Pinned};
 use plane::{Group, Plane, Scratch};
 
@@ -151,6 +153,10 @@ pub struct Session {
     wanted: Option<Box<options::Wanted>>,
     /// Why it keeps its server, if it does.
     pinned: Option<Box<Pinned>>,
+    /// What it listens to without a server of its own.
+    hearing: Option<Box<Hearing>>,
+    /// A ReadyForQuery is kept back for what the client has notified itself of.
+    withheld: bool,
     /// Functions that it has called on a server that was lost before it told what they are.
     #[expect(clippy::box_collection, reason = "hardly any client has some")]
     doubted: Option<Box<Vec<Box<str>>>>,
@@ -241,6 +247,8 @@ impl Session {
             state: new.state,
             wanted: new.wanted,
             pinned: None,
+            hearing: None,
+            withheld: false,
             doubted: None,
             proven: new.proven,
             follows,

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
+use super::idle::READY_FOR_QUERY;
 use super::keeping::Between;
 use super::resend::is_going_away;
 use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
@@ -116,6 +117,9 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Poll<Result<(), Farewell>> {
+        if self.hearing.is_some() && self.is_between_transactions() {
+            self.tell_heard(context)?;
+        }
         for _ in 0..READS_MAX {
             let from_server = self.pump_server(context, scratch)?;
             if from_server == Pumped::Released {
@@ -143,7 +147,7 @@ impl Session {
         }
         let lease = self.lease();
         let loan = lease.loan();
-        if loan.closing || loan.proving || lease.pipeline.is_full() {
+        if loan.closing || loan.proving || lease.pipeline.is_full() || self.withheld {
             return Ok(Pumped::Nothing);
         }
         if let Some(mut carry) = self.carry.take() {
@@ -364,7 +368,11 @@ impl Session {
                 at += received.consumed;
                 continue;
             }
-            forward.push(absolute(received.forward));
+            let mut passed_on = absolute(received.forward);
+            if received.stop == Stop::Ready && self.withholds_ready() {
+                passed_on.end -= READY_FOR_QUERY.len();
+            }
+            forward.push(passed_on);
             match received.stop {
                 Stop::NeedMore => {
                     at += received.consumed;
@@ -375,6 +383,10 @@ impl Session {
                 Stop::Synthesized(bytes) => forward.insert(bytes),
                 Stop::Parameter(range) => self.note_parameter(&input[absolute(range)]),
                 Stop::Error(range) => self.note_error(&input[absolute(range)]),
+                Stop::Notification(range) => {
+                    let message = &input[absolute(range)];
+                    forward.insert(&self.heard_only_here(message));
+                }
                 Stop::Duplicate(name) => {
                     self.undo(false);
                     self.log_duplicate(&name);

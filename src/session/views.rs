@@ -430,6 +430,7 @@ fn database_view(name: &str, entry: Option<&Arc<DatabaseEntry>>, config: &Config
         current_connections: entry.map_or(0, |entry| entry.servers.used()),
         max_client_connections: policy.max_db_client_connections,
         current_client_connections: entry.map_or(0, |entry| entry.clients.used()),
+        listening_clients: entry.map_or(0, |entry| entry.listening.clients()),
         paused: flag(|entry| entry.paused.load(std::sync::atomic::Ordering::Acquire)),
         disabled: flag(|entry| entry.disabled.load(std::sync::atomic::Ordering::Acquire)),
     })

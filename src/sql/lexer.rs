@@ -20,6 +20,8 @@ pub(super) enum Token<'a> {
     Dot,
     /// `;`
     Semicolon,
+    /// `*`
+    Star,
     /// Everything else: numbers, other strings, operators.
     Other,
 }
@@ -155,6 +157,7 @@ impl<'a> Iterator for Lexer<'a> {
                         b')' => Token::Close,
                         b',' => Token::Comma,
                         b'.' => Token::Dot,
+                        b'*' => Token::Star,
                         _ => Token::Other,
                     });
                 }

@@ -3,6 +3,7 @@
 //! write. [`state::touched`] tells what of its session a text may change.
 
 pub mod calls;
+pub mod channels;
 mod lexer;
 pub mod prepared;
 pub mod state;

@@ -8,6 +8,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use bitflags::bitflags;
 
 use super::calls::{CALLS_MAX, calls};
+use super::channels::Unlisten;
 use super::lexer::{Lexer, Token};
 
 /// Longest text that is looked at; of a longer one only the first word is.
@@ -15,6 +16,9 @@ const LOOK_MAX: usize = 64 * 1024;
 
 /// How far the arguments of a `set_config` are looked through.
 const ARGUMENTS_MAX: usize = 256;
+
+/// UNLISTENs that one transaction may hold, before nobody knows any more what they are of.
+const UNLISTENS_MAX: usize = 64;
 
 /// Names of settings with a dot that one transaction may touch, before it counts as any number of them.
 const CUSTOM_MAX: usize = 64;
@@ -49,6 +53,8 @@ bitflags! {
         const FUNCTIONS = 1 << 11;
         /// Statements of SQL's PREPARE are run.
         const EXECUTES = 1 << 12;
+        /// Notifications are sent, which the client may listen to itself.
+        const NOTIFIES = 1 << 13;
     }
 }
 
@@ -73,6 +79,8 @@ pub struct Touched {
     pub calls: Vec<Box<str>>,
     /// Statements that are tagged SET and last no longer than their transaction: SET LOCAL, SET TRANSACTION.
     pub local_sets: u32,
+    /// What is not listened to any more, should its transaction be committed: each once, in any order.
+    pub unlistens: Vec<Unlisten>,
 }
 
 impl Touched {
@@ -116,6 +124,9 @@ impl Touched {
         for name in &other.custom {
             self.add_custom(name);
         }
+        for unlisten in &other.unlistens {
+            self.add_unlisten(unlisten.clone());
+        }
     }
 
     /// Adds what the server says that it did. SET LOCAL has the tag of SET, so the tags of those that are
@@ -129,6 +140,7 @@ impl Touched {
             }
             b"SET" | b"RESET" => Parts::SETTINGS,
             b"LISTEN" | b"UNLISTEN" => Parts::CHANNELS,
+            b"NOTIFY" => Parts::NOTIFIES,
             b"LOAD" => Parts::LIBRARIES,
             b"PREPARE" | b"DEALLOCATE" | b"DEALLOCATE ALL" => Parts::PREPARED,
             b"DO" | b"CALL" | b"DISCARD ALL" => Parts::TOLD,
@@ -151,6 +163,16 @@ impl Touched {
         match begins_plain(beginning) {
             true => self.add_told(),
             false => self.add_anything(),
+        }
+    }
+
+    fn add_unlisten(&mut self, unlisten: Unlisten) {
+        self.parts |= Parts::CHANNELS;
+        if self.unlistens.contains(&unlisten) {
+        } else if self.unlistens.len() < UNLISTENS_MAX {
+            self.unlistens.push(unlisten);
+        } else {
+            self.unlistens[0] = Unlisten::Unknown;
         }
     }
 
@@ -189,6 +211,7 @@ static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
         "_backup",
         "execute",
         "origin_session",
+        "pg_notify",
     ];
     AhoCorasick::builder()
         .ascii_case_insensitive(true)
@@ -273,6 +296,10 @@ pub fn touched_by_body(source: &[u8]) -> Touched {
     }
     // What is local to the function is so to the transaction.
     touched.local_sets = 0;
+    if !touched.unlistens.is_empty() {
+        // No tag tells whether it came to that.
+        touched.unlistens = vec![Unlisten::Unknown];
+    }
     touched.parts -= Parts::FUNCTIONS | Parts::ENDS | Parts::EXECUTES;
     touched
 }
@@ -306,7 +333,9 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
     match first.as_str() {
         "set" => note_set(&statement[1..], touched),
         "reset" => touched.add_setting(&name(&statement[1..])),
-        "listen" | "unlisten" => touched.parts |= Parts::CHANNELS,
+        "listen" => touched.parts |= Parts::CHANNELS,
+        "unlisten" => touched.add_unlisten(Unlisten::read(&statement[1..])),
+        "notify" => touched.parts |= Parts::NOTIFIES,
         "prepare" if second == "transaction" => {}
         "prepare" | "deallocate" => touched.parts |= Parts::PREPARED,
         "declare" if has_word(statement, &["hold"]) => touched.parts |= Parts::CURSORS,
@@ -316,6 +345,10 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
         "close" | "drop" => touched.parts |= Parts::ENDS,
         "load" => touched.parts |= Parts::LIBRARIES,
         "do" => note_do(statement, touched),
+        "discard" if second == "all" => {
+            touched.add_told();
+            touched.add_unlisten(Unlisten::All);
+        }
         "discard" | "call" => touched.parts |= Parts::TOLD,
         _ => {}
     }
@@ -412,6 +445,7 @@ fn note_call(function: &str, arguments: &[Token<'_>], touched: &mut Touched) {
     match function {
         "set_config" => note_set_config(arguments, touched),
         "currval" | "lastval" => touched.parts |= Parts::SEQUENCES,
+        "pg_notify" => touched.parts |= Parts::NOTIFIES,
         "setseed"
         | "dblink_connect"
         | "dblink_connect_u"

@@ -1,6 +1,6 @@
 //! Views of the server messages that we look into.
 
-use super::split_cstring;
+use super::{HEADER_LENGTH, Header, Malformed, split_cstring};
 
 /// ReadyForQuery's transaction status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,41 @@ pub fn parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstring(body)?;
     let (value, _) = split_cstring(rest)?;
     Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+}
+
+/// One NotificationResponse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notification<'a> {
+    /// The whole message.
+    pub message: &'a [u8],
+    /// The channel's name.
+    pub channel: &'a [u8],
+    /// What was said.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Notification<'a> {
+    /// Reads the body of a message (PostgreSQL manual, "Message Formats"): process id, channel, payload.
+    fn read(message: &'a [u8]) -> Option<Self> {
+        let (_, strings) = message.get(HEADER_LENGTH..)?.split_first_chunk::<4>()?;
+        let mut strings = strings.strip_suffix(b"\0")?.splitn(2, |byte| *byte == 0);
+        Some(Notification { message, channel: strings.next()?, payload: strings.next()? })
+    }
+}
+
+/// The notifications in some whole messages, which are nothing else.
+pub fn notifications(messages: &[u8]) -> impl Iterator<Item = Result<Notification<'_>, Malformed>> {
+    let mut rest = messages;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let malformed = Malformed::Field { tag: 'A', field: "the channel and the payload", have: rest.len() };
+        let length = Header::read(rest).ok().flatten().map_or(rest.len(), |header| header.length);
+        let (message, others) = rest.split_at(length.min(rest.len()));
+        rest = others;
+        Some(Notification::read(message).ok_or(malformed))
+    })
 }
 
 /// Reads the body of a NegotiateProtocolVersion: the minor version of protocol 3 that the server will speak.
@@ -150,5 +185,22 @@ mod tests {
         assert_eq!(parameter_status(b"a\0b\0"), Some(("a", "b")));
         assert_eq!(parameter_status(b"a\0b"), None);
         assert_eq!(parameter_status(b"a\xff\0b\0"), None);
+    }
+
+    fn notification(channel: &str, payload: &str) -> Vec<u8> {
+        let body = [b"\0\0\0\x07", channel.as_bytes(), b"\0", payload.as_bytes(), b"\0"].concat();
+        let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+        [b"A", &length[..], &body].concat()
+    }
+
+    #[test]
+    fn each_notification_is_read_with_its_channel_and_its_payload() {
+        let both = [notification("news", "one"), notification("empty", "")].concat();
+        let read: Vec<_> = notifications(&both).map(Result::unwrap).collect();
+        assert_eq!((read[0].channel, read[0].payload), (&b"news"[..], &b"one"[..]));
+        assert_eq!((read[1].channel, read[1].payload), (&b"empty"[..], &b""[..]));
+        assert_eq!([read[0].message, read[1].message].concat(), both);
+        assert!(notifications(&both[..both.len() - 1]).any(|read| read.is_err()));
+        assert!(notifications(b"A\0\0\0\x04").all(|read| read.is_err()));
     }
 }
