@@ -620,6 +620,22 @@ async fn a_client_of_session_mode_is_told_57p01_when_the_primary_moves() {
 }
 
 #[tokio::test]
+async fn a_client_that_listens_is_told_57p01_when_the_primary_moves() {
+    let mut scene = Scene::start().await;
+    let mut a = scene.pooler.client().await;
+    a.query("LISTEN x").await.succeeds("LISTEN");
+    a.query("SELECT 1").await.is("T D(1) C(SELECT 1) Z(I)");
+    assert!(scene.pooler.admin("SHOW PINS").await.is_empty());
+    scene.replicas.freeze(0);
+    scene.take_over().await;
+    let told = timeout(PROMPTLY, a.rest()).await.expect("it is told soon");
+    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection because notifications may be lost");
+    let mut b = scene.pooler.client().await;
+    b.query("LISTEN x").await.succeeds("LISTEN");
+    assert_eq!(b.query("NOTIFY x, 'at the new one'").await.of(b'A').count(), 1);
+}
+
+#[tokio::test]
 async fn a_pooler_that_starts_while_there_is_no_primary_serves_when_there_is_one() {
     let mut scene = Scene::start().await;
     scene.replicas.kill(0);

@@ -5,9 +5,10 @@
 
 mod support;
 
+use std::sync::Arc;
 use support::message::{Reply, bind, execute, parse, query, run_of, sync};
 use support::stage::Stage;
-use support::{Login, Pooler, Raw, eventually};
+use support::{Login, Pooler, Postgres, Raw, eventually};
 
 /// Our connections that listen, by what they did last.
 const LISTENERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -242,6 +243,36 @@ async fn where_no_further_connection_is_allowed_a_listener_keeps_its_server() {
     assert!(hears(&mut stage.a, &stage.pooler, "x").await.is_empty());
     stage.play("A: UNLISTEN x").await;
     nobody_is_pinned(&stage.pooler).await;
+}
+
+#[tokio::test]
+async fn a_client_hears_what_is_said_at_the_host_where_it_said_listen() {
+    let one = Arc::new(Postgres::start(&[]).await);
+    let other = Postgres::start_beside(&one, "127.0.0.2").await;
+    let line = format!("listed = host=127.0.0.1,127.0.0.2 port={} dbname=app user=app", one.port);
+    let config = Pooler::config().postgres(Arc::clone(&one)).database_line(&line).pool_size(2);
+    let pooler = config.start().await;
+    let login = Login::new("app", "listed");
+    let (mut a, mut b) = (Raw::login(&pooler.tcp(), &login).await, Raw::login(&pooler.tcp(), &login).await);
+    a.query("BEGIN; LISTEN x").await.succeeds("LISTEN");
+    b.query("BEGIN; LISTEN x").await.succeeds("LISTEN");
+    let mut hosts = Vec::new();
+    for client in [&mut a, &mut b] {
+        hosts.push(client.query("SELECT host(inet_server_addr())").await.value());
+        client.query("COMMIT").await.is("C(COMMIT) Z(I)");
+        client.query("SELECT 1").await.succeeds("SELECT");
+    }
+    assert_ne!(hosts[0], hosts[1]);
+    // One of them is where the listening connection is, the other keeps its server.
+    eventually("one is pinned", async || pooler.admin("SHOW PINS").await.len() == 1).await;
+    for (host, client) in hosts.iter().zip([&mut a, &mut b]) {
+        let server = if host == "127.0.0.1" { &*one } else { &other };
+        for number in 0..3 {
+            server.sql("app", &format!("NOTIFY x, '{number} at {host}'")).await;
+            let heard = heard(&client.until(b'A').await);
+            assert_eq!(heard, [format!("x {number} at {host}")]);
+        }
+    }
 }
 
 #[tokio::test]
