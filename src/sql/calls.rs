@@ -1,10 +1,13 @@
-//! Which functions a text may call: every name in front of a parenthesis that is no keyword. What such a function does stands in no text of the client's; its own source is
-//! [looked at](super::state::touched_by_body) instead.
+//! Which functions a text may call: every name in front of a parenthesis that is no keyword. What such a function does
+//! stands in no text of the client's; its own source is [looked at](super::state::touched_by_body) instead.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use memchr::memchr;
+use memchr::{memchr, memmem};
+
+use super::lexer::{Lexer, Token, readings};
 
 /// Longest name of a function; PostgreSQL's own limit (NAMEDATALEN).
 const NAME_MAX: usize = 63;
@@ -25,30 +28,84 @@ static ORDINARY: LazyLock<HashSet<&'static [u8]>> =
 /// The names in lower case, each once; what stands in strings and comments may be among them. `None` when there
 /// are too many to look at.
 pub fn calls(sql: &[u8]) -> Option<Vec<Box<str>>> {
-    let mut found: Vec<Box<str>> = Vec::new();
+    let mut found = Found::default();
     let mut from = 0;
+    let mut behind_comment = false;
     while let Some(open) = memchr(b'(', &sql[from..]) {
         let at = from + open;
         from = at + 1;
+        let before = trimmed_end(&sql[..at]);
+        behind_comment |= ends_with_comment(before, &sql[before.len()..at]);
         let mut lower = [0; NAME_MAX];
-        let Some(name) = name_before(&sql[..at], &mut lower) else { continue };
-        if ORDINARY.contains(name) || found.iter().any(|known| known.as_bytes() == name) {
-            continue;
+        if let Some(name) = name_before(before, &mut lower) {
+            found.add(&name);
         }
-        if found.len() == CALLS_MAX {
-            return None;
-        }
-        found.push(String::from_utf8_lossy(name).into());
     }
-    Some(found)
+    if behind_comment {
+        readings(sql).for_each(|lexer| found.add_all(lexer));
+    }
+    (!found.too_many).then_some(found.names)
 }
 
-/// The name that a text ends with, but for space: as it stands when it is quoted, else in lower case.
-fn name_before<'a>(text: &'a [u8], lower: &'a mut [u8; NAME_MAX]) -> Option<&'a [u8]> {
-    let text = text.trim_ascii_end();
+#[derive(Default)]
+struct Found {
+    names: Vec<Box<str>>,
+    too_many: bool,
+}
+
+impl Found {
+    fn add(&mut self, name: &[u8]) {
+        if ORDINARY.contains(name) || self.names.iter().any(|known| known.as_bytes() == name) {
+        } else if self.names.len() == CALLS_MAX {
+            self.too_many = true;
+        } else {
+            self.names.push(String::from_utf8_lossy(name).into());
+        }
+    }
+
+    /// The same as the lexer sees it, which costs more.
+    fn add_all(&mut self, tokens: Lexer<'_>) {
+        let mut name: Option<Cow<'_, [u8]>> = None;
+        for token in tokens {
+            match (token, name.take()) {
+                (Token::Open, Some(name)) => self.add(&name),
+                (Token::Word(word), _) => name = Some(Cow::Owned(word.to_ascii_lowercase().into_bytes())),
+                (Token::Quoted(quoted), _) => name = Some(unquoted(quoted)),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn trimmed_end(text: &[u8]) -> &[u8] {
+    let is_space = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0x0b;
+    &text[..text.iter().rposition(|byte| !is_space(byte)).map_or(0, |last| last + 1)]
+}
+
+/// Whether what stands in front of some space may be a comment. One from `--` on ends with its line.
+fn ends_with_comment(text: &[u8], space: &[u8]) -> bool {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let line = || text.rsplit(is_end).next().unwrap_or_default();
+    text.ends_with(b"*/") || space.iter().any(is_end) && memmem::find(line(), b"--").is_some()
+}
+
+/// What stands between quotes, with each quote in it once.
+fn unquoted(quoted: &[u8]) -> Cow<'_, [u8]> {
+    match memmem::find(quoted, b"\"\"") {
+        None => Cow::Borrowed(quoted),
+        Some(_) => Cow::Owned(String::from_utf8_lossy(quoted).replace("\"\"", "\"").into_bytes()),
+    }
+}
+
+/// The name that a text ends with: as it stands when it is quoted, else in lower case.
+fn name_before<'a>(text: &'a [u8], lower: &'a mut [u8; NAME_MAX]) -> Option<Cow<'a, [u8]>> {
     if let Some(inside) = text.strip_suffix(b"\"") {
-        let begin = inside.iter().rposition(|byte| *byte == b'"')?;
-        return Some(&inside[begin + 1..]);
+        let mut begin = inside.iter().rposition(|byte| *byte == b'"')?;
+        // Two quotes are one that belongs to the name.
+        while begin > 0 && inside[begin - 1] == b'"' {
+            begin = inside[..begin - 1].iter().rposition(|byte| *byte == b'"')?;
+        }
+        return Some(unquoted(&inside[begin + 1..]));
     }
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$') || byte >= 0x80;
     let length = text.iter().rev().take_while(|byte| is_word(**byte)).count();
@@ -60,7 +117,7 @@ fn name_before<'a>(text: &'a [u8], lower: &'a mut [u8; NAME_MAX]) -> Option<&'a 
     let lower = &mut lower[..name.len()];
     lower.copy_from_slice(name);
     lower.make_ascii_lowercase();
-    Some(lower)
+    Some(Cow::Borrowed(lower))
 }
 
 #[cfg(test)]
@@ -83,6 +140,15 @@ mod tests {
         check("(", &[]);
         check("\"(", &[]);
         check("1(", &[]);
+    }
+
+    #[test]
+    fn a_comment_between_name_and_parenthesis_hides_nothing() {
+        check("select f/**/(1), g /* x */ (2)", &["f", "g"]);
+        check("select f -- why\n (1)", &["why", "f"]);
+        check("select f -- why\n\n -- but\r (1)", &["but", "f"]);
+        check("select \"A\"\"b\"/**/(1), \"C\"\"\"\"d\"\x0b(2)", &["C\"\"d", "A\"b"]);
+        check("select a -- no call\n from t where f(1)", &["f"]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! [`Lexer`]: SQL as PostgreSQL's own lexer cuts it (`scan.l`), as far as anyone here asks. It takes any
 //! bytes, and copies none.
 
+use memchr::memmem;
+
 /// One word, or one other thing that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token<'a> {
@@ -8,6 +10,8 @@ pub(super) enum Token<'a> {
     Word(&'a str),
     /// A quoted identifier, as it stands between its quotes.
     Quoted(&'a [u8]),
+    /// `U&"…"`: an identifier that may be another one than it looks like.
+    Escaped,
     /// A string constant, as it stands between its quotes or dollars: not one with escapes of any kind.
     Text(&'a [u8]),
     /// `(`
@@ -35,11 +39,25 @@ impl Token<'_> {
 
 pub(super) struct Lexer<'a> {
     rest: &'a [u8],
+    /// Whether a backslash hides what follows it in every string: `standard_conforming_strings = off`.
+    escapes: bool,
+}
+
+/// Each way in which a server may read the text: `standard_conforming_strings` decides whether a string ends behind
+/// a backslash.
+pub(super) fn readings(sql: &[u8]) -> impl Iterator<Item = Lexer<'_>> {
+    let other = is_ambiguous(sql).then_some(Lexer { rest: sql, escapes: true });
+    [Lexer::new(sql)].into_iter().chain(other)
+}
+
+/// Whether there are two ways.
+pub(super) fn is_ambiguous(sql: &[u8]) -> bool {
+    memmem::find(sql, b"\\'").is_some()
 }
 
 impl<'a> Lexer<'a> {
     pub(super) fn new(sql: &'a [u8]) -> Self {
-        Lexer { rest: sql }
+        Lexer { rest: sql, escapes: false }
     }
 
     /// How many bytes have not been looked at.
@@ -113,7 +131,7 @@ impl<'a> Lexer<'a> {
         if word.eq_ignore_ascii_case(b"u") && matches!(rest, [b'&', b'\'' | b'"', ..]) {
             self.rest = &rest[1..];
             self.quoted(rest[1], false);
-            return Token::Other;
+            return if rest[1] == b'"' { Token::Escaped } else { Token::Other };
         }
         match str::from_utf8(word) {
             Ok(word) if !word.starts_with(|first: char| first.is_ascii_digit()) => Token::Word(word),
@@ -147,7 +165,11 @@ impl<'a> Iterator for Lexer<'a> {
                 }
                 [b'$', ..] => return Some(self.dollar()),
                 [first, ..] if is_word(first) => return Some(self.word()),
-                [b'\'', ..] => return Some(Token::Text(self.quoted(b'\'', false))),
+                [b'\'', ..] => {
+                    let held = self.quoted(b'\'', self.escapes);
+                    let is_plain = !self.escapes || !held.contains(&b'\\');
+                    return Some(if is_plain { Token::Text(held) } else { Token::Other });
+                }
                 [b'"', ..] => return Some(Token::Quoted(self.quoted(b'"', false))),
                 [first, ..] => {
                     self.rest = &self.rest[1..];
@@ -184,10 +206,23 @@ mod tests {
         check("\"A b\";--x\ry/*/**/*/", &[Quoted(b"A b"), Semicolon, Word("y")]);
         check(
             r#"E'\'' U&'d' u&"e" $1 $a$ ; $b$ $a$ z"#,
-            &[Other, Other, Other, Other, Other, Text(b" ; $b$ "), Word("z")],
+            &[Other, Other, Escaped, Other, Other, Text(b" ; $b$ "), Word("z")],
         );
         check("'open", &[Text(b"open")]);
         check("'", &[Text(b"")]);
         check("e'\\", &[Other]);
+    }
+
+    #[test]
+    fn a_text_with_a_backslash_at_the_end_of_a_string_is_read_in_both_ways() {
+        use Token::*;
+        let read =
+            |sql: &'static str| readings(sql.as_bytes()).map(Iterator::collect).collect::<Vec<Vec<_>>>();
+        assert_eq!(read(r"'a\' b"), [vec![Text(br"a\"), Word("b")], vec![Other]]);
+        assert_eq!(
+            read(r"'a\';'b'"),
+            [vec![Text(br"a\"), Semicolon, Text(b"b")], vec![Other, Word("b"), Text(b"")]]
+        );
+        assert_eq!(read(r"'\d' b"), [[Text(br"\d"), Word("b")]]);
     }
 }

@@ -8,7 +8,7 @@ mod lexer;
 pub mod prepared;
 pub mod state;
 
-use lexer::{Lexer, Token};
+use lexer::{Lexer, Token, readings};
 
 /// What a statement does, as far as it decides what is known after a lost connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,11 +126,20 @@ pub fn first_word(sql: &[u8]) -> Option<&str> {
     }
 }
 
-/// The statements of a simple Query, in order; empty ones are left out.
+/// The statements of a simple Query, in order; empty ones are left out. Where a string ends with a backslash it depends
+/// on the session what they are: then they may be anything.
 pub fn statements(sql: &[u8]) -> Vec<Kind> {
+    let mut readings = readings(sql).map(kinds);
+    let first = readings.next().unwrap_or_default();
+    match readings.all(|other| other == first) {
+        true => first,
+        false => vec![Kind::Several, Kind::Commit],
+    }
+}
+
+fn kinds(tokens: Lexer<'_>) -> Vec<Kind> {
     let mut kinds = Vec::new();
     let mut statement = Vec::new();
-    let tokens = Lexer::new(sql);
     for token in tokens {
         match token {
             Token::Semicolon => kinds.extend(kind(&std::mem::take(&mut statement))),
@@ -180,10 +189,13 @@ fn has_word(tokens: &[Token<'_>], wanted: &str) -> bool {
 
 /// No INTO, no row locks, no statement inside WITH that writes, and no function that may.
 fn only_reads(tokens: &[Token<'_>]) -> bool {
-    let writes = ["into", "insert", "update", "delete", "merge", "share"];
+    let writes = ["into", "insert", "update", "delete", "merge", "share", "uescape"];
     let is_harmless = |word: &str| HARMLESS.iter().any(|known| known.eq_ignore_ascii_case(word));
-    let calls =
-        tokens.windows(2).any(|pair| matches!(pair, [Token::Word(word), Token::Open] if !is_harmless(word)));
+    let calls = tokens.windows(2).any(|pair| match pair {
+        [Token::Word(word), Token::Open] => !is_harmless(word),
+        [Token::Quoted(_) | Token::Escaped, Token::Open] => true,
+        _ => false,
+    });
     !calls && !writes.iter().any(|word| has_word(tokens, word))
 }
 
@@ -231,6 +243,9 @@ mod tests {
             "select * into u from t",
             "select nextval('s')",
             "select my_function ( 1 )",
+            "select \"my_function\" (1)",
+            "select U&\"my_function\"/**/(1)",
+            "select u&\"!0066\" uescape '!' (1)",
             "with x as (delete from t returning 1) select * from x",
             "select * from t for update",
             "select * from t for share",
@@ -252,6 +267,13 @@ mod tests {
         check("select 1 -- ; commit", &[Read]);
         check("select 'open ; commit", &[Read]);
         check("select $x$ open ; commit", &[Read]);
+    }
+
+    #[test]
+    fn a_string_that_ends_with_a_backslash_may_not_end_there() {
+        check(r"select 'a\', b", &[Read]);
+        check(r"select '\'; commit; --'", &[Several, Commit]);
+        check(r"select '\''; commit; --'", &[Several, Commit]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lexer::{Lexer, Token};
+use super::lexer::{Lexer, Token, readings};
 
 /// What is done with the statement that is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +24,15 @@ pub struct Naming {
     pub place: Range<usize>,
 }
 
-/// Whether a text is nothing but one EXECUTE or DEALLOCATE of a name. DEALLOCATE ALL is not.
+/// Whether a text is nothing but one EXECUTE or DEALLOCATE of a name, in some way of reading it. DEALLOCATE ALL is not.
 pub fn naming(sql: &[u8]) -> Option<Naming> {
     if !matches!(sql.trim_ascii_start().first()?, b'e' | b'E' | b'd' | b'D' | b'/' | b'-') {
         return None;
     }
-    let mut lexer = Lexer::new(sql);
+    readings(sql).find_map(|lexer| named(lexer, sql.len()))
+}
+
+fn named(mut lexer: Lexer<'_>, total: usize) -> Option<Naming> {
     let verb = match lexer.next()? {
         Token::Word(word) if word.eq_ignore_ascii_case("execute") => Verb::Execute,
         Token::Word(word) if word.eq_ignore_ascii_case("deallocate") => Verb::Deallocate,
@@ -39,7 +42,7 @@ pub fn naming(sql: &[u8]) -> Option<Naming> {
     if verb == Verb::Deallocate && token.is_word("prepare") {
         token = lexer.next()?;
     }
-    let end = sql.len() - lexer.left();
+    let end = total - lexer.left();
     let (name, length) = match token {
         Token::Word(word) if verb == Verb::Deallocate && word.eq_ignore_ascii_case("all") => return None,
         Token::Word(word) => (word.to_ascii_lowercase().into_bytes(), word.len()),
@@ -50,10 +53,10 @@ pub fn naming(sql: &[u8]) -> Option<Naming> {
 }
 
 /// Whether a text is one PREPARE, which can be said again: `pg_prepared_statements` keeps the whole text that a
-/// statement came in.
+/// statement came in. Not one that is so in one way of reading it only.
 pub fn is_only_prepare(sql: &[u8]) -> bool {
-    let mut lexer = Lexer::new(sql);
-    lexer.next().is_some_and(|first| first.is_word("prepare")) && is_over(lexer)
+    readings(sql)
+        .all(|mut lexer| lexer.next().is_some_and(|first| first.is_word("prepare")) && is_over(lexer))
 }
 
 /// Whether no further statement follows.
@@ -89,6 +92,7 @@ mod tests {
         check("/* a */ deallocate\n\"A \"\"b\";", Verb::Deallocate, "A \"b", "\"A \"\"b\"");
         check("DEALLOCATE PREPARE p -- x", Verb::Deallocate, "p", "p");
         check("execute prepare", Verb::Execute, "prepare", "prepare");
+        check(r"execute p ('a\'; b')", Verb::Execute, "p", "p");
     }
 
     #[test]
@@ -113,6 +117,8 @@ mod tests {
             (" PREPARE p (int) AS SELECT $1 -- ; x", true),
             ("prepare p as select 1; select 2", false),
             ("select 2; prepare p as select 1", false),
+            (r"prepare p as select 'a\'", true),
+            (r"prepare p as select '\''; select 2 --'", false),
             ("", false),
         ] {
             assert_eq!(is_only_prepare(sql.as_bytes()), expected, "{sql}");

@@ -9,7 +9,7 @@ use bitflags::bitflags;
 
 use super::calls::{CALLS_MAX, calls};
 use super::channels::Unlisten;
-use super::lexer::{Lexer, Token};
+use super::lexer::{Lexer, Token, readings};
 
 /// Longest text that is looked at; of a longer one only the first word is.
 const LOOK_MAX: usize = 64 * 1024;
@@ -212,6 +212,7 @@ static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
         "execute",
         "origin_session",
         "pg_notify",
+        "u&\"",
     ];
     AhoCorasick::builder()
         .ascii_case_insensitive(true)
@@ -258,15 +259,8 @@ pub fn touched(sql: &[u8]) -> Touched {
         return touched;
     }
     let mut touched = Touched::by_calls(sql);
-    if is_plain(sql) {
-        return touched;
-    }
-    let mut statement = Vec::new();
-    for token in Lexer::new(sql).chain([Token::Semicolon]) {
-        match token {
-            Token::Semicolon => note(&std::mem::take(&mut statement), &mut touched),
-            other => statement.push(other),
-        }
+    if !is_plain(sql) {
+        note_readings(sql, &mut touched, note_texts);
     }
     touched
 }
@@ -279,21 +273,7 @@ pub fn touched_by_body(source: &[u8]) -> Touched {
         return touched;
     }
     let mut touched = Touched::by_calls(source);
-    let mut statement = Vec::new();
-    for token in Lexer::new(source).chain([Token::Semicolon]) {
-        let begins_another =
-            ["begin", "then", "else", "loop", "atomic"].iter().any(|word| token.is_word(word));
-        if begins_another || token == Token::Semicolon {
-            let statement = std::mem::take(&mut statement);
-            note(&statement, &mut touched);
-            if has_word(&statement, &["execute"]) {
-                // SQL that nobody has written down.
-                touched.add_anything();
-            }
-        } else {
-            statement.push(token);
-        }
-    }
+    note_readings(source, &mut touched, note_body);
     // What is local to the function is so to the transaction.
     touched.local_sets = 0;
     if !touched.unlistens.is_empty() {
@@ -302,6 +282,47 @@ pub fn touched_by_body(source: &[u8]) -> Touched {
     }
     touched.parts -= Parts::FUNCTIONS | Parts::ENDS | Parts::EXECUTES;
     touched
+}
+
+/// Notes what the text may change in each way of reading it.
+fn note_readings(sql: &[u8], touched: &mut Touched, note: impl Fn(Lexer<'_>, &mut Touched)) {
+    let mut lexers = readings(sql);
+    lexers.by_ref().take(1).for_each(|lexer| note(lexer, touched));
+    for lexer in lexers {
+        let mut other = Touched::default();
+        note(lexer, &mut other);
+        let local_sets = touched.local_sets.min(other.local_sets);
+        touched.add_own(&other);
+        touched.local_sets = local_sets;
+    }
+}
+
+fn note_texts(tokens: Lexer<'_>, touched: &mut Touched) {
+    let mut statement = Vec::new();
+    for token in tokens.chain([Token::Semicolon]) {
+        match token {
+            Token::Semicolon => note(&std::mem::take(&mut statement), touched),
+            other => statement.push(other),
+        }
+    }
+}
+
+fn note_body(tokens: Lexer<'_>, touched: &mut Touched) {
+    let mut statement = Vec::new();
+    for token in tokens.chain([Token::Semicolon]) {
+        let begins_another =
+            ["begin", "then", "else", "loop", "atomic"].iter().any(|word| token.is_word(word));
+        if begins_another || token == Token::Semicolon {
+            let statement = std::mem::take(&mut statement);
+            note(&statement, touched);
+            if has_word(&statement, &["execute"]) {
+                // SQL that nobody has written down.
+                touched.add_anything();
+            }
+        } else {
+            statement.push(token);
+        }
+    }
 }
 
 #[inline]
@@ -355,6 +376,10 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
     // EXPLAIN and CREATE TABLE AS have it too. What it runs was prepared somewhere else.
     if has_word(statement, &["execute"]) {
         touched.parts |= Parts::EXECUTES | Parts::SETTINGS;
+    }
+    if statement.contains(&Token::Escaped) {
+        // Whatever it is called.
+        touched.add_anything();
     }
     if has_word(statement, &["temp", "temporary"]) || statement.iter().any(is_temporary_schema) {
         touched.parts |= Parts::TEMPORARY;
@@ -570,6 +595,8 @@ mod tests {
             ),
             ("call p()", Parts::TOLD),
             ("discard all", Parts::TOLD),
+            ("select pg_advisory_lock /* x */ -- (\n (1)", Parts::LOCKS),
+            ("select U&\"pg_advisory_loc\\006b\"(1)", Parts::TOLD | Parts::ANY_SETTING),
         ] {
             check(sql, parts);
         }
@@ -602,6 +629,17 @@ mod tests {
         );
         let expected = ["app.user", "session.x", "my.x", "c.d"].map(Box::from);
         assert_eq!(touched.custom, expected);
+    }
+
+    #[test]
+    fn a_string_that_ends_with_a_backslash_may_not_end_there() {
+        check(r"select 'a\', b", Parts::empty());
+        check(r"select '\'', set_config('a', 'b', false), 'c'", Parts::SETTINGS);
+        check(r"select '\', set_config('a', 'b', false), 'c'", Parts::SETTINGS);
+        check(r"do $$ begin raise notice '\''; perform setseed(1); --'; end $$", Parts::TOLD | Parts::OTHERS);
+        let mut local = touched(br"set a = '\'; set local b = 1; --'");
+        local.add_tag(b"SET");
+        assert_eq!(local.parts, Parts::SETTINGS);
     }
 
     #[test]
