@@ -12,6 +12,13 @@ use support::{Pooler, eventually};
 #[tokio::test]
 async fn however_it_is_written_a_setting_is_seen() {
     let mut stage = Stage::start().await;
+    for sql in [
+        "CREATE FUNCTION set_a() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', 'A', false) $$",
+        "CREATE FUNCTION \"set\"\"b\"(a text, b int) RETURNS text LANGUAGE sql AS $$ SELECT set_a() $$",
+        "CREATE AGGREGATE aggregate_a(int) (SFUNC = \"set\"\"b\", STYPE = text)",
+    ] {
+        stage.pooler.sql(sql).await;
+    }
     for sets in [
         "DO $$ BEGIN PERFORM set_config('app.tenant', 'A', false); END $$",
         "SET session.tenant = 'A'",
@@ -21,6 +28,12 @@ async fn however_it_is_written_a_setting_is_seen() {
         "DISCARD ALL",
         "CREATE FUNCTION mig() RETURNS void LANGUAGE sql AS $$ SELECT set_config('app.tenant', 'A', false) $$; \
          SELECT mig(); DROP FUNCTION mig()",
+        "SELECT set_a/* so */()",
+        "SELECT set_a -- so\r ()",
+        "SELECT \"set\"\"b\"('', 1)",
+        "SELECT aggregate_a(1)",
+        "SELECT set_config('standard_conforming_strings', 'off', false)
+         A: SELECT '\\'', set_config('app.tenant', 'A', false), 'c'",
     ] {
         let name = sets.split([' ', '.']).nth(1).filter(|_| sets.starts_with("SET")).unwrap_or("app");
         let show = format!("SELECT coalesce(nullif(current_setting('{name}.tenant', true), ''), 'none')");

@@ -17,6 +17,9 @@ const KNOWN_MAX: usize = 4096;
 /// For how long it is believed that a function is what it was.
 const MEMORY: Duration = Duration::from_secs(60);
 
+/// What PostgreSQL has brought along has a lower number (`FirstNormalObjectId`).
+const FIRST_USERS_OID: u32 = 16_384;
+
 /// How deep functions that call functions are followed; below that they may do anything.
 pub const DEPTH_MAX: usize = 8;
 
@@ -88,7 +91,8 @@ impl Search {
         Search { wanted: calls.to_vec(), ..Search::default() }
     }
 
-    /// The query for the next round: name, source, and whether that is SQL or PL/pgSQL. `None` when all is known.
+    /// The query for the next round: name, source, and whether that is SQL or PL/pgSQL. The source of an aggregate is
+    /// which functions it calls. `None` when all is known.
     pub fn sql(&self) -> Option<String> {
         if self.wanted.is_empty() {
             return None;
@@ -106,7 +110,12 @@ impl Search {
              l.lanname OPERATOR(pg_catalog.=) ANY (ARRAY['sql'::pg_catalog.name, 'plpgsql']) \
              FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang \
              WHERE p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[{names}]::pg_catalog.name[]) \
-             AND NOT l.lanname OPERATOR(pg_catalog.=) ANY (ARRAY['internal'::pg_catalog.name, 'c'])"
+             AND NOT l.lanname OPERATOR(pg_catalog.=) ANY (ARRAY['internal'::pg_catalog.name, 'c']) \
+             UNION ALL SELECT p.proname, pg_catalog.concat_ws('(', a.aggtransfn, a.aggfinalfn, a.aggcombinefn, \
+             a.aggserialfn, a.aggdeserialfn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn, ''), true \
+             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_aggregate a ON a.aggfnoid OPERATOR(pg_catalog.=) p.oid \
+             WHERE p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[{names}]::pg_catalog.name[]) \
+             AND p.oid OPERATOR(pg_catalog.>=) {FIRST_USERS_OID}::pg_catalog.oid"
         ))
     }
 
@@ -199,6 +208,7 @@ mod tests {
         check(&[("f", "begin\n  set search_path = a; end")], Parts::SETTINGS);
         check(&[("f", "begin execute 'set x'; end")], Parts::TOLD | Parts::ANY_SETTING);
         check(&[("f", "select g(1)"), ("g", "select pg_advisory_lock(1)")], Parts::LOCKS);
+        check(&[("f", "public.\"G\"(-("), ("G", "select pg_advisory_lock(1)")], Parts::LOCKS);
         check(&[("f", "select g(1)"), ("g", "select f(1); create temp table t ()")], Parts::TEMPORARY);
     }
 
