@@ -131,6 +131,28 @@ async fn currval_of_a_statement_that_sql_executes_is_not_anothers_either() {
 }
 
 #[tokio::test]
+async fn currval_behind_another_transaction_in_one_write_is_an_error_and_no_end() {
+    let mut stage = Stage::start().await;
+    stage.play("A: CREATE SEQUENCE s\nA: SELECT nextval('s') => 1").await;
+    let batch = |sql| run_of([parse("", sql), bind("", "", &[]), execute("", 0), sync()]);
+    stage
+        .b
+        .ask(run_of([batch("SELECT nextval('s')"), batch("SELECT currval('s')")]))
+        .await
+        .is("1 2 D(2) C(SELECT 1) Z(I)");
+    stage.b.until(b'Z').await.is("1 2 E(55000) Z(I)");
+    stage.play("B: SELECT nextval('s') => 3\nB: SELECT currval('s') => 3").await;
+    let mut stage = Stage::start().await;
+    stage.play("A: CREATE SEQUENCE s\nA: SELECT nextval('s') => 1").await;
+    stage
+        .b
+        .ask(run_of([query("SELECT nextval('s')"), query("SELECT lastval()")]))
+        .await
+        .is("T D(2) C(SELECT 1) Z(I)");
+    stage.b.until(b'Z').await.is("T E(55000) Z(I)");
+}
+
+#[tokio::test]
 async fn a_reload_that_begins_to_watch_gives_nothing_away() {
     for (from, to) in [
         ("pool_mode = session", "pool_mode = transaction"),

@@ -385,6 +385,11 @@ impl Pipeline {
         self.batch_open
     }
 
+    /// Whether all that was sent will be answered without anything further from the client.
+    pub fn comes_to_rest(&self) -> bool {
+        self.awaits_ready() && !self.batch_open && !self.skipping && !self.awaits_client()
+    }
+
     /// Whether no more requests should be sent until answers have come.
     pub fn is_full(&self) -> bool {
         self.requests.len() >= REQUESTS_MAX

@@ -237,6 +237,8 @@ impl Upstream<'_> {
                 Fate::Wait => break Stop::Full,
                 Fate::Terminate => break Stop::Terminate,
                 Fate::Disallowed => break Stop::Disallowed,
+                // The transactions in front of it may be over then.
+                Fate::OthersSequences if self.pipeline.comes_to_rest() => break Stop::Full,
                 Fate::OthersSequences => break Stop::OthersSequences,
             }
             body.left = length - (end - at);
@@ -263,12 +265,15 @@ impl Upstream<'_> {
                 // PostgreSQL's `exec_simple_query` drops the unnamed statement, whoever's it was.
                 self.forget_unnamed();
                 self.note_unnamed();
+                let local_sets = self.pipeline.touched.local_sets;
                 match message.is_whole() {
                     true => self.note_text(Some(text_of(message.body))),
                     false if self.pipeline.watching => self.pipeline.touched.add_unseen(message.body),
                     false => {}
                 }
                 if self.reads_others_sequences(self.pipeline.touched.parts, message.at, output) {
+                    // It may be looked at once more.
+                    self.pipeline.touched.local_sets = local_sets;
                     return Ok(Fate::OthersSequences);
                 }
                 RequestKind::Query
