@@ -5,9 +5,9 @@
 
 mod support;
 
-use support::message::{bind, execute, parse, query, run_of, sync};
+use support::message::{self, bind, execute, parse, query, run_of, sync};
 use support::stage::{Stage, outcome};
-use support::{Pooler, eventually};
+use support::{Login, Pooler, Raw, eventually};
 
 #[tokio::test]
 async fn however_it_is_written_a_setting_is_seen() {
@@ -153,6 +153,91 @@ async fn currval_behind_another_transaction_in_one_write_is_an_error_and_no_end(
 }
 
 #[tokio::test]
+async fn a_tiny_time_limit_of_the_clients_does_not_end_its_session() {
+    let mut stage = Stage::start().await;
+    // The server takes longer than that to tell of so many.
+    let many = run_of((0..3000).map(|number| query(&format!("PREPARE p{number} AS SELECT 1"))));
+    stage.a.send(many).await;
+    assert_eq!(stage.a.ready(3000).await.count(b'E'), 0);
+    stage.play("A: SET statement_timeout = '1ms'").await;
+    for sql in ["PREPARE q AS SELECT 1", "DEALLOCATE q"].repeat(3) {
+        // They may be too slow for it themselves.
+        let said = outcome(&stage.a.query(sql).await);
+        assert!(["PREPARE", "DEALLOCATE", "E(57014)", "E(42P05)", "E(26000)"].contains(&&*said), "{said}");
+    }
+    while outcome(&stage.a.query("SET statement_timeout = '30001ms'").await) != "SET" {}
+    stage
+        .play(
+            "A: DEALLOCATE ALL
+             B: SHOW statement_timeout => 0
+             A: SHOW statement_timeout => 30001ms
+             A: SELECT source, setting FROM pg_settings WHERE name = 'statement_timeout' => session,30001
+             A: RESET statement_timeout
+             B: SHOW statement_timeout => 0
+             A: SHOW statement_timeout => 0",
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_client_of_another_encoding_has_set_survives_letter_by_letter() {
+    for (encoding, letter, code) in
+        [("LATIN1", &b"\xe9"[..], 0xe9), ("SJIS", b"\x95\x5c", 0x8868), ("UTF8", b"\xc3\xa9", 0xe9)]
+    {
+        let pooler = Pooler::config().start().await;
+        let login = Login::new("app", "app").option("client_encoding", encoding);
+        let (a, b) = (Raw::login(&pooler.tcp(), &login).await, pooler.client().await);
+        let mut stage = Stage { pooler, a, b };
+        let ask = |sql: &str| {
+            message::message(b'Q', &sql.split('@').map(str::as_bytes).collect::<Vec<_>>().join(letter))
+        };
+        let other = || "B: SELECT ascii('é') => 233";
+        for (set, get) in [
+            ("SET app.name = '@'\0", "ascii(current_setting('app.name'))"),
+            ("SET search_path = '@', public\0", r#"ascii(ltrim(current_setting('search_path'), '"'))"#),
+            (
+                "SELECT set_config('app.name', 'x@x', false)\0",
+                "ascii(substr(current_setting('app.name'), 2))",
+            ),
+        ] {
+            assert!(stage.a.ask(ask(set)).await.count(b'E') == 0, "{encoding}: {set}");
+            stage.play(other()).await;
+            stage.play(&format!("A: SELECT {get} => {code}")).await;
+        }
+        stage.play("A: RESET search_path").await;
+        assert_eq!(stage.a.ask(ask("PREPARE \"@\" AS SELECT ascii('@'), 'it''s @'\0")).await.count(b'E'), 0);
+        for _ in 0..2 {
+            stage.play(other()).await;
+            let reply = stage.a.ask(ask("EXECUTE \"@\"\0")).await;
+            assert_eq!(reply.rows()[0][0], code.to_string(), "{encoding}");
+            stage
+                .play(&format!(
+                    "A: SHOW client_encoding => {encoding}\nA: SET client_encoding = '{encoding}'"
+                ))
+                .await;
+        }
+        assert!(stage.pooler.admin("SHOW PINS").await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_is_too_large_to_be_carried_is_told_so() {
+    let mut stage = Stage::start().await;
+    let many =
+        "DO $$ BEGIN FOR n IN 1..10001 LOOP EXECUTE 'PREPARE p' || n || ' AS SELECT 1'; END LOOP; END $$";
+    let long = "SELECT set_config('app.name', repeat('x', 1048576), false)";
+    for (sql, said) in [(many, "The session has 10001 settings"), (long, " with 1048584 bytes of text")] {
+        let mut client = stage.pooler.client().await;
+        client.send(query(sql)).await;
+        let rest = client.rest().await;
+        assert_eq!(rest.farewell(), "FATAL 54000 session state is too large");
+        let detail = rest.messages.last().unwrap().field(b'D');
+        assert!(detail.contains(said), "{detail}");
+        stage.play("B: SELECT count(*) FROM pg_prepared_statements WHERE from_sql => 0").await;
+    }
+}
+
+#[tokio::test]
 async fn a_reload_that_begins_to_watch_gives_nothing_away() {
     for (from, to) in [
         ("pool_mode = session", "pool_mode = transaction"),
@@ -178,8 +263,8 @@ async fn a_reload_that_begins_to_watch_gives_nothing_away() {
 async fn a_role_of_the_startup_message_can_be_given_up() {
     let pooler = Pooler::config().start().await;
     pooler.sql("GRANT plain_user TO app").await;
-    let login = support::Login::new("app", "app").option("options", "-c role=plain_user");
-    let a = support::Raw::login(&pooler.tcp(), &login).await;
+    let login = Login::new("app", "app").option("options", "-c role=plain_user");
+    let a = Raw::login(&pooler.tcp(), &login).await;
     let b = pooler.client().await;
     let mut stage = Stage { pooler, a, b };
     stage

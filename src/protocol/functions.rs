@@ -122,7 +122,12 @@ impl Search {
     /// Takes the answer of a round.
     pub fn take(&mut self, rows: impl IntoIterator<Item = Vec<Option<String>>>) {
         for name in std::mem::take(&mut self.wanted) {
-            self.found.entry(name).or_default();
+            let is_garbled = name.contains(char::REPLACEMENT_CHARACTER);
+            let found = self.found.entry(name).or_default();
+            if is_garbled {
+                // It came in another encoding than UTF-8, and is not found by this name.
+                found.add_anything();
+            }
         }
         for row in rows {
             let [Some(name), source, Some(is_sql)] = &row[..] else { continue };

@@ -8,6 +8,9 @@ use std::sync::Arc;
 const ALWAYS_TRACKED: [&str; 5] =
     ["client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"];
 
+/// The place of `client_encoding`.
+const CLIENT_ENCODING: usize = 0;
+
 /// The one reported parameter whose value is a list of names: SET takes what stands in quotes for one name.
 pub const SEARCH_PATH: &str = "search_path";
 
@@ -61,6 +64,27 @@ impl ParameterSet {
         }
         values[index] = Some(value.into());
         ParameterSet(values.into())
+    }
+
+    /// Whether text goes to and from a session with these values as it is kept here.
+    pub fn is_utf8(&self) -> bool {
+        self.encoding().eq_ignore_ascii_case("UTF8")
+    }
+
+    /// Whether the server may be told to answer in UTF-8: some encodings have no such conversion.
+    pub fn has_utf8(&self) -> bool {
+        !["SQL_ASCII", "MULE_INTERNAL"].iter().any(|other| other.eq_ignore_ascii_case(self.encoding()))
+    }
+
+    /// The SET that makes a server speak the client's own encoding.
+    pub fn set_encoding(&self) -> String {
+        let mut sql = "SET client_encoding=".to_owned();
+        push_literal(&mut sql, self.encoding());
+        sql
+    }
+
+    fn encoding(&self) -> &str {
+        self.get(CLIENT_ENCODING).unwrap_or("UTF8")
     }
 
     /// Name, value here and value there of what is otherwise in `other`.

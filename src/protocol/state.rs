@@ -6,7 +6,7 @@ use bitflags::bitflags;
 
 use super::parameters::{ParameterSet, SEARCH_PATH, Tracked, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
-use crate::sql::state::{Parts, Touched, touched};
+use crate::sql::state::{Parts, TIME_LIMITS, Touched, touched};
 
 /// Names of settings that mean more than themselves, or nothing outside of a transaction.
 const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation','transaction_read_only',\
@@ -14,6 +14,19 @@ const NOT_ASKED: &str = "'role','session_authorization','transaction_isolation',
 
 /// How our own questions begin, for those who see them in `pg_stat_activity`.
 pub(super) const OURS: &str = "/* pgweir: session_state */ ";
+
+/// Lifts the session's time limits in front of a question, in the same Query and for no longer. It tells of each that
+/// there was, in milliseconds as `pg_settings` has it.
+pub const LIFT_LIMITS: &str = "SELECT 'limit', name, (EXTRACT(epoch FROM pg_catalog.current_setting(name)::pg_catalog.interval) \
+    OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8, pg_catalog.set_config(name, '0', true) \
+    FROM pg_catalog.unnest(ARRAY['statement_timeout', 'transaction_timeout']) AS name \
+    WHERE pg_catalog.current_setting(name, true) OPERATOR(pg_catalog.<>) '0';";
+
+/// Most settings and statements of PREPARE that a session may have, and most bytes of their names, values and texts.
+/// Each server that its client gets must be given them first.
+pub const ENTRIES_MAX: usize = 10_000;
+/// See [`ENTRIES_MAX`].
+pub const TEXT_MAX: usize = 1024 * 1024;
 
 /// What can be set up again on another server.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq)]
@@ -24,7 +37,7 @@ pub struct SessionState {
     authorization: Option<Box<str>>,
     /// SET ROLE
     role: Option<Box<str>>,
-    /// Statements of PREPARE: the name, and the text that made it; empty when that cannot be said again.
+    /// Statements of PREPARE: the name, and the whole text that it came in.
     prepared: Vec<(Box<str>, Box<str>)>,
 }
 
@@ -129,6 +142,18 @@ impl SessionState {
         *self == SessionState::default()
     }
 
+    /// How many settings and statements there are, and how many bytes of text they have.
+    pub fn size(&self) -> (usize, usize) {
+        let entries = self.settings.iter().chain(&self.prepared);
+        entries.fold((0, 0), |(count, bytes), (name, text)| (count + 1, bytes + name.len() + text.len()))
+    }
+
+    /// Whether it is more than is given to another server.
+    pub fn is_too_large(&self) -> bool {
+        let (entries, bytes) = self.size();
+        entries > ENTRIES_MAX || bytes > TEXT_MAX
+    }
+
     /// The same parts with values that no client wants, since what the server has of each is not known any more.
     /// `None` when that would not help.
     pub fn doubted(&self) -> Option<SessionState> {
@@ -140,8 +165,9 @@ impl SessionState {
     /// Whether its statements of PREPARE can be said again: not where their names may mean something else by now, since
     /// the search_path or the role has changed.
     fn can_prepare_again(&self) -> bool {
+        let can_be_said = |text: &str| is_only_prepare(text.as_bytes()) && !is_garbled(text);
         let is_plain =
-            self.environment().is_empty() && self.prepared.iter().all(|(_, text)| !text.is_empty());
+            self.environment().is_empty() && self.prepared.iter().all(|(_, text)| can_be_said(text));
         self.prepared.is_empty() || is_plain
     }
 
@@ -151,7 +177,7 @@ impl SessionState {
 
     /// Whether what is sent to undo it may be cut short by one of its own time limits.
     pub fn has_time_limit(&self) -> bool {
-        ["statement_timeout", "transaction_timeout"].iter().any(|name| self.setting(name).is_some())
+        TIME_LIMITS.iter().any(|name| self.setting(name).is_some_and(|value| value != "0"))
     }
 
     /// What decides what a statement's names mean.
@@ -280,9 +306,12 @@ impl Question {
         self.parts.intersects(Parts::TOLD)
     }
 
-    /// The query: rows of three texts, kind, name and value.
-    pub fn sql(&self) -> String {
+    /// The query: rows of three texts, kind, name and value. With `lifted` no time limit of the session holds.
+    pub fn sql(&self, lifted: bool) -> String {
         let mut sql = OURS.to_owned();
+        if lifted {
+            sql.push_str(LIFT_LIMITS);
+        }
         let mut union = "";
         let mut ask = |text: &str| {
             sql.push_str(union);
@@ -294,6 +323,10 @@ impl Question {
                 "SELECT 'setting', name, setting FROM pg_catalog.pg_settings \
                  WHERE source OPERATOR(pg_catalog.=) 'session' AND NOT name OPERATOR(pg_catalog.=) ANY (ARRAY[{NOT_ASKED}])"
             ));
+            if lifted {
+                ask("SELECT 'default', name, reset_val FROM pg_catalog.pg_settings \
+                     WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'transaction_timeout'])");
+            }
             ask("SELECT 'role', '', pg_catalog.current_setting('role')");
             ask("SELECT 'authorization', '', session_user::pg_catalog.text");
             for name in &self.custom {
@@ -342,14 +375,22 @@ impl Question {
         let pins = pins | Pins::untold(self.parts);
         let mut told = Told { state: state.clone(), pins, tracked: Vec::new(), channels: Vec::new() };
         self.forget(&mut told);
+        let mut lifted: Vec<(String, String)> = Vec::new();
         for row in rows {
             let mut columns = row.into_iter();
             let mut column = || columns.next().flatten();
             let (Some(kind), Some(name)) = (column(), column()) else { continue };
             // NULL is a setting that nobody has set.
             let Some(value) = column() else { continue };
-            match tracked.reported(&name, reported) {
-                Some(index) if kind == "setting" => told.tracked.push(index),
+            let limit = lifted.iter().find(|(lifted, _)| *lifted == name).map(|(_, limit)| limit.clone());
+            match (kind.as_str(), limit) {
+                ("limit", _) => lifted.push((name, value)),
+                // That is ours, and ends with our question.
+                ("setting", Some(_)) => {}
+                ("default", Some(limit)) if limit != value => told.note("setting", name, limit, login),
+                ("setting", None) if let Some(index) = tracked.reported(&name, reported) => {
+                    told.tracked.push(index);
+                }
                 _ => told.note(&kind, name, value, login),
             }
         }
@@ -386,15 +427,13 @@ impl Told {
         match kind {
             // One of an extension stands in the table, and is asked for by its name too.
             "custom" if self.state.settings.iter().any(|(known, _)| known.eq_ignore_ascii_case(&name)) => {}
+            "setting" | "custom" if is_garbled(&value) => self.pins |= Pins::SETTING,
             "setting" | "custom" => self.state.settings.push((name.into(), value.into())),
             "role" if value != "none" => self.state.role = Some(value.into()),
             "authorization" if login.is_some_and(|login| login != value) => {
                 self.state.authorization = Some(value.into());
             }
-            "prepared" => {
-                let text = if is_only_prepare(value.as_bytes()) { value } else { String::new() };
-                self.state.prepared.push((name.into(), text.into()));
-            }
+            "prepared" => self.state.prepared.push((name.into(), value.into())),
             "lock" => self.pins |= Pins::ADVISORY_LOCK,
             "temporary" => self.pins |= Pins::TEMPORARY_OBJECT,
             "cursor" => self.pins |= Pins::CURSOR,
@@ -405,6 +444,11 @@ impl Told {
             _ => {}
         }
     }
+}
+
+/// Whether a text was no UTF-8 when it came, as in a database that has no encoding (SQL_ASCII).
+fn is_garbled(text: &str) -> bool {
+    text.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// What a pinned client's text may have ended: a reason for its pin is looked for again.

@@ -383,7 +383,7 @@ async fn check_system(
     let question = if server.replication == Replication::None { SYSTEM } else { IDENTIFY_SYSTEM };
     let row = match server.first_row(question, session).await {
         Ok(row) => row,
-        Err(QueryError::Refused(reason)) => {
+        Err(QueryError::Refused(reason) | QueryError::Canceled(reason)) => {
             tracing::debug!("S-{:#x}: cannot ask for the system identifier: {reason}", server.id);
             return Ok(());
         }

@@ -16,6 +16,7 @@ use bytes::BytesMut;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::error::sqlstate;
 use crate::net::Socket;
 use crate::net::dns::Address;
 use crate::net::endpoint::{Dialing, Endpoint};
@@ -29,14 +30,17 @@ use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::startup::{Replication, ServerKey};
 use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 
-/// Largest message that is read whole outside of the relay.
-const MESSAGE_MAX: usize = 1024 * 1024;
+/// Largest message that is read whole outside of the relay: more than a session may carry.
+const MESSAGE_MAX: usize = 2 * 1024 * 1024;
 
 /// Most bytes of notifications that may come while a query of our own is answered, which takes milliseconds.
 const HEARD_MAX: usize = 1024 * 1024;
 
-/// Most rows of a query of our own: there are not half as many settings.
-const ROWS_MAX: usize = 4096;
+/// Most rows of a query of our own, and most bytes: more than a session may carry (`ENTRIES_MAX`, `TEXT_MAX`), so that
+/// its client hears of that limit.
+const ROWS_MAX: usize = 16 * 1024;
+/// See [`ROWS_MAX`].
+const BYTES_MAX: usize = 8 * 1024 * 1024;
 
 static LAST_ID: AtomicU64 = AtomicU64::new(0);
 
@@ -127,6 +131,9 @@ pub enum QueryError {
     /// The server refused the statement.
     #[error("{0}")]
     Refused(String),
+    /// The server began it and gave it up: for a time limit of the session, or a CancelRequest.
+    #[error("{0}")]
+    Canceled(String),
 }
 
 impl From<Malformed> for QueryError {
@@ -258,7 +265,11 @@ impl ServerConnection {
                 BackendTag::NotificationResponse => self.note_notification(&body)?,
                 BackendTag::ErrorResponse => {
                     let fields = backend::error_fields(&body);
-                    failure = Some(String::from_utf8_lossy(fields.message).into_owned());
+                    let message = String::from_utf8_lossy(fields.message).into_owned();
+                    failure = Some(match fields.code == sqlstate::QUERY_CANCELED.as_bytes() {
+                        true => QueryError::Canceled(message),
+                        false => QueryError::Refused(message),
+                    });
                 }
                 BackendTag::ParameterStatus => {
                     self.note_parameter(&body, session);
@@ -365,7 +376,7 @@ impl ServerConnection {
         Ok(())
     }
 
-    /// Runs a query of our own and returns its rows; more than 4096 are an error.
+    /// Runs a query of our own and returns its rows; more than 16,384 or 8 MB are an error.
     ///
     /// Fails as [`ServerConnection::run`] does.
     pub async fn rows(
@@ -374,10 +385,13 @@ impl ServerConnection {
         session: &Session,
     ) -> Result<Vec<Vec<Option<String>>>, QueryError> {
         let mut rows = Vec::new();
-        let mut malformed = false;
-        self.run_with(sql, session, |body| match backend::data_row(body) {
-            Some(row) if rows.len() < ROWS_MAX => rows.push(row),
-            Some(_) | None => malformed = true,
+        let (mut malformed, mut bytes) = (false, 0);
+        self.run_with(sql, session, |body| {
+            bytes += body.len();
+            match backend::data_row(body) {
+                Some(row) if rows.len() < ROWS_MAX && bytes <= BYTES_MAX => rows.push(row),
+                Some(_) | None => malformed = true,
+            }
         })
         .await?;
         match malformed {
@@ -408,10 +422,10 @@ impl ServerConnection {
         }
     }
 
-    fn own_query_done(&self, body: &[u8], failure: Option<String>) -> Result<(), QueryError> {
+    fn own_query_done(&self, body: &[u8], failure: Option<QueryError>) -> Result<(), QueryError> {
         let status = body.first().copied().and_then(TransactionStatus::from_byte);
         match (failure, status) {
-            (Some(message), _) => Err(QueryError::Refused(message)),
+            (Some(error), _) => Err(error),
             (None, Some(TransactionStatus::Idle)) => Ok(()),
             (None, _) => Err(QueryError::Refused("it left a transaction open".into())),
         }

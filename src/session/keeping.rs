@@ -20,12 +20,15 @@ use crate::error::{SqlError, sqlstate};
 use crate::pool::listening::Channels;
 use crate::pool::{Lease, Pool};
 use crate::protocol::functions::Search;
-use crate::protocol::state::{Pins, Question, SessionState, ended_by};
+use crate::protocol::state::{ENTRIES_MAX, LIFT_LIMITS, Pins, Question, SessionState, TEXT_MAX, ended_by};
 use crate::server::QueryError;
 use crate::sql::state::{Parts, Touched};
 
 /// Undoes whatever a client has made of a session.
 const DISCARD_ALL: &str = "DISCARD ALL";
+
+/// How often a question of ours may be cut short before it is given up: it takes a moment to lift the client's limit.
+const CANCELED_MAX: usize = 9;
 
 type Rows = Vec<Vec<Option<String>>>;
 
@@ -180,8 +183,9 @@ impl Session {
                 let error = QueryError::Refused("a cancel request may still reach it".into());
                 return Brought::Answer(lease, touched, Err(error));
             }
-            let answer = match learn(&mut lease, &mut touched).await {
-                Ok(()) => answer(&mut lease, Question::new(&touched, &state)).await,
+            let mut lifted = touched.parts.contains(Parts::LIMITS) || state.has_time_limit();
+            let answer = match learn(&mut lease, &mut touched, &mut lifted).await {
+                Ok(()) => answer(&mut lease, Question::new(&touched, &state), &mut lifted).await,
                 Err(error) => Err(error),
             };
             Brought::Answer(lease, touched, answer)
@@ -292,9 +296,14 @@ impl Session {
             return;
         }
         let nothing = Question::new(&Touched::default(), &self.state);
+        let texts = self.in_its_encoding(&lease, sql);
         self.phase = Phase::Asking(Asking::new(async move {
-            let rows = lease.rows_in_time(&sql).await;
-            Brought::Answer(lease, Touched::default(), rows.map(|rows| (nothing, rows)))
+            for sql in texts {
+                if let Err(error) = lease.rows_in_time(&sql).await {
+                    return Brought::Answer(lease, Touched::default(), Err(error));
+                }
+            }
+            Brought::Answer(lease, Touched::default(), Ok((nothing, Vec::new())))
         }));
     }
 
@@ -310,6 +319,9 @@ impl Session {
         let login = welcome.as_ref().and_then(|welcome| welcome.get("session_authorization"));
         let tracked = &shared.server.tracked;
         let mut told = question.read(rows, (&self.state, self.pins()), login, (tracked, &self.parameters));
+        if told.state.is_too_large() {
+            return Err(too_large(&told.state));
+        }
         if self.group.keeping.get().mode == SessionStateMode::Error
             && let left = self.left_behind(&told.state)
             && !(left.is_clean() && told.pins.is_empty())
@@ -423,22 +435,47 @@ impl Session {
     }
 }
 
-async fn answer(lease: &mut Lease, question: Question) -> Result<(Question, Rows), QueryError> {
+async fn answer(
+    lease: &mut Lease,
+    question: Question,
+    lifted: &mut bool,
+) -> Result<(Question, Rows), QueryError> {
     let rows = match question.is_asked() {
-        true => lease.rows_in_time(&question.sql()).await?,
+        true => rows(lease, lifted, |lifted| question.sql(lifted)).await?,
         false => Vec::new(),
     };
     Ok((question, rows))
 }
 
+/// Asks, without a time limit of the client's where `lifted` says so, or where that turns out to be too short. What is
+/// told is UTF-8, whatever the client's encoding is.
+async fn rows(
+    lease: &mut Lease,
+    lifted: &mut bool,
+    sql: impl Fn(bool) -> String,
+) -> Result<Rows, QueryError> {
+    let front = match lease.parameters.is_utf8() || !lease.parameters.has_utf8() {
+        true => "",
+        false => "SET LOCAL client_encoding = 'UTF8';",
+    };
+    for _ in 0..CANCELED_MAX {
+        match lease.rows_in_time(&format!("{front}{}", sql(*lifted))).await {
+            Err(QueryError::Canceled(_)) => *lifted = true,
+            answer => return answer,
+        }
+    }
+    lease.rows_in_time(&format!("{front}{}", sql(*lifted))).await
+}
+
 /// Finds out what the functions may have changed that were called and of which nothing is known.
-async fn learn(lease: &mut Lease, touched: &mut Touched) -> Result<(), QueryError> {
+async fn learn(lease: &mut Lease, touched: &mut Touched, lifted: &mut bool) -> Result<(), QueryError> {
     if touched.calls.is_empty() {
         return Ok(());
     }
     let mut search = Search::new(&touched.calls);
     while let Some(sql) = search.sql() {
-        search.take(lease.rows_in_time(&sql).await?);
+        let limits = |lifted| if lifted { LIFT_LIMITS } else { "" };
+        search.take(rows(lease, lifted, |lifted| format!("{}{sql}", limits(lifted))).await?);
     }
     let functions = &lease.pool().functions;
     search.finish(functions);
@@ -469,6 +506,17 @@ fn not_allowed(state: &SessionState, pins: Pins) -> Farewell {
     SqlError::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "session state is not allowed")
         .detail(format!("The last transaction has left something in the session: {left}."))
         .hint("Keep it within the transaction (SET LOCAL and the like), or set session_state to replay_and_pin.")
+        .into()
+}
+
+fn too_large(state: &SessionState) -> Farewell {
+    let (entries, bytes) = state.size();
+    SqlError::fatal(sqlstate::PROGRAM_LIMIT_EXCEEDED, "session state is too large")
+        .detail(format!(
+            "The session has {entries} settings and prepared statements of SQL with {bytes} bytes of text; \
+             {ENTRIES_MAX} with {TEXT_MAX} bytes can be carried to another server."
+        ))
+        .hint("DEALLOCATE what is not used any more, prepare by the protocol, or use a pool in session mode.")
         .into()
 }
 

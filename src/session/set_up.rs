@@ -14,6 +14,9 @@ use crate::protocol::parameters::ParameterSet;
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::originate;
 
+/// In front of text that is not ASCII, of a client that has another encoding: what is kept of a session is UTF-8.
+const SET_UTF8: &str = "SET client_encoding='UTF8';";
+
 impl Session {
     /// The statements that give a server the client's settings, and nothing of anybody else's; empty when it has them.
     pub(super) fn sets_toward_mine(&self, lease: &Lease) -> String {
@@ -43,11 +46,9 @@ impl Session {
             sql.push_str("DISCARD SEQUENCES;");
             lease.pipeline.others_sequences = false;
         }
-        let before = Arc::clone(&lease.state);
+        let texts = self.in_its_encoding(lease, sql);
         let mut queries = BytesMut::new();
-        for text in
-            [&*sql].into_iter().filter(|sql| !sql.is_empty()).chain(before.lacks_prepared(&self.state))
-        {
+        for text in &texts {
             originate::query(text, &mut queries);
             lease.pipeline.push(RequestKind::Query, Answer::Discard);
         }
@@ -57,10 +58,30 @@ impl Session {
             return false;
         }
         let Target { database, user } = &self.group.pool.target;
-        tracing::debug!("S-{:#x}: {database}/{user}@{} varcache_apply: {sql}", lease.id, lease.endpoint);
+        tracing::debug!(
+            "S-{:#x}: {database}/{user}@{} varcache_apply: {}",
+            lease.id,
+            lease.endpoint,
+            texts.concat()
+        );
         out.extend_from_slice(&queries);
         // Nothing is to run as somebody else, or on somebody else's settings, should that fail.
         !self.proven || !is_same_state
+    }
+
+    /// The statements, and behind them the client's own of PREPARE, each as a Query by itself.
+    pub(super) fn in_its_encoding(&self, lease: &Lease, sql: String) -> Vec<String> {
+        let mut texts: Vec<String> = Some(sql).into_iter().filter(|sql| !sql.is_empty()).collect();
+        let sets = texts.len();
+        texts.extend(lease.state.lacks_prepared(&self.state).map(str::to_owned));
+        let is_utf8 = lease.parameters.is_utf8() && self.parameters.is_utf8();
+        if !is_utf8 && !texts.iter().all(|text| text.is_ascii()) {
+            // A server reads a whole Query in the encoding that it had before.
+            texts[..sets].iter_mut().for_each(|sql| sql.push_str(SET_UTF8));
+            texts.insert(0, SET_UTF8.to_owned());
+            texts.push(self.parameters.set_encoding());
+        }
+        texts
     }
 
     /// What we have put in front of the client's request is done. Returns whether the lease goes on.

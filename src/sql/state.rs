@@ -14,6 +14,9 @@ use super::lexer::{Lexer, Token, readings};
 /// Longest text that is looked at; of a longer one only the first word is.
 const LOOK_MAX: usize = 64 * 1024;
 
+/// Settings that cut short what takes longer, in milliseconds.
+pub const TIME_LIMITS: [&str; 2] = ["statement_timeout", "transaction_timeout"];
+
 /// How far the arguments of a `set_config` are looked through.
 const ARGUMENTS_MAX: usize = 256;
 
@@ -55,6 +58,8 @@ bitflags! {
         const EXECUTES = 1 << 12;
         /// Notifications are sent, which the client may listen to itself.
         const NOTIFIES = 1 << 13;
+        /// Settings that limit how long a statement may take: [`TIME_LIMITS`].
+        const LIMITS = 1 << 14;
     }
 }
 
@@ -182,13 +187,19 @@ impl Touched {
             true => Parts::OTHERS,
             false => Parts::SETTINGS,
         };
+        if TIME_LIMITS.iter().any(|limit| limit.eq_ignore_ascii_case(name)) {
+            self.parts |= Parts::LIMITS;
+        }
         if name.contains('.') {
             self.add_custom(name);
         }
     }
 
     fn add_custom(&mut self, name: &str) {
-        if self.custom.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+        if !name.is_ascii() || name.ends_with('.') {
+            // In which encoding it comes is not known here.
+            self.parts |= Parts::ANY_SETTING;
+        } else if self.custom.iter().any(|known| known.eq_ignore_ascii_case(name)) {
         } else if self.custom.len() < CUSTOM_MAX {
             self.custom.push(name.into());
         } else {
@@ -559,7 +570,8 @@ mod tests {
     #[test]
     fn each_statement_names_the_parts_that_it_may_change() {
         for (sql, parts) in [
-            ("SET statement_timeout = '5s'", Parts::SETTINGS),
+            ("SET statement_timeout = '5s'", Parts::SETTINGS | Parts::LIMITS),
+            ("SET work_mem = '5MB'", Parts::SETTINGS),
             ("select 1; /* x */ Set Session a = 1", Parts::SETTINGS),
             ("reset all", Parts::SETTINGS),
             ("set session authorization bob", Parts::SETTINGS),
@@ -629,6 +641,14 @@ mod tests {
         );
         let expected = ["app.user", "session.x", "my.x", "c.d"].map(Box::from);
         assert_eq!(touched.custom, expected);
+    }
+
+    #[test]
+    fn a_setting_whose_name_may_be_in_any_encoding_is_not_asked_for() {
+        for sql in [&b"set app.\xe9 = 1"[..], b"set app.\"\xe9\" = 1", "set app.é = 1".as_bytes()] {
+            let touched = touched(sql);
+            assert_eq!((touched.parts, touched.custom.len()), (Parts::SETTINGS | Parts::ANY_SETTING, 0));
+        }
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn a_pin_ends_when_the_server_says_nothing_of_its_reason() {
 fn settings_with_a_dot_that_were_set_before_are_asked_for_again() {
     let before = SessionState::of_settings([("a.b".to_owned(), "1".to_owned())]);
     let question = Question::new(&touched(b"reset all"), &before);
-    assert!(question.sql().contains("current_setting('a.b', true)"));
+    assert!(question.sql(false).contains("current_setting('a.b', true)"));
     let told = question.read(
         [vec![Some("custom".into()), Some("a.b".into()), None]],
         (&before, Pins::empty()),
@@ -126,6 +126,30 @@ fn what_is_reset_has_the_value_of_the_startup_message_again() {
         (&Tracked::new([]), &reported()),
     );
     assert_eq!((told.state.is_clean(), told.tracked.len()), (true, 1));
+}
+
+#[test]
+fn a_time_limit_that_our_question_lifts_is_told_as_it_was() {
+    let settings = |rows: &[(&str, &str, &str)]| state("set statement_timeout = 5", rows).state;
+    let expected =
+        |value: &str| SessionState::of_settings([("statement_timeout".to_owned(), value.to_owned())]);
+    let lifted = ("limit", "statement_timeout", "5");
+    let ours = ("setting", "statement_timeout", "0");
+    assert_eq!(settings(&[lifted, ours, ("default", "statement_timeout", "0")]), expected("5"));
+    assert_eq!(settings(&[lifted, ("default", "statement_timeout", "7"), ours]), expected("5"));
+    assert!(
+        settings(&[lifted, ours, ("default", "statement_timeout", "5")]).is_clean(),
+        "ALTER ROLE has set it"
+    );
+    assert_eq!(settings(&[ours, ("default", "statement_timeout", "5")]), expected("0"));
+    assert!(expected("5").has_time_limit() && !expected("0").has_time_limit());
+}
+
+#[test]
+fn what_is_no_utf8_keeps_its_server() {
+    assert_eq!(state("set app.x = 1", &[("custom", "app.x", "a\u{fffd}")]).pins, Pins::SETTING);
+    let told = state("prepare p as select 1", &[("prepared", "p", "prepare p as select '\u{fffd}'")]);
+    assert_eq!(told.pins, Pins::PREPARED_STATEMENT);
 }
 
 #[test]
