@@ -24,12 +24,15 @@ pub struct Naming {
     pub place: Range<usize>,
 }
 
-/// Whether a text is nothing but one EXECUTE or DEALLOCATE of a name, in some way of reading it. DEALLOCATE ALL is not.
+/// Whether a text is nothing but one EXECUTE or DEALLOCATE of a name, in each way of reading it. DEALLOCATE ALL is not.
 pub fn naming(sql: &[u8]) -> Option<Naming> {
     if !matches!(sql.trim_ascii_start().first()?, b'e' | b'E' | b'd' | b'D' | b'/' | b'-') {
         return None;
     }
-    readings(sql).find_map(|lexer| named(lexer, sql.len()))
+    // Else it would hide from those who look at what several statements may change.
+    let mut readings = readings(sql).map(|lexer| named(lexer, sql.len()));
+    let first = readings.next()??;
+    readings.all(|other| other.as_ref() == Some(&first)).then_some(first)
 }
 
 fn named(mut lexer: Lexer<'_>, total: usize) -> Option<Naming> {
@@ -92,7 +95,7 @@ mod tests {
         check("/* a */ deallocate\n\"A \"\"b\";", Verb::Deallocate, "A \"b", "\"A \"\"b\"");
         check("DEALLOCATE PREPARE p -- x", Verb::Deallocate, "p", "p");
         check("execute prepare", Verb::Execute, "prepare", "prepare");
-        check(r"execute p ('a\'; b')", Verb::Execute, "p", "p");
+        check(r"execute p ('a\'), ('b')", Verb::Execute, "p", "p");
     }
 
     #[test]
@@ -105,6 +108,8 @@ mod tests {
             "delete from t",
             "execute",
             "execute $1",
+            r"execute p ('a\'; b')",
+            r"execute p ('a\'); select set_config('app.x', 'b', false); --'",
         ] {
             assert_eq!(naming(sql.as_bytes()), None, "{sql}");
         }
