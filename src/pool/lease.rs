@@ -51,6 +51,7 @@ impl Lease {
         pooled.server.used_at = now;
         pooled.server.pipeline.touched = Touched::default();
         pooled.server.pipeline.unlistened = Unlistened::default();
+        pooled.server.heard.clear();
         pooled.loan = Loan { used: true, ..Loan::new(now) };
     }
 

@@ -101,7 +101,7 @@ pub struct ServerConnection {
     pub unnamed_present: bool,
     /// The beginning of a message whose end has not come yet.
     pub carry: Vec<u8>,
-    /// Notifications that came with the answer to the last query of ours, as whole messages.
+    /// Notifications that came with the answers to queries of ours and that nobody has taken yet, as whole messages.
     pub heard: Vec<u8>,
     /// Bytes that the kernel did not take yet.
     pub backlog: Vec<u8>,
@@ -250,7 +250,6 @@ impl ServerConnection {
         session: &Session,
         note_row: &mut impl FnMut(&[u8]),
     ) -> Result<(), QueryError> {
-        self.heard.clear();
         // Its client may keep the server, whose unnamed statement is ours now, or none: Query drops it.
         self.unnamed_present = false;
         self.socket.write_all(request).await?;
@@ -259,7 +258,7 @@ impl ServerConnection {
             let (tag, body) = match read_message(&mut self.socket).await {
                 Ok(message) => message,
                 // Its last words say more than that it is gone.
-                Err(error) => return Err(failure.map_or(error, QueryError::Refused)),
+                Err(error) => return Err(failure.unwrap_or(error)),
             };
             match tag {
                 BackendTag::NotificationResponse => self.note_notification(&body)?,

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
-use super::keeping::{Asking, Brought, not_known};
+use super::keeping::{Asking, Brought, not_known, run_unlimited};
 use super::{Farewell, Phase, Session};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Lease;
@@ -196,7 +196,7 @@ async fn try_to_move(
     let listening = Arc::clone(&hearing.listening);
     let new: Channels = channels.difference(&hearing.channels).cloned().collect();
     if new.is_empty() {
-        lease.rows_in_time("UNLISTEN *").await?;
+        run_unlimited(lease, "UNLISTEN *").await?;
         return Ok(Moved { heard: Vec::new(), stays: None, hearing });
     }
     let pool = Arc::clone(lease.pool());
@@ -206,16 +206,17 @@ async fn try_to_move(
         Err(reason) => return Ok(Moved { heard: Vec::new(), stays: Some(reason), hearing }),
     };
     let (marks, mark) = coming.mark();
-    lease.rows_in_time(&format!("LISTEN {marks}; NOTIFY {marks}, '{mark}'")).await?;
-    let (heard, behind) = split_at_mark(&lease.heard, &coming, &hearing.channels);
+    run_unlimited(lease, &format!("LISTEN {marks}; NOTIFY {marks}, '{mark}'")).await?;
+    let (heard, behind) = split_at_mark(&std::mem::take(&mut lease.heard), &coming, &hearing.channels);
     if !coming.has_come().await {
-        lease.rows_in_time(&format!("UNLISTEN {marks}")).await?;
-        let (more, _) = split_at_mark(&lease.heard, &coming, &hearing.channels);
+        run_unlimited(lease, &format!("UNLISTEN {marks}")).await?;
+        let (more, _) = split_at_mark(&std::mem::take(&mut lease.heard), &coming, &hearing.channels);
         let stays = Some("the listening connection is at another server".into());
         return Ok(Moved { heard: [heard, behind, more].concat(), stays, hearing });
     }
     hearing.channels.extend(new);
-    lease.rows_in_time("UNLISTEN *").await?;
+    run_unlimited(lease, "UNLISTEN *").await?;
+    lease.heard.clear();
     Ok(Moved { heard, stays: None, hearing })
 }
 

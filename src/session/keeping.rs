@@ -467,6 +467,12 @@ async fn rows(
     lease.rows_in_time(&format!("{front}{}", sql(*lifted))).await
 }
 
+/// Runs statements of ours on a client's server, whose time limits do not hold.
+pub(super) async fn run_unlimited(lease: &mut Lease, sql: &str) -> Result<(), QueryError> {
+    let limits = |lifted| if lifted { LIFT_LIMITS } else { "" };
+    rows(lease, &mut false, |lifted| format!("{}{sql}", limits(lifted))).await.map(drop)
+}
+
 /// Finds out what the functions may have changed that were called and of which nothing is known.
 async fn learn(lease: &mut Lease, touched: &mut Touched, lifted: &mut bool) -> Result<(), QueryError> {
     if touched.calls.is_empty() {
