@@ -233,6 +233,23 @@ async fn a_listening_connection_that_is_lost_ends_its_clients_and_the_next_one_l
 }
 
 #[tokio::test]
+async fn a_listener_of_a_database_that_points_elsewhere_now_is_told() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let target = pooler.postgres.new_database().await;
+    let mut client = pooler.client().await;
+    client.query("LISTEN x").await.succeeds("LISTEN");
+    client.query("SELECT 1").await.succeeds("SELECT");
+    pooler.edit(&format!("dbname={}\n", pooler.database), &format!("dbname={target}\n"));
+    pooler.admin("RELOAD").await;
+    let rest = client.rest().await;
+    assert_eq!(rest.farewell(), "FATAL 57P01 terminating connection because notifications may be lost");
+    let mut client = pooler.client().await;
+    client.query("LISTEN x").await.succeeds("LISTEN");
+    pooler.postgres.sql(&target, "NOTIFY x, 'here'").await;
+    assert_eq!(heard(&client.until(b'A').await), ["x here"]);
+}
+
+#[tokio::test]
 async fn where_no_further_connection_is_allowed_a_listener_keeps_its_server() {
     let config = Pooler::config().pool_size(2).setting("max_db_connections", "2");
     let mut stage = Stage::on(config.start().await).await;

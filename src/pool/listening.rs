@@ -36,8 +36,8 @@ enum Command {
 #[derive(Debug, Default)]
 pub struct Listening {
     state: Mutex<State>,
-    /// Rings when somebody has stopped listening.
-    left: Notify,
+    /// Rings when somebody has stopped listening, and once a second.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ impl Coming<'_> {
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
         if self.listening.state.lock().coming.remove(&self.mark).is_some() {
-            self.listening.left.notify_one();
+            self.listening.changed.notify_one();
         }
     }
 }
@@ -158,7 +158,14 @@ impl Listening {
             }
         }
         drop(state);
-        self.left.notify_one();
+        self.changed.notify_one();
+    }
+
+    /// About once a second, lets the connection go if it leads where its database is not any more.
+    pub fn tick(&self) {
+        if self.state.lock().commands.is_some() {
+            self.changed.notify_one();
+        }
     }
 
     /// How many clients listen.
@@ -209,7 +216,10 @@ impl Listening {
                 () = site.closed() => return Err("the server is no longer one that may be used".into()),
                 heard = connection.hear() => heard?,
                 Some(command) = commands.recv() => self.obey(command, connection).await?,
-                () = self.left.notified() => {
+                () = self.changed.notified() => {
+                    if connection.is_outdated() {
+                        return Err("server connection is no longer wanted".into());
+                    }
                     let wanted = {
                         let mut state = self.state.lock();
                         if state.is_deserted() {

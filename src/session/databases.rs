@@ -154,6 +154,7 @@ impl Databases {
         *last = Some(now);
         drop(last);
         self.drop_idle(config, now);
+        self.known().iter().for_each(|entry| entry.listening.tick());
         self.forget_users(config);
         self.tick_dns(config, now);
     }

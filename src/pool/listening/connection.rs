@@ -47,6 +47,11 @@ impl Connection {
         Arc::clone(&self.seat.0)
     }
 
+    /// Whether it is to be closed: RECONNECT, new settings, or a name that has moved.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.pool.is_outdated(&self.server) || self.pool.is_retired()
+    }
+
     /// The server translates what it sends: only clients of the same encoding can be given it.
     pub(super) fn check_encoding(&self, client: Option<&str>) -> Result<(), String> {
         let tracked = &self.pool.session.tracked;
