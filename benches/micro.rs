@@ -135,6 +135,7 @@ impl Pair {
             rules: Rules::default(),
             state: &SessionState::default(),
             functions: &Functions::default(),
+            definitions: 0,
         };
         let taken = upstream.take(input, &mut self.body, out).expect("the bench's client keeps step");
         taken.forward.len()

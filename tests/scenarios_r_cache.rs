@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::message::{
     bind, close_statement, describe_statement, execute, extended, flush, parse, query, run_of, sync,
 };
-use support::{Pooler, Raw, eventually};
+use support::{Login, Pooler, Raw, eventually};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -37,6 +37,8 @@ async fn r2_a_statement_is_prepared_again_on_another_server_and_nobody_sees_it()
     let (mut a, mut b) = (pooler.client().await, pooler.client().await);
     a.ask(prepare("s", "SELECT pg_backend_pid(), 's'")).await.is("1 Z(I)");
     let first = a.ask(use_of("s")).await.rows()[0][0].clone();
+    // Meanwhile the server tells what that function is.
+    a.query("SELECT 1").await.is("T D(1) C(SELECT 1) Z(I)");
     b.query("BEGIN").await.is("C(BEGIN) Z(T)");
     assert_eq!(b.query("SELECT pg_backend_pid()").await.value(), first);
     // Each time another way to need it first; each on a server that does not have it.
@@ -318,6 +320,34 @@ async fn r8_a_statement_whose_result_changes_fails_once_on_each_server_at_most()
             failures(client, servers as usize, "1|3").await;
         }
         pooler.is_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn r8_what_is_prepared_after_a_change_of_its_tables_is_described_as_they_are_now() {
+    let config = Pooler::config().pool_size(2).users("\"app\" \"\"\n\"postgres\" \"\"\n");
+    let pooler = config.start().await;
+    let mut direct = pooler.direct().await;
+    let mut migration = Raw::login(&pooler.tcp(), &Login::new("postgres", "app")).await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    let prepares = run_of([parse("s", "SELECT * FROM items"), describe_statement("s"), sync()]);
+    for change in [
+        "CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE items (a int, m mood)",
+        "ALTER TABLE items ADD b text",
+        "BEGIN; ALTER TABLE items ALTER a TYPE text; COMMIT",
+        "DROP TABLE items; CREATE TABLE items (x date)",
+        "DROP TABLE items; DROP TYPE mood; CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE items (m mood)",
+    ] {
+        migration.query(&format!("{change}; GRANT ALL ON items TO app")).await.succeeds(change);
+        let expected = direct.ask(&prepares).await;
+        direct.ask(run_of([close_statement("s"), sync()])).await.is("3 Z(I)");
+        for _ in 0..2 {
+            for client in [&mut a, &mut b] {
+                assert_eq!(client.ask(&prepares).await.messages, expected.messages, "{change}");
+                client.ask(use_of("s")).await.is("2 C(SELECT 0) Z(I)");
+                client.ask(run_of([close_statement("s"), sync()])).await.is("3 Z(I)");
+            }
+        }
     }
 }
 

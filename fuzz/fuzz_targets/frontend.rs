@@ -31,6 +31,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             rules: Rules::default(),
             state: &SessionState::default(),
             functions: &Functions::default(),
+            definitions: 0,
         };
         let taken = upstream.take(&carry, &mut body, &mut sent)?;
         sent.extend_from_slice(&carry[taken.forward]);

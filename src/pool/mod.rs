@@ -303,6 +303,9 @@ pub struct Pool {
     /// Generation of the plans of prepared statements: a new one begins when PostgreSQL says that a plan no longer
     /// fits its tables.
     pub plans: AtomicU64,
+    /// Generation of its database's tables and types: a new one begins with each ALTER and DROP of its clients. What is
+    /// prepared from then on is another statement than what was before.
+    pub definitions: AtomicU64,
     /// Whether some client has used `currval` or `lastval`: from then on no client sees another's.
     pub sequences: AtomicBool,
     /// The database is gone: nothing is opened any more.
@@ -380,6 +383,7 @@ impl Pool {
             pinned: AtomicU32::new(0),
             functions: Functions::default(),
             plans: AtomicU64::new(0),
+            definitions: AtomicU64::new(0),
             sequences: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             used_at: Mutex::new(now),

@@ -187,6 +187,7 @@ impl Pipeline {
             self.touched.add_tag(body.unwrap_or_default());
             self.unlistened.note_tag(body.unwrap_or_default());
         }
+        self.redefines |= body.is_some_and(redefines);
         let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
         match (discard, drops_statements) {
             (false, false) => Action::Forward,
@@ -322,6 +323,12 @@ impl Pipeline {
         self.pop();
         Some(bytes)
     }
+}
+
+/// Whether a statement with this tag may change what another one returns, be it by taking away what that is of.
+#[inline]
+fn redefines(tag: &[u8]) -> bool {
+    matches!(tag, [b'A', b'L', ..] | [b'D', b'R', b'O', ..] | b"CREATE VIEW\0")
 }
 
 /// Messages that we look into; all others are passed on while they arrive.

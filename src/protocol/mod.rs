@@ -212,6 +212,8 @@ pub struct Pipeline {
     pub watching: bool,
     /// What the client may have changed of the session since somebody last asked the server.
     pub touched: Touched,
+    /// A statement of the open transaction has changed what tables or types consist of.
+    pub redefines: bool,
     /// What became of the client's UNLISTENs.
     pub unlistened: Unlistened,
     /// Whether somebody else listens for the client, too: its notifications are looked at.
@@ -243,6 +245,7 @@ impl Default for Pipeline {
             message_max: usize::MAX,
             watching: false,
             touched: Touched::default(),
+            redefines: false,
             unlistened: Unlistened::default(),
             hears_elsewhere: false,
             others_sequences: false,

@@ -97,6 +97,8 @@ pub struct Upstream<'a> {
     pub state: &'a SessionState,
     /// What is known of functions that may change it.
     pub functions: &'a Functions,
+    /// Generation of the tables and types of the database.
+    pub definitions: u64,
 }
 
 /// What a client may send, whatever it means.
@@ -352,6 +354,17 @@ impl Upstream<'_> {
         Fate::Verbatim
     }
 
+    /// What decides what a statement's names mean that is prepared now.
+    fn environment(&self) -> Vec<u8> {
+        let mut environment = self.state.environment();
+        if self.definitions > 0 {
+            // Three strings, of which each has its end.
+            environment.resize(environment.len().max(3), 0);
+            environment.extend_from_slice(&self.definitions.to_be_bytes());
+        }
+        environment
+    }
+
     fn parse_named(&mut self, parse: Parse<'_>, message: Message<'_>, output: &mut Output<'_>) -> Fate {
         let Message { length, at, .. } = message;
         if self.pipeline.awaits_name(parse.name) || self.pipeline.may_drop_statements() {
@@ -364,7 +377,7 @@ impl Upstream<'_> {
             self.duplicate(&parse, &statement, output.out);
             return Fate::Rewritten(length);
         }
-        let statement = self.interner.intern(parse.definition, &self.state.environment());
+        let statement = self.interner.intern(parse.definition, &self.environment());
         if self.reads_others_sequences(statement.parts(), at, output) {
             return Fate::OthersSequences;
         }

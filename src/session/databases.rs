@@ -267,6 +267,13 @@ impl Databases {
         true
     }
 
+    /// Tables or types of a database are other ones now.
+    pub fn redefine(&self, database: &str) {
+        for pool in self.database(database).pools() {
+            pool.definitions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Whether there is a database of this name.
     pub fn is_known(&self, name: &str) -> bool {
         self.databases.read().contains_key(name)

@@ -47,10 +47,10 @@ struct Forward<'a> {
 }
 
 /// What became of a server's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Answered {
-    /// They were dealt with.
-    PassedOn,
+    /// They were dealt with. These go to the client as they are, or if it is none, what was put together of them.
+    PassOn(Option<Range<usize>>),
     /// The server refused to begin, because it goes away: the client's bytes go to another one.
     SendAgain,
     /// They are on their way there.
@@ -218,6 +218,7 @@ impl Session {
             rules: group.rules.get(),
             state: &self.state,
             functions: &group.pool.functions,
+            definitions: group.pool.definitions.load(Ordering::Relaxed),
         }
         .take(input, &mut self.body, &mut scratch.out)?;
         drop(stats);
@@ -333,20 +334,34 @@ impl Session {
             Poll::Ready(Ok(count)) => count,
         };
         server.carry.clear();
-        let buffer = std::mem::take(&mut scratch.read);
-        let result = self.forward_server(&buffer[..carried + count], &mut scratch.out);
-        scratch.read = buffer;
-        match result? {
-            Answered::PassedOn => {}
-            Answered::SendAgain => return Ok(self.send_again("server is going away")),
-            Answered::SentAgain => return Ok(Pumped::Released),
-        }
+        let (buffer, mut out) = (std::mem::take(&mut scratch.read), std::mem::take(&mut scratch.out));
+        let pumped = match self.forward_server(&buffer[..carried + count], &mut out) {
+            Ok(Answered::PassOn(run)) => self.answer(run.map_or(&out, |run| &buffer[run])),
+            Ok(Answered::SendAgain) => Ok(self.send_again("server is going away")),
+            Ok(Answered::SentAgain) => Ok(Pumped::Released),
+            Err(farewell) => Err(farewell),
+        };
+        (scratch.read, scratch.out) = (buffer, out);
+        pumped
+    }
+
+    /// Ends the lease if nothing is owed any more, and passes the server's answer on: in this order, so that who has the
+    /// answer finds the server free.
+    fn answer(&mut self, bytes: &[u8]) -> Result<Pumped, Farewell> {
+        let follows = self.follows;
         let (server, loan) = self.lease().parts();
+        if follows && !bytes.is_empty() {
+            server.flight.note_answer();
+        }
         if server.pipeline.owed() == 0 && !server.pipeline.is_quiet() {
             // All of an open batch is answered; its Sync is the client's to send.
             loan.quiet_since = Instant::now();
         }
-        self.finish_if_idle(Pumped::Some)
+        let finished = self.finish_if_idle(Pumped::Some);
+        if !bytes.is_empty() {
+            self.send(bytes)?;
+        }
+        finished
     }
 
     fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Answered, Farewell> {
@@ -404,30 +419,20 @@ impl Session {
         let rest = &input[at..];
         self.lease().carry.extend_from_slice(rest);
         if forward.out.is_empty() {
-            let run = forward.run.clone();
-            return self.send_answer(&input[run]);
+            return Ok(Answered::PassOn(Some(forward.run)));
         }
         forward.flush();
-        let out = std::mem::take(forward.out);
-        let sent = self.send_answer(&out);
-        *forward.out = out;
-        sent
-    }
-
-    fn send_answer(&mut self, bytes: &[u8]) -> Result<Answered, Farewell> {
-        if !bytes.is_empty() {
-            if self.follows {
-                self.lease().flight.note_answer();
-            }
-            self.send(bytes)?;
-        }
-        Ok(Answered::PassedOn)
+        Ok(Answered::PassOn(None))
     }
 
     fn note_ready(&mut self) -> Result<(), Farewell> {
         let now = Instant::now();
         let group = Rc::clone(&self.group);
         self.sent_again = 0;
+        if self.lease().pipeline.redefines {
+            // Also before it is committed: the client itself sees it already.
+            self.plane.shared.databases.redefine(&group.database);
+        }
         let (server, loan) = self.lease().parts();
         loan.quiet_since = now;
         let took = loan.query_began.take().map(|began| since(began, now));
@@ -443,6 +448,7 @@ impl Session {
             stats.totals.query_time_us += micros(took);
         }
         if status == TransactionStatus::Idle {
+            server.pipeline.redefines = false;
             let took = since(loan.began, now);
             loan.began = now;
             loan.transactions = loan.transactions.saturating_add(1);

@@ -122,6 +122,7 @@ impl Pair {
             rules: Rules::default(),
             state: &SessionState::default(),
             functions: &Functions::default(),
+            definitions: 0,
         };
         let taken = upstream.take(&input, &mut self.body, &mut self.sent)?;
         assert!(taken.forward.end == taken.consumed || taken.forward.is_empty());
