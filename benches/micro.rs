@@ -134,6 +134,7 @@ impl Pair {
             counts: &mut self.counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            parameters: &Default::default(),
             functions: &Functions::default(),
             definitions: 0,
         };

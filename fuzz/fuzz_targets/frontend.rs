@@ -30,6 +30,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             counts: &mut counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            parameters: &Default::default(),
             functions: &Functions::default(),
             definitions: 0,
         };

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::sql::state::Touched;
+use crate::sql::state::{Parts, Touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
 use channels::Unlistened;
@@ -386,6 +386,11 @@ impl Pipeline {
     /// Whether messages of the extended protocol were sent after the last Sync.
     pub fn is_batch_open(&self) -> bool {
         self.batch_open
+    }
+
+    /// Whether something under way may set what decides what a text means.
+    pub fn may_set(&self) -> bool {
+        self.touched.parts.contains(Parts::SETTINGS) || self.touched.local_sets > 0
     }
 
     /// Whether all that was sent will be answered without anything further from the client.

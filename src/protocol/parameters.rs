@@ -11,6 +11,9 @@ const ALWAYS_TRACKED: [&str; 5] =
 /// The place of `client_encoding`.
 const CLIENT_ENCODING: usize = 0;
 
+/// The places of DateStyle, TimeZone and `standard_conforming_strings`, which say what a literal means.
+const OF_LITERALS: [usize; 3] = [1, 2, 3];
+
 /// The one reported parameter whose value is a list of names: SET takes what stands in quotes for one name.
 pub const SEARCH_PATH: &str = "search_path";
 
@@ -81,6 +84,11 @@ impl ParameterSet {
         let mut sql = "SET client_encoding=".to_owned();
         push_literal(&mut sql, self.encoding());
         sql
+    }
+
+    /// What decides what a literal in a statement means, once and for all when that is prepared.
+    pub fn of_literals(&self) -> impl Iterator<Item = &str> {
+        OF_LITERALS.into_iter().map(|index| self.get(index).unwrap_or_default())
     }
 
     fn encoding(&self) -> &str {

@@ -29,7 +29,7 @@ pub struct Statement {
     /// Its number, in its name on every server.
     pub id: u64,
     /// The query with its NUL, the number of parameter types and their OIDs; behind them what decides what its
-    /// names mean.
+    /// names and literals mean.
     key: Box<[u8]>,
     /// How much of the key is the definition.
     definition: usize,
@@ -41,6 +41,11 @@ impl Statement {
     /// The query with its NUL, the number of parameter types and their OIDs.
     pub fn definition(&self) -> &[u8] {
         &self.key[..self.definition]
+    }
+
+    /// What decides what its names and literals mean.
+    pub fn environment(&self) -> &[u8] {
+        &self.key[self.definition..]
     }
 
     /// What it may change of the session, as far as its own text says.
@@ -96,7 +101,7 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// The statement of this definition, where its names mean what `environment` says.
+    /// The statement of this definition, where its names and literals mean what `environment` says.
     pub fn intern(&self, definition: &[u8], environment: &[u8]) -> Arc<Statement> {
         let joined = match environment {
             [] => Cow::Borrowed(definition),

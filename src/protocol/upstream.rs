@@ -11,6 +11,7 @@ use std::sync::Arc;
 use output::{Output, write_header, write_object, write_parse};
 
 use super::functions::Functions;
+use super::parameters::ParameterSet;
 use super::state::SessionState;
 use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement, text_of};
 use super::{Answer, Pipeline, RequestKind};
@@ -95,6 +96,8 @@ pub struct Upstream<'a> {
     pub rules: Rules,
     /// What the client has made of its session.
     pub state: &'a SessionState,
+    /// The values of the client's parameters.
+    pub parameters: &'a ParameterSet,
     /// What is known of functions that may change it.
     pub functions: &'a Functions,
     /// Generation of the tables and types of the database.
@@ -189,6 +192,12 @@ impl Message<'_> {
             }
         }
     }
+}
+
+/// Whether a statement has a string in it, which may be a date, or mean something else after all.
+fn has_literal(definition: &[u8]) -> bool {
+    let text = text_of(definition);
+    text.contains(&b'\'') || text.windows(2).any(|pair| pair[0] == b'$' && !pair[1].is_ascii_digit())
 }
 
 /// How many bytes the message at the start of `input` has if it is of use only when it is whole, as a
@@ -354,17 +363,6 @@ impl Upstream<'_> {
         Fate::Verbatim
     }
 
-    /// What decides what a statement's names mean that is prepared now.
-    fn environment(&self) -> Vec<u8> {
-        let mut environment = self.state.environment();
-        if self.definitions > 0 {
-            // Three strings, of which each has its end.
-            environment.resize(environment.len().max(3), 0);
-            environment.extend_from_slice(&self.definitions.to_be_bytes());
-        }
-        environment
-    }
-
     fn parse_named(&mut self, parse: Parse<'_>, message: Message<'_>, output: &mut Output<'_>) -> Fate {
         let Message { length, at, .. } = message;
         if self.pipeline.awaits_name(parse.name) || self.pipeline.may_drop_statements() {
@@ -377,7 +375,12 @@ impl Upstream<'_> {
             self.duplicate(&parse, &statement, output.out);
             return Fate::Rewritten(length);
         }
-        let statement = self.interner.intern(parse.definition, &self.environment());
+        let has_literal = has_literal(parse.definition);
+        if has_literal && self.pipeline.comes_to_rest() && self.pipeline.may_set() {
+            // What it means is decided by then.
+            return Fate::Wait;
+        }
+        let statement = self.interner.intern(parse.definition, &self.environment(has_literal));
         if self.reads_others_sequences(statement.parts(), at, output) {
             return Fate::OthersSequences;
         }
@@ -556,6 +559,7 @@ impl Upstream<'_> {
                 true => Name::Server(nobodys_name(name)),
             };
         };
+        let statement = self.in_force(name, statement);
         if self.pipeline.awaits_statement(statement.id) {
             return Name::Wait;
         }
@@ -569,6 +573,34 @@ impl Upstream<'_> {
         self.ensure_present(&statement, output.out);
         self.pipeline.note_statement(statement.definition());
         Name::Server(Statement::server_name(statement.id).into_bytes())
+    }
+
+    /// What decides what a statement's names mean that is prepared now, and its literals if it has some.
+    fn environment(&self, has_literal: bool) -> Vec<u8> {
+        let mut environment = self.state.environment();
+        for value in self.parameters.of_literals().filter(|_| has_literal) {
+            environment.extend_from_slice(value.as_bytes());
+            environment.push(0);
+        }
+        if self.definitions > 0 {
+            environment.extend_from_slice(&self.definitions.to_be_bytes());
+        }
+        environment
+    }
+
+    /// The client's statement, as the server would prepare it now, should it lack it: what it meant when the client
+    /// prepared it is said under its number nowhere else.
+    fn in_force(&mut self, name: &[u8], statement: Arc<Statement>) -> Arc<Statement> {
+        if self.server.touch(statement.id) {
+            return statement;
+        }
+        let environment = self.environment(has_literal(statement.definition()));
+        if statement.environment() == environment {
+            return statement;
+        }
+        let now = self.interner.intern(statement.definition(), &environment);
+        self.client.get_or_insert_default().insert(name, Arc::clone(&now));
+        now
     }
 
     /// Prepares a statement that the server lacks, in front of what needs it.

@@ -217,6 +217,7 @@ impl Session {
             counts: &mut stats.statements,
             rules: group.rules.get(),
             state: &self.state,
+            parameters: &self.parameters,
             functions: &group.pool.functions,
             definitions: group.pool.definitions.load(Ordering::Relaxed),
         }

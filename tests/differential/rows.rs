@@ -410,6 +410,27 @@ pub const STATE_ROWS: &[(&str, &str)] = &[
          Bind - s / Describe P - / Execute - / Sync",
     ),
     (
+        "r9 the same text means another date under another DateStyle",
+        "B: Query SET DateStyle = 'ISO, MDY' / Parse x SELECT '01/02/2026'::date / Bind - x / Execute - / Sync
+         Query SET DateStyle = 'ISO, DMY'
+         Parse s SELECT '01/02/2026'::date / Bind - s / Execute - / Sync
+         B: Query BEGIN
+         Bind - s / Execute - / Sync",
+    ),
+    (
+        "r9 the same text means another moment in another TimeZone",
+        "Parse x SELECT timestamptz '2026-02-01 12:00' / Bind - x / Execute - / Sync
+         Query SET TimeZone = 'Asia/Tokyo'
+         Parse s SELECT timestamptz '2026-02-01 12:00' / Bind - s / Execute - / Sync
+         Query SET TimeZone = 'Europe/Berlin' / Parse t SELECT timestamptz '2026-02-01 12:00' / Bind - t / Execute - / Sync",
+    ),
+    (
+        "r9 the same text means another string without standard_conforming_strings",
+        "Parse x SELECT 'a\\\\nb' / Bind - x / Execute - / Sync
+         Query SET standard_conforming_strings = off / Query SET escape_string_warning = off
+         Parse s SELECT 'a\\\\nb' / Bind - s / Execute - / Sync",
+    ),
+    (
         "r14 DEALLOCATE of what the protocol has prepared, and EXECUTE of it",
         "Parse s SELECT $1::int / Sync
          Query EXECUTE s(7)

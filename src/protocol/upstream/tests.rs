@@ -78,6 +78,7 @@ pub(super) struct Pair {
     pub(super) unnamed_present: bool,
     pub(super) interner: Interner,
     pub(super) tracking: bool,
+    pub(super) parameters: ParameterSet,
     pub(super) counts: StatementCounts,
     pub(super) body: Body,
     pub(super) carry: Vec<u8>,
@@ -93,6 +94,7 @@ impl Pair {
             unnamed_present: false,
             interner: Interner::default(),
             tracking: limit > 0,
+            parameters: ParameterSet::default(),
             counts: StatementCounts::default(),
             body: Body::default(),
             carry: Vec::new(),
@@ -121,6 +123,7 @@ impl Pair {
             counts: &mut self.counts,
             rules: Rules::default(),
             state: &SessionState::default(),
+            parameters: &self.parameters,
             functions: &Functions::default(),
             definitions: 0,
         };
@@ -210,6 +213,24 @@ fn r10_the_same_query_is_another_statement_with_other_types() {
     let pair = play(9, "P:a:q P:b:q:1 P:c:q");
     assert_eq!(words(&pair.sent), "P:PGWEIR_1:q P:PGWEIR_2:q");
     assert_eq!(pair.counts, StatementCounts { client_parses: 3, server_parses: 2, binds: 0 });
+}
+
+#[test]
+fn r9_the_same_text_is_another_statement_where_its_literals_mean_something_else() {
+    for (text, statements) in [("'1/2/2026'", 2), ("$$x$$", 2), ("$1", 1)] {
+        let mut pair = play(9, &format!("P:a:{text} S; S 1 ZI"));
+        pair.parameters = pair.parameters.with(1, "German");
+        let parsed = if statements == 2 { "1 " } else { "" };
+        go_on(&mut pair, &format!("B::a E S; S 2 C ZI; P:b:{text} B::b S; S {parsed}2 ZI"));
+        assert_eq!(pair.counts.server_parses, statements, "{text}: what is there means what it meant");
+        let sent = pair.sent.len();
+        go_on(&mut pair, "next server; B::a B::b S");
+        let number = statements;
+        assert_eq!(
+            words(&pair.sent[sent..]),
+            format!("P:PGWEIR_{number}:{text} B::PGWEIR_{number} B::PGWEIR_{number} S")
+        );
+    }
 }
 
 #[test]

@@ -53,13 +53,16 @@ impl Upstream<'_> {
         }
         let text = text_of(message.body);
         let Naming { verb, name, place } = naming(text)?;
-        let statement = Arc::clone(self.client.as_deref()?.get(&name)?);
+        let mut statement = Arc::clone(self.client.as_deref()?.get(&name)?);
         if self.pipeline.owed() > 0 && !self.pipeline.is_batch_open() {
             // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
             return Some(Fate::Wait);
         }
         if self.pipeline.status() == TransactionStatus::Failed {
             return None;
+        }
+        if verb == Verb::Execute {
+            statement = self.in_force(&name, statement);
         }
         if verb == Verb::Execute && self.reads_others_sequences(statement.parts(), message.at, output) {
             return Some(Fate::OthersSequences);
