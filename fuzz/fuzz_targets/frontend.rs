@@ -12,7 +12,8 @@ use pgweir::wire::Malformed;
 
 /// What the server gets of these pieces, or why the client is sent away.
 fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(Vec<u8>, usize), Malformed> {
-    let mut pipeline = Pipeline { watching: true, ..Pipeline::default() };
+    let mut pipeline = Pipeline::default();
+    pipeline.watching = true;
     let mut server = ServerStatements::new(2);
     let (mut client, mut unnamed_present) = (None, false);
     let (mut counts, mut body) = (StatementCounts::default(), Body::default());
