@@ -135,6 +135,7 @@ impl Pair {
             rules: Rules::default(),
             state: &SessionState::default(),
             parameters: &Default::default(),
+            listens: None,
             functions: &Functions::default(),
             definitions: 0,
         };

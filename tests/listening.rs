@@ -95,6 +95,26 @@ async fn listen_counts_when_it_is_committed_and_unlisten_too() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_what_it_listens_to() {
+    let mut stage = Stage::start().await;
+    stage
+        .play(
+            "A: LISTEN \"Y\"\"s\"; LISTEN x
+             B: SELECT * FROM pg_listening_channels()
+             A: SELECT * FROM pg_listening_channels() ORDER BY 1 => Y\"s;x
+             B: SELECT count(*) FROM pg_listening_channels() => 0
+             A: UNLISTEN x
+             A: SELECT pg_listening_channels() => Y\"s
+             B: SELECT count(*) FROM pg_listening_channels() => 0",
+        )
+        .await;
+    nobody_is_pinned(&stage.pooler).await;
+    stage.a.send(query("SELECT pg_listening_channels(), pg_notify('Y\"s', 'once')")).await;
+    assert_eq!(heard(&stage.a.until(b'Z').await), ["Y\"s once"]);
+    assert!(heard(&stage.a.query("SELECT 1").await).is_empty());
+}
+
+#[tokio::test]
 async fn what_a_client_notifies_itself_of_comes_in_front_of_ready_for_query() {
     let pooler = Pooler::config().start().await;
     let mut direct = pooler.direct().await;

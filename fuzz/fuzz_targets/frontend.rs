@@ -32,6 +32,7 @@ fn take<'a>(pieces: impl Iterator<Item = &'a [u8]>, tracking: bool) -> Result<(V
             rules: Rules::default(),
             state: &SessionState::default(),
             parameters: &Default::default(),
+            listens: None,
             functions: &Functions::default(),
             definitions: 0,
         };

@@ -9,19 +9,17 @@
 mod connection;
 mod inbox;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Pool;
+use crate::protocol::channels::Channels;
 use crate::wire::backend::notifications;
 use connection::Connection;
 pub use inbox::{Inbox, Lost};
-
-/// Names of channels, as PostgreSQL holds them.
-pub type Channels = BTreeSet<Box<str>>;
 
 /// What the connection is asked to do. Each client asks for one thing at a time.
 #[derive(Debug)]

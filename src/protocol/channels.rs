@@ -1,10 +1,13 @@
-//! What has become of a client's UNLISTENs, by the tags of the server's answers: the server on which they ran was
-//! not the one that listens for the client, and has nothing to tell of it.
+//! What a client listens to while somebody else does so for it: what has become of its UNLISTENs, by the tags of the
+//! server's answers, as the server on which they ran has nothing to tell of it.
 
 use std::collections::BTreeSet;
 
 use crate::sql::channels::Unlisten;
 use crate::wire::backend::TransactionStatus;
+
+/// Names of channels, as PostgreSQL holds them.
+pub type Channels = BTreeSet<Box<str>>;
 
 /// The fate of the UNLISTENs since somebody last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +60,7 @@ impl Unlistened {
     }
 
     /// Takes away from `channels` what was not listened to any more in the end. Returns whether that is known.
-    pub fn apply(self, unlistens: &[Unlisten], channels: &mut BTreeSet<Box<str>>) -> bool {
+    pub fn apply(self, unlistens: &[Unlisten], channels: &mut Channels) -> bool {
         let several = unlistens.len() > 1;
         if unlistens.contains(&Unlisten::Unknown) || self.in_doubt || self.done && self.undone && several {
             return false;
@@ -71,6 +74,12 @@ impl Unlistened {
         }
         true
     }
+}
+
+/// The statements that make a server listen, or stop listening, to all of these.
+pub fn statements<'a>(verb: &str, channels: impl IntoIterator<Item = &'a str>) -> String {
+    let statement = |channel: &str| format!("{verb} \"{}\";", channel.replace('"', "\"\""));
+    channels.into_iter().map(statement).collect()
 }
 
 #[cfg(test)]

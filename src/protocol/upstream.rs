@@ -3,13 +3,16 @@
 //! Start with [`Upstream::take`].
 
 mod output;
+mod presence;
 mod watch;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use output::{Output, write_header, write_object, write_parse};
+use presence::has_literal;
 
+use super::channels::Channels;
 use super::functions::Functions;
 use super::parameters::ParameterSet;
 use super::state::SessionState;
@@ -98,6 +101,8 @@ pub struct Upstream<'a> {
     pub state: &'a SessionState,
     /// The values of the client's parameters.
     pub parameters: &'a ParameterSet,
+    /// What somebody else listens to for the client.
+    pub listens: Option<&'a Channels>,
     /// What is known of functions that may change it.
     pub functions: &'a Functions,
     /// Generation of the tables and types of the database.
@@ -194,12 +199,6 @@ impl Message<'_> {
     }
 }
 
-/// Whether a statement has a string in it, which may be a date, or mean something else after all.
-fn has_literal(definition: &[u8]) -> bool {
-    let text = text_of(definition);
-    text.contains(&b'\'') || text.windows(2).any(|pair| pair[0] == b'$' && !pair[1].is_ascii_digit())
-}
-
 /// How many bytes the message at the start of `input` has if it is of use only when it is whole, as a
 /// statement that may have to be prepared again is; else 0.
 pub fn whole_length(input: &[u8], tracking: bool) -> usize {
@@ -282,7 +281,7 @@ impl Upstream<'_> {
                     false if self.pipeline.watching => self.pipeline.touched.add_unseen(message.body),
                     false => {}
                 }
-                if self.reads_others_sequences(self.pipeline.touched.parts, message.at, output) {
+                if self.prepare_session(self.pipeline.touched.parts, message.at, output) {
                     // It may be looked at once more.
                     self.pipeline.touched.local_sets = local_sets;
                     return Ok(Fate::OthersSequences);
@@ -328,7 +327,7 @@ impl Upstream<'_> {
         if !self.tracking || streams(length, body) {
             let parse = message.is_whole().then(|| frontend::parse(body).ok()).flatten();
             self.note_text(parse.map(|parse| text_of(parse.definition)));
-            if self.reads_others_sequences(self.pipeline.touched.parts, at, output) {
+            if self.prepare_session(self.pipeline.touched.parts, at, output) {
                 return Ok(Fate::OthersSequences);
             }
             self.pipeline.push(RequestKind::Parse, Answer::Forward);
@@ -355,7 +354,7 @@ impl Upstream<'_> {
         let client = self.client.get_or_insert_default();
         client.set_unnamed(definition);
         let parts = client.unnamed_touched().map_or(Parts::empty(), |touched| touched.parts);
-        if self.reads_others_sequences(parts, at, output) {
+        if self.prepare_session(parts, at, output) {
             return Fate::OthersSequences;
         }
         self.note_unnamed();
@@ -381,7 +380,7 @@ impl Upstream<'_> {
             return Fate::Wait;
         }
         let statement = self.interner.intern(parse.definition, &self.environment(has_literal));
-        if self.reads_others_sequences(statement.parts(), at, output) {
+        if self.prepare_session(statement.parts(), at, output) {
             return Fate::OthersSequences;
         }
         if self.pipeline.awaits_statement(statement.id) {
@@ -536,7 +535,7 @@ impl Upstream<'_> {
             if self.pipeline.awaits_unnamed() {
                 return Name::Wait;
             }
-            if self.unnamed_reads_others_sequences(at, output) {
+            if self.prepare_session_for_unnamed(at, output) {
                 return Name::OthersSequences;
             }
             self.ensure_unnamed(at, output);
@@ -566,90 +565,13 @@ impl Upstream<'_> {
         if let Some(touched) = &statement.touched {
             self.note_touched(touched);
         }
-        if self.reads_others_sequences(statement.parts(), at, output) {
+        if self.prepare_session(statement.parts(), at, output) {
             return Name::OthersSequences;
         }
         output.flush(at);
         self.ensure_present(&statement, output.out);
         self.pipeline.note_statement(statement.definition());
         Name::Server(Statement::server_name(statement.id).into_bytes())
-    }
-
-    /// What decides what a statement's names mean that is prepared now, and its literals if it has some.
-    fn environment(&self, has_literal: bool) -> Vec<u8> {
-        let mut environment = self.state.environment();
-        for value in self.parameters.of_literals().filter(|_| has_literal) {
-            environment.extend_from_slice(value.as_bytes());
-            environment.push(0);
-        }
-        if self.definitions > 0 {
-            environment.extend_from_slice(&self.definitions.to_be_bytes());
-        }
-        environment
-    }
-
-    /// The client's statement, as the server would prepare it now, should it lack it: what it meant when the client
-    /// prepared it is said under its number nowhere else.
-    fn in_force(&mut self, name: &[u8], statement: Arc<Statement>) -> Arc<Statement> {
-        if self.server.touch(statement.id) {
-            return statement;
-        }
-        let environment = self.environment(has_literal(statement.definition()));
-        if statement.environment() == environment {
-            return statement;
-        }
-        let now = self.interner.intern(statement.definition(), &environment);
-        self.client.get_or_insert_default().insert(name, Arc::clone(&now));
-        now
-    }
-
-    /// Prepares a statement that the server lacks, in front of what needs it.
-    fn ensure_present(&mut self, statement: &Statement, out: &mut Vec<u8>) {
-        if self.server.touch(statement.id) {
-            return;
-        }
-        self.make_room(statement.id, out);
-        write_parse(statement.id, statement.definition(), out);
-        let change = Change::ServerParse(statement.id);
-        self.pipeline.push_with_change(RequestKind::Parse, Answer::Discard, change);
-    }
-
-    fn make_room(&mut self, id: u64, out: &mut Vec<u8>) {
-        self.counts.server_parses += 1;
-        if let Some(evicted) = self.server.insert(id) {
-            self.close_at_server(evicted, out);
-        }
-    }
-
-    fn close_at_server(&mut self, id: u64, out: &mut Vec<u8>) {
-        write_object(b'C', Statement::server_name(id).as_bytes(), out);
-        let change = Change::ServerClose(id);
-        self.pipeline.push_with_change(RequestKind::Close, Answer::Discard, change);
-    }
-
-    /// The server's unnamed statement may be another client's. It becomes this client's own, or none,
-    /// so that PostgreSQL itself says that there is none.
-    fn ensure_unnamed(&mut self, at: usize, output: &mut Output<'_>) {
-        let doubted = self.pipeline.take_unnamed_doubt();
-        if *self.unnamed_present && !doubted {
-            return;
-        }
-        *self.unnamed_present = true;
-        output.flush(at);
-        match self.client.as_deref().and_then(ClientStatements::unnamed) {
-            Some(definition) => {
-                let length = HEADER_LENGTH + 1 + definition.len();
-                write_header(b'P', length, output.out);
-                output.out.push(0);
-                output.out.extend_from_slice(definition);
-                self.pipeline.push(RequestKind::Parse, Answer::Discard);
-            }
-            None => {
-                write_header(b'C', HEADER_LENGTH + 2, output.out);
-                output.out.extend_from_slice(b"S\0");
-                self.pipeline.push(RequestKind::Close, Answer::Discard);
-            }
-        }
     }
 }
 

@@ -10,8 +10,8 @@ use super::keeping::{Asking, Brought, not_known, run_unlimited};
 use super::{Farewell, Phase, Session};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Lease;
-use crate::pool::listening::{Channels, Coming, Inbox, Listening, Lost};
-use crate::protocol::channels::Unlistened;
+use crate::pool::listening::{Coming, Inbox, Listening, Lost};
+use crate::protocol::channels::{Channels, Unlistened};
 use crate::protocol::state::Pins;
 use crate::server::QueryError;
 use crate::sql::channels::Unlisten;
@@ -23,7 +23,7 @@ use crate::wire::backend::{Notification, notifications};
 pub(super) struct Hearing {
     listening: Arc<Listening>,
     inbox: Arc<Inbox>,
-    channels: Channels,
+    pub(super) channels: Channels,
 }
 
 impl Drop for Hearing {

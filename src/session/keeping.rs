@@ -17,8 +17,8 @@ use super::{Farewell, Phase, Session, since};
 use crate::admin::PinView;
 use crate::config::{Config, PoolMode, SessionStateMode};
 use crate::error::{SqlError, sqlstate};
-use crate::pool::listening::Channels;
 use crate::pool::{Lease, Pool};
+use crate::protocol::channels::Channels;
 use crate::protocol::functions::Search;
 use crate::protocol::state::{ENTRIES_MAX, LIFT_LIMITS, Pins, Question, SessionState, TEXT_MAX, ended_by};
 use crate::server::QueryError;
@@ -138,7 +138,7 @@ impl Session {
         }
         let mut touched = std::mem::take(&mut pipeline.touched);
         let unlistened = std::mem::take(&mut pipeline.unlistened);
-        touched.parts -= Parts::NOTIFIES;
+        touched.parts -= Parts::NOTIFIES | Parts::SHOWS_CHANNELS;
         if let Err(farewell) = self.unlisten(&std::mem::take(&mut touched.unlistens), unlistened) {
             self.lease().pipeline.touched = touched;
             return Err(farewell);
@@ -389,7 +389,11 @@ impl Session {
 
     /// Gives a server back at the end of the session, without what the client has left on it.
     pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
-        let parts = lease.pipeline.touched.parts - Parts::ENDS - Parts::FUNCTIONS - Parts::NOTIFIES;
+        let parts = lease.pipeline.touched.parts
+            - Parts::ENDS
+            - Parts::FUNCTIONS
+            - Parts::NOTIFIES
+            - Parts::SHOWS_CHANNELS;
         let pins = self.pins();
         // What was called just now may be unknown still.
         if pins.is_empty() && parts.is_empty() && lease.pipeline.touched.calls.is_empty() {

@@ -218,6 +218,7 @@ impl Session {
             rules: group.rules.get(),
             state: &self.state,
             parameters: &self.parameters,
+            listens: self.hearing.as_ref().map(|hearing| &hearing.channels),
             functions: &group.pool.functions,
             definitions: group.pool.definitions.load(Ordering::Relaxed),
         }

@@ -60,6 +60,8 @@ bitflags! {
         const NOTIFIES = 1 << 13;
         /// Settings that limit how long a statement may take: [`TIME_LIMITS`].
         const LIMITS = 1 << 14;
+        /// `pg_listening_channels()` is asked.
+        const SHOWS_CHANNELS = 1 << 15;
     }
 }
 
@@ -223,6 +225,7 @@ static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
         "execute",
         "origin_session",
         "pg_notify",
+        "pg_listening",
         "u&\"",
     ];
     AhoCorasick::builder()
@@ -482,6 +485,7 @@ fn note_call(function: &str, arguments: &[Token<'_>], touched: &mut Touched) {
         "set_config" => note_set_config(arguments, touched),
         "currval" | "lastval" => touched.parts |= Parts::SEQUENCES,
         "pg_notify" => touched.parts |= Parts::NOTIFIES,
+        "pg_listening_channels" => touched.parts |= Parts::SHOWS_CHANNELS,
         "setseed"
         | "dblink_connect"
         | "dblink_connect_u"

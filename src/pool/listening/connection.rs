@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::Channels;
 use crate::pool::access::{Seat, Site};
 use crate::pool::lease::within;
 use crate::pool::quota::Permit;
 use crate::pool::{Pool, part};
+use crate::protocol::channels::{Channels, statements};
 use crate::server::ServerConnection;
 
 /// How the queries begin, for those who see them in `pg_stat_activity`.
@@ -85,8 +85,7 @@ impl Connection {
         let mut heard = Vec::new();
         let channels: Vec<&str> = channels.iter().map(|channel| &**channel).collect();
         for some in channels.chunks(STATEMENTS_MAX) {
-            let statement = |channel: &&str| format!("{verb} \"{}\";", channel.replace('"', "\"\""));
-            let sql: String = some.iter().map(statement).collect();
+            let sql = statements(verb, some.iter().copied());
             heard.append(&mut self.run(&sql).await?);
         }
         Ok(heard)

@@ -124,6 +124,7 @@ impl Pair {
             rules: Rules::default(),
             state: &SessionState::default(),
             parameters: &self.parameters,
+            listens: None,
             functions: &Functions::default(),
             definitions: 0,
         };

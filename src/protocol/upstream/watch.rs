@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Fate, Message, Output, Upstream, write_header};
+use crate::protocol::channels::statements;
 use crate::protocol::statements::{Statement, text_of};
 use crate::protocol::{Answer, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
@@ -11,7 +12,7 @@ use crate::wire::HEADER_LENGTH;
 use crate::wire::backend::TransactionStatus;
 
 /// Forgets what `currval` and `lastval` would say.
-const DISCARD_SEQUENCES: &[u8] = b"DISCARD SEQUENCES\0";
+const DISCARD_SEQUENCES: &str = "DISCARD SEQUENCES";
 
 impl Upstream<'_> {
     /// Notes what a text may change; `None` when it is too large to be looked at.
@@ -64,7 +65,7 @@ impl Upstream<'_> {
         if verb == Verb::Execute {
             statement = self.in_force(&name, statement);
         }
-        if verb == Verb::Execute && self.reads_others_sequences(statement.parts(), message.at, output) {
+        if verb == Verb::Execute && self.prepare_session(statement.parts(), message.at, output) {
             return Some(Fate::OthersSequences);
         }
         output.flush(message.at);
@@ -101,37 +102,50 @@ impl Upstream<'_> {
     }
 
     /// Notes what the unnamed statement may change, which is used now.
-    pub(super) fn unnamed_reads_others_sequences(&mut self, at: usize, output: &mut Output<'_>) -> bool {
+    pub(super) fn prepare_session_for_unnamed(&mut self, at: usize, output: &mut Output<'_>) -> bool {
         let Some(client) = self.client.as_deref() else { return false };
         let Some(touched) = client.unnamed_touched() else { return false };
         if self.pipeline.watching {
             self.functions.add(touched, &mut self.pipeline.touched);
         }
         let parts = touched.parts;
-        self.reads_others_sequences(parts, at, output)
+        self.prepare_session(parts, at, output)
     }
 
-    /// `currval` and `lastval` answer from what the session did, be it for another client. In front of a
-    /// transaction that is forgotten; returns whether it is too late for that.
-    pub(super) fn reads_others_sequences(
-        &mut self,
-        parts: Parts,
-        at: usize,
-        output: &mut Output<'_>,
-    ) -> bool {
-        if !self.pipeline.watching || !self.pipeline.others_sequences || !parts.contains(Parts::SEQUENCES) {
+    /// Puts in front of a transaction what its text needs of the session. `currval` and `lastval` answer from what that did,
+    /// be it for another client, which is forgotten; returns whether it is too late for that.
+    /// `pg_listening_channels()` tells what it listens to, where somebody else does so for the client.
+    pub(super) fn prepare_session(&mut self, parts: Parts, at: usize, output: &mut Output<'_>) -> bool {
+        if !self.pipeline.watching || !parts.intersects(Parts::SEQUENCES | Parts::SHOWS_CHANNELS) {
             return false;
         }
-        if !self.pipeline.is_before_client() {
-            return true;
+        let is_before = self.pipeline.is_before_client();
+        if parts.contains(Parts::SHOWS_CHANNELS)
+            && is_before
+            && let Some(channels) = self.listens
+        {
+            let sql = statements("LISTEN", channels.iter().map(|channel| &**channel));
+            self.query_before(&sql, at, output);
+            // It is freed from that when it has told what there is in the end.
+            self.pipeline.touched.parts |= Parts::CHANNELS;
         }
+        if !self.pipeline.others_sequences || !parts.contains(Parts::SEQUENCES) {
+            return false;
+        }
+        if is_before {
+            self.query_before(DISCARD_SEQUENCES, at, output);
+            self.pipeline.others_sequences = false;
+        }
+        !is_before
+    }
+
+    fn query_before(&mut self, sql: &str, at: usize, output: &mut Output<'_>) {
         output.flush(at);
-        write_header(b'Q', HEADER_LENGTH + DISCARD_SEQUENCES.len(), output.out);
-        output.out.extend_from_slice(DISCARD_SEQUENCES);
+        write_header(b'Q', HEADER_LENGTH + sql.len() + 1, output.out);
+        output.out.extend_from_slice(sql.as_bytes());
+        output.out.push(0);
         self.pipeline.push(RequestKind::Query, Answer::Discard);
-        self.pipeline.others_sequences = false;
         // Our Query has dropped it.
         *self.unnamed_present = false;
-        false
     }
 }
