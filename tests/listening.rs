@@ -234,6 +234,18 @@ async fn in_a_transaction_nothing_is_told_and_too_much_of_it_ends_the_client() {
 }
 
 #[tokio::test]
+async fn a_client_that_keeps_its_server_is_told_when_its_transaction_ends() {
+    let mut stage = Stage::on(Pooler::config().pool_size(2).start().await).await;
+    stage.play("A: CREATE TEMP TABLE t (a int)\nA: LISTEN x\nA: BEGIN\nB: NOTIFY x, 'meanwhile'").await;
+    // Who listens too has heard it.
+    stage.play("B: LISTEN y\nB: NOTIFY y\nA: COMMIT").await;
+    assert_eq!(heard(&stage.a.until(b'A').await), ["x meanwhile"]);
+    assert_eq!(stage.pooler.admin("SHOW PINS").await[0]["reason"], "temporary_object");
+    stage.play("B: NOTIFY x, 'later'").await;
+    assert_eq!(heard(&stage.a.until(b'A').await), ["x later"]);
+}
+
+#[tokio::test]
 async fn a_listening_connection_that_is_lost_ends_its_clients_and_the_next_one_listens_again() {
     let mut stage = Stage::on(Pooler::config().pool_size(2).start().await).await;
     stage.play("A: LISTEN x\nB: LISTEN y\nA: SELECT 1\nB: SELECT 1").await;

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use super::keeping::{Asking, Brought, not_known, run_unlimited};
 use super::{Farewell, Phase, Session};
@@ -44,12 +44,17 @@ pub(super) struct Moved {
 }
 
 impl Session {
-    /// Tells the client what was heard for it. Only between transactions.
-    pub(super) fn tell_heard(&mut self, context: &Context<'_>) -> Result<(), Farewell> {
-        match self.backlog {
-            None => self.tell_all_heard(Some(context.waker())),
-            // It has not taken what it was told before.
-            Some(_) => Ok(()),
+    /// Tells the client what was heard for it. Only between transactions. The task is woken when there is more, or when
+    /// the client's socket takes more.
+    pub(super) fn tell_heard(&mut self, context: &mut Context<'_>) -> Result<(), Farewell> {
+        if self.hearing.is_none() || self.backlog.is_some() {
+            // It has not taken yet what it was told before.
+            return Ok(());
+        }
+        self.tell_all_heard(Some(context.waker()))?;
+        match self.poll_flush(context) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(flushed) => flushed,
         }
     }
 

@@ -50,9 +50,9 @@ impl Session {
         }
         // A client that does not take its answers is not asked for more questions.
         ready!(self.poll_flush(context))?;
-        if self.hearing.is_some() {
-            self.tell_heard(context)?;
-            ready!(self.poll_flush(context))?;
+        self.tell_heard(context)?;
+        if self.backlog.is_some() {
+            return Poll::Pending;
         }
         let worth_a_look = |carry: &mut Box<Vec<u8>>| carry.len() >= self.needed;
         if let Some(carry) = self.carry.take_if(worth_a_look) {

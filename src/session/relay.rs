@@ -117,9 +117,6 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Poll<Result<(), Farewell>> {
-        if self.hearing.is_some() && self.is_between_transactions() {
-            self.tell_heard(context)?;
-        }
         for _ in 0..READS_MAX {
             let from_server = self.pump_server(context, scratch)?;
             if from_server == Pumped::Released {
@@ -130,6 +127,9 @@ impl Session {
                 return Poll::Ready(Ok(()));
             }
             if from_server == Pumped::Nothing && from_client == Pumped::Nothing {
+                if self.is_between_transactions() {
+                    self.tell_heard(context)?;
+                }
                 return Poll::Pending;
             }
         }
