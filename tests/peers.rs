@@ -561,7 +561,8 @@ async fn a_storm_of_foreign_keys_hinders_no_login_and_no_cancel_of_our_own() {
     let counts = group.cancels(0).await;
     assert_eq!(counts["peer"] + counts.get("failed").copied().unwrap_or(0), 400, "{counts:?}");
     nothing_is_left(&group.poolers[0]).await;
-    eventually("all sockets are closed", async || open_files(&group.poolers[0]) <= files).await;
+    // The pool may have opened some servers meanwhile, for clients that came while one was being canceled.
+    eventually("all sockets are closed", async || open_files(&group.poolers[0]) <= files + 4).await;
 }
 
 /// Sockets and files that the pooler has open.

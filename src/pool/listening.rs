@@ -66,10 +66,12 @@ impl State {
     }
 }
 
-/// A client that is coming over. Dropping it gives that up.
+/// A client that is coming over. Dropping it gives that up, unless it was [accepted](Coming::accept).
 #[derive(Debug)]
 pub struct Coming<'a> {
     listening: &'a Listening,
+    /// What is left again otherwise.
+    leaves: Option<(Arc<Inbox>, Channels)>,
     marks: Box<str>,
     mark: Box<str>,
 }
@@ -78,6 +80,11 @@ impl Coming<'_> {
     /// The channel of the mark, and the mark, which the client's old server must notify.
     pub fn mark(&self) -> (&str, &str) {
         (&self.marks, &self.mark)
+    }
+
+    /// It listens here from now on, and its owner leaves for it.
+    pub fn accept(mut self) {
+        self.leaves = None;
     }
 
     /// Whether the mark has been heard here: once the old server has sent it, another server is meant if not.
@@ -89,8 +96,9 @@ impl Coming<'_> {
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
-        if self.listening.state.lock().coming.remove(&self.mark).is_some() {
-            self.listening.changed.notify_one();
+        self.listening.state.lock().coming.remove(&self.mark);
+        if let Some((inbox, channels)) = self.leaves.take() {
+            self.listening.leave(&inbox, &channels);
         }
     }
 }
@@ -124,9 +132,10 @@ impl Listening {
             state.last_mark += 1;
             let mark: Box<str> = state.last_mark.to_string().into();
             state.coming.insert(mark.clone(), (Arc::clone(inbox), channels.clone()));
+            let leaves = Some((Arc::clone(inbox), channels.clone()));
             // A connection that is gone drops `done`.
             let _ = commands.send(Command::Listen { channels, encoding: encoding.map(Into::into), done });
-            Coming { listening: self, marks: state.marks.clone(), mark }
+            Coming { listening: self, leaves, marks: state.marks.clone(), mark }
         };
         match answer.await {
             Ok(Ok(())) => Ok(coming),
@@ -212,7 +221,6 @@ impl Listening {
             let heard = tokio::select! {
                 biased;
                 () = site.closed() => return Err("the server is no longer one that may be used".into()),
-                heard = connection.hear() => heard?,
                 Some(command) = commands.recv() => self.obey(command, connection).await?,
                 () = self.changed.notified() => {
                     if connection.is_outdated() {
@@ -228,8 +236,11 @@ impl Listening {
                     };
                     connection.unlisten_all_but(&wanted).await?
                 }
+                heard = connection.hear() => heard?,
             };
             self.distribute(&heard)?;
+            // Those who hear it on this thread must come to read it.
+            tokio::task::yield_now().await;
         }
     }
 

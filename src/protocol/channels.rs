@@ -31,7 +31,11 @@ impl Unlistened {
     pub(super) fn note_tag(&mut self, tag: &[u8]) {
         match tag.strip_suffix(b"\0").unwrap_or(tag) {
             b"UNLISTEN" | b"DISCARD ALL" => self.ran = true,
-            b"COMMIT" => self.done |= std::mem::take(&mut self.ran),
+            b"BEGIN" | b"START TRANSACTION" => self.rolled_back = false,
+            b"COMMIT" => {
+                self.in_doubt |= self.rolled_back;
+                self.done |= std::mem::take(&mut self.ran);
+            }
             b"ROLLBACK" if std::mem::take(&mut self.ran) => {
                 self.rolled_back = true;
                 self.undone = true;
@@ -62,7 +66,9 @@ impl Unlistened {
     /// Takes away from `channels` what was not listened to any more in the end. Returns whether that is known.
     pub fn apply(self, unlistens: &[Unlisten], channels: &mut Channels) -> bool {
         let several = unlistens.len() > 1;
-        if unlistens.contains(&Unlisten::Unknown) || self.in_doubt || self.done && self.undone && several {
+        let is_unseen = self.done && unlistens.is_empty();
+        let is_mixed = self.done && self.undone && several;
+        if unlistens.contains(&Unlisten::Unknown) || self.in_doubt || is_unseen || is_mixed {
             return false;
         }
         for unlisten in unlistens.iter().filter(|_| self.done) {
@@ -119,6 +125,8 @@ mod tests {
             ("BEGIN,T,ROLLBACK,UNLISTEN,RESET,I", Some("b")),
             ("BEGIN,T,SAVEPOINT,T,ROLLBACK,T,UNLISTEN,T,COMMIT,I", Some("b")),
             ("BEGIN,T,SAVEPOINT,T,UNLISTEN,T,ROLLBACK,T,COMMIT,I", None),
+            ("BEGIN,UNLISTEN,SAVEPOINT,ROLLBACK,COMMIT,I", None),
+            ("BEGIN,UNLISTEN,ROLLBACK,BEGIN,UNLISTEN,COMMIT,I", Some("b")),
         ] {
             assert_eq!(left(&a, answers).as_deref(), expected, "{answers}");
         }
@@ -131,5 +139,7 @@ mod tests {
         assert_eq!(left(&both, "DISCARD ALL,I").as_deref(), Some(""));
         assert_eq!(left(&both, "BEGIN,UNLISTEN,ROLLBACK,I,UNLISTEN,I"), None);
         assert_eq!(left(&[Unlisten::Unknown], "SELECT 1,I"), None);
+        assert_eq!(left(&[], "UNLISTEN,I"), None);
+        assert_eq!(left(&[], "SELECT 1,I").as_deref(), Some("ab"));
     }
 }

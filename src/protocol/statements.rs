@@ -111,13 +111,18 @@ impl Interner {
             return Arc::clone(&known.0);
         }
         self.clean();
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = self.number();
         let touched = touched_by(definition);
         let (key, definition) = (Box::from(joined), definition.len());
         let statement = Arc::new(Statement { id, key, definition, touched });
         // Two workers may come here with the same text: then it has two numbers, which does no harm.
         self.statements.insert(ByDefinition(Arc::clone(&statement)));
         statement
+    }
+
+    /// A number that no statement has.
+    pub fn number(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Forgets what no client uses any more, so that the table stays within twice what is in use.

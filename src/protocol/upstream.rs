@@ -225,7 +225,7 @@ impl Upstream<'_> {
         let run = if body.dropped { at } else { 0 };
         let mut output = Output { input, out, run };
         let stop = loop {
-            if self.pipeline.is_full() {
+            if self.pipeline.is_full() || self.awaits_own_notifications() {
                 break Stop::Full;
             }
             let Some((tag, length)) = frontend::header(&input[at..])? else { break Stop::NeedMore };
@@ -379,7 +379,13 @@ impl Upstream<'_> {
             // What it means is decided by then.
             return Fate::Wait;
         }
-        let statement = self.interner.intern(parse.definition, &self.environment(has_literal));
+        let mut environment = self.environment(has_literal);
+        if has_literal && self.pipeline.may_set() {
+            // What that sets is not known yet: nobody else may take this for the same.
+            environment.extend_from_slice(&self.interner.number().to_be_bytes());
+            environment.push(1);
+        }
+        let statement = self.interner.intern(parse.definition, &environment);
         if self.prepare_session(statement.parts(), at, output) {
             return Fate::OthersSequences;
         }

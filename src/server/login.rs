@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
-use super::{QueryError, ServerConnection, Session, Versions, next_id, read_message};
+use super::{HEARD_MAX, QueryError, ServerConnection, Session, Versions, next_id, read_message};
 use crate::auth::{AuthError, Progress, ServerLogin, ServerSecret};
 use crate::error::{Severity, SqlError, sqlstate};
 use crate::net::Socket;
@@ -249,6 +249,7 @@ impl Recipe {
             unnamed_present: false,
             carry: Vec::new(),
             heard: Vec::new(),
+            heard_max: HEARD_MAX,
             backlog: Vec::new(),
             cancel_key,
             opened_at: Instant::now(),

@@ -34,7 +34,7 @@ use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed, originate};
 const MESSAGE_MAX: usize = 2 * 1024 * 1024;
 
 /// Most bytes of notifications that may come while a query of our own is answered, which takes milliseconds.
-const HEARD_MAX: usize = 1024 * 1024;
+pub const HEARD_MAX: usize = 1024 * 1024;
 
 /// Most rows of a query of our own, and most bytes: more than a session may carry (`ENTRIES_MAX`, `TEXT_MAX`), so that
 /// its client hears of that limit.
@@ -103,6 +103,8 @@ pub struct ServerConnection {
     pub carry: Vec<u8>,
     /// Notifications that came with the answers to queries of ours and that nobody has taken yet, as whole messages.
     pub heard: Vec<u8>,
+    /// Most bytes of them.
+    pub heard_max: usize,
     /// Bytes that the kernel did not take yet.
     pub backlog: Vec<u8>,
     /// What a CancelRequest for it must say.
@@ -327,7 +329,7 @@ impl ServerConnection {
 
     /// Keeps what the client listens to, and what came while the server answered us.
     fn note_notification(&mut self, body: &[u8]) -> Result<(), QueryError> {
-        if self.heard.len() + body.len() > HEARD_MAX {
+        if self.heard.len() + body.len() > self.heard_max {
             return Err(QueryError::Refused("it sends too many notifications".into()));
         }
         let length = u32::try_from(body.len() + 4).expect("read_message() limits it");

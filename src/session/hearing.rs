@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::keeping::{Asking, Brought, not_known, run_unlimited};
 use super::{Farewell, Phase, Session};
+use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Lease;
 use crate::pool::listening::{Coming, Inbox, Listening, Lost};
@@ -24,6 +25,10 @@ pub(super) struct Hearing {
     listening: Arc<Listening>,
     inbox: Arc<Inbox>,
     pub(super) channels: Channels,
+    /// What was UNLISTENed and, as far as is known, not listened to again.
+    gone: Channels,
+    /// `client_encoding` when the listening began, in which the notifications come.
+    encoding: Option<Box<str>>,
 }
 
 impl Drop for Hearing {
@@ -61,8 +66,14 @@ impl Session {
     fn tell_all_heard(&mut self, waker: Option<&Waker>) -> Result<(), Farewell> {
         let Some(hearing) = &self.hearing else { return Ok(()) };
         let (heard, lost) = hearing.inbox.take(waker);
-        if !heard.is_empty() {
-            self.send(&heard)?;
+        let is_wanted = |it: &Notification<'_>| self.is_heard_elsewhere(it);
+        let told: Vec<u8> =
+            notifications(&heard).flatten().filter(is_wanted).flat_map(|it| it.message).copied().collect();
+        if !told.is_ascii() && self.client_encoding() != hearing.encoding.as_deref() {
+            return Err(hears_no_more(Lost::Connection("client_encoding has been changed since".into())));
+        }
+        if !told.is_empty() {
+            self.send(&told)?;
         }
         lost.map_or(Ok(()), |lost| Err(hears_no_more(lost)))
     }
@@ -70,13 +81,17 @@ impl Session {
     /// Whether the ReadyForQuery that has just come is kept back until the client has heard what it has notified
     /// itself of: PostgreSQL sends that in front of it.
     pub(super) fn withholds_ready(&mut self) -> bool {
-        if self.hearing.is_none() || self.carry.is_some() || self.sends_a_body() {
+        if self.hearing.is_none() || self.sends_a_body() {
+            return false;
+        }
+        if self.group.mode.get() == PoolMode::Session {
             return false;
         }
         let lease = self.lease();
         let pipeline = &lease.pipeline;
         let withholds = pipeline.touched.parts.contains(Parts::NOTIFIES)
             && pipeline.is_idle()
+            && lease.backlog.is_empty()
             && !lease.loan().proving
             && !lease.loan().closing;
         self.withheld = withholds;
@@ -122,16 +137,28 @@ impl Session {
         unlistened: Unlistened,
     ) -> Result<(), Farewell> {
         let Some(hearing) = &mut self.hearing else { return Ok(()) };
-        let before = hearing.channels.clone();
-        if !unlistened.apply(unlistens, &mut hearing.channels) {
-            let reason = "what it has UNLISTENed stands in a function, or a savepoint may have undone it";
-            return Err(not_known(&QueryError::Refused(reason.into())));
+        let mut left = hearing.channels.clone();
+        if !unlistened.apply(unlistens, &mut left) {
+            return Err(unlistened_somewhere());
         }
-        hearing.listening.leave(&hearing.inbox, &before.difference(&hearing.channels).cloned().collect());
+        hearing.gone = hearing.channels.difference(&left).cloned().collect();
+        Ok(())
+    }
+
+    /// Leaves what [`Session::unlisten`] has found, but for what the server listens to again.
+    pub(super) fn leave_channels(&mut self, again: &Channels) {
+        let Some(hearing) = &mut self.hearing else { return };
+        let gone: Channels = std::mem::take(&mut hearing.gone).difference(again).cloned().collect();
+        hearing.channels.retain(|channel| !gone.contains(channel));
+        hearing.listening.leave(&hearing.inbox, &gone);
         if hearing.channels.is_empty() {
             self.hearing = None;
         }
-        Ok(())
+    }
+
+    fn client_encoding(&self) -> Option<&str> {
+        let tracked = &self.plane.shared.server.tracked;
+        tracked.index("client_encoding").and_then(|index| self.parameters.get(index))
     }
 
     /// Lets the listening connection take over from the leased server, which listens to these channels.
@@ -147,10 +174,10 @@ impl Session {
                 (Arc::clone(&entry.listening), Inbox::new(limit as usize), Channels::new())
             }
         };
-        let hearing = Box::new(Hearing { listening, inbox, channels: known });
-        let tracked = &self.plane.shared.server.tracked;
-        let encoding = tracked.index("client_encoding").and_then(|index| self.parameters.get(index));
-        let moves = moves(lease, hearing, channels, self.plane.worker, encoding.map(str::to_owned));
+        let encoding = self.client_encoding().map(Box::from);
+        let gone = Channels::new();
+        let hearing = Box::new(Hearing { listening, inbox, channels: known, gone, encoding });
+        let moves = moves(lease, hearing, channels, self.plane.worker);
         self.phase = Phase::Asking(Asking::new(async { Brought::Moved(moves.await) }));
     }
 
@@ -186,9 +213,8 @@ async fn moves(
     hearing: Box<Hearing>,
     channels: Channels,
     worker: usize,
-    encoding: Option<String>,
 ) -> (Lease, Result<Moved, QueryError>) {
-    let moved = try_to_move(&mut lease, hearing, channels, (worker, encoding.as_deref())).await;
+    let moved = try_to_move(&mut lease, hearing, channels, worker).await;
     (lease, moved)
 }
 
@@ -196,22 +222,31 @@ async fn try_to_move(
     lease: &mut Lease,
     mut hearing: Box<Hearing>,
     channels: Channels,
-    (worker, encoding): (usize, Option<&str>),
+    worker: usize,
 ) -> Result<Moved, QueryError> {
     let listening = Arc::clone(&hearing.listening);
     let new: Channels = channels.difference(&hearing.channels).cloned().collect();
     if new.is_empty() {
         run_unlimited(lease, "UNLISTEN *").await?;
+        lease.heard.clear();
         return Ok(Moved { heard: Vec::new(), stays: None, hearing });
     }
     let pool = Arc::clone(lease.pool());
-    let joined = listening.join((&pool, worker), &hearing.inbox, new.clone(), encoding).await;
+    let encoding = hearing.encoding.as_deref();
+    // Names are told in UTF-8; in another encoding the listening connection would listen to something else.
+    let is_plain = |name: &str| name.is_ascii() || encoding == Some("UTF8") && !name.contains('\u{fffd}');
+    let joined = match new.iter().all(|name| is_plain(name)) {
+        true => listening.join((&pool, worker), &hearing.inbox, new.clone(), encoding).await,
+        false => Err("a name is neither ASCII nor UTF-8".to_owned()),
+    };
     let coming = match joined {
         Ok(coming) => coming,
         Err(reason) => return Ok(Moved { heard: Vec::new(), stays: Some(reason), hearing }),
     };
     let (marks, mark) = coming.mark();
-    run_unlimited(lease, &format!("LISTEN {marks}; NOTIFY {marks}, '{mark}'")).await?;
+    // Nothing is worth waiting for a standby.
+    let says = format!("SET LOCAL synchronous_commit = off; LISTEN {marks}; NOTIFY {marks}, '{mark}'");
+    run_unlimited(lease, &says).await?;
     let (heard, behind) = split_at_mark(&std::mem::take(&mut lease.heard), &coming, &hearing.channels);
     if !coming.has_come().await {
         run_unlimited(lease, &format!("UNLISTEN {marks}")).await?;
@@ -220,6 +255,7 @@ async fn try_to_move(
         return Ok(Moved { heard: [heard, behind, more].concat(), stays, hearing });
     }
     hearing.channels.extend(new);
+    coming.accept();
     run_unlimited(lease, "UNLISTEN *").await?;
     lease.heard.clear();
     Ok(Moved { heard, stays: None, hearing })
@@ -240,6 +276,12 @@ fn split_at_mark(heard: &[u8], coming: &Coming<'_>, elsewhere: &Channels) -> (Ve
         }
     }
     (before, behind)
+}
+
+/// Nobody can say what a client listens to.
+pub(super) fn unlistened_somewhere() -> Farewell {
+    let reason = "what it has UNLISTENed stands in a function, or a savepoint may have undone it";
+    not_known(&QueryError::Refused(reason.into()))
 }
 
 fn hears_no_more(lost: Lost) -> Farewell {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use super::hearing::Moved;
+use super::hearing::{Moved, unlistened_somewhere};
 use super::plane::Group;
 use super::views::unix_us;
 use super::{Farewell, Phase, Session, since};
@@ -211,7 +211,7 @@ impl Session {
         answer: Result<(Question, Rows), QueryError>,
     ) -> Result<(), Farewell> {
         if let Err(farewell) = self.send_withheld() {
-            self.leave(lease, Instant::now());
+            lease.close("its client has left before it told what there is");
             return Err(farewell);
         }
         let (question, rows) = match answer {
@@ -222,8 +222,13 @@ impl Session {
             }
         };
         if let Err(farewell) = self.settle_doubt() {
-            self.leave(lease, Instant::now());
+            lease.close("nobody knows what its client has left");
             return Err(farewell);
+        }
+        if self.hearing.is_some() && !touched.unlistens.is_empty() {
+            // A function that was called for the first time does that.
+            lease.close("nobody knows what its client listens to");
+            return Err(unlistened_somewhere());
         }
         if !question.is_asked() {
             // It was set up, and has its own way to write the values.
@@ -244,6 +249,7 @@ impl Session {
                 return Err(farewell);
             }
         };
+        self.leave_channels(&channels);
         if channels.is_empty() {
             return self.go_on_with(lease);
         }

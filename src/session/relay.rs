@@ -147,8 +147,11 @@ impl Session {
         }
         let lease = self.lease();
         let loan = lease.loan();
-        if loan.closing || loan.proving || lease.pipeline.is_full() || self.withheld {
+        if loan.closing || loan.proving || lease.pipeline.is_full() {
             return Ok(Pumped::Nothing);
+        }
+        if self.withheld {
+            return self.finish_if_idle(Pumped::Nothing);
         }
         if let Some(mut carry) = self.carry.take() {
             scratch.out.clear();
@@ -546,6 +549,7 @@ impl Session {
     fn finish_if_idle(&mut self, otherwise: Pumped) -> Result<Pumped, Farewell> {
         self.end_if_closing()?;
         if self.is_between_transactions()
+            && !self.withheld
             && let Some(farewell) = self.drained()
         {
             return Err(farewell);
@@ -569,7 +573,7 @@ impl Session {
         {
             return Ok(otherwise);
         }
-        if self.carry.is_some() {
+        if self.carry.is_some() && !self.withheld {
             // More was asked already; it was waiting for the SETs, or for answers.
             let carry = self.carry.as_ref().map_or(&[][..], |carry| &carry[..]);
             if crate::wire::Header::read(carry)?.is_some_and(|header| carry.len() >= header.length) {

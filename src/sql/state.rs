@@ -261,7 +261,6 @@ const PLAIN: &[&[u8]] = &[
     b"vacuum",
     b"analyze",
     b"lock",
-    b"notify",
     b"explain",
 ];
 

@@ -10,10 +10,13 @@ use crate::pool::lease::within;
 use crate::pool::quota::Permit;
 use crate::pool::{Pool, part};
 use crate::protocol::channels::{Channels, statements};
-use crate::server::ServerConnection;
+use crate::server::{QueryError, ServerConnection};
 
 /// How the queries begin, for those who see them in `pg_stat_activity`.
 const OURS: &str = "/* pgweir: listening */ ";
+
+/// Most bytes of notifications that may come while a query of ours is answered: each client has a limit of its own.
+const HEARD_MAX: usize = 64 * 1024 * 1024;
 
 /// Channels of one query. Their names have at most 63 bytes.
 const STATEMENTS_MAX: usize = 256;
@@ -35,11 +38,12 @@ impl Connection {
         let permits = pool.permits().ok_or("max_db_connections or max_user_connections is reached")?;
         let seat = pool.seat(Instant::now()).ok_or("no server can be used now")?;
         let opened = pool.open_at(&seat.0, &pool.recipe(&seat.0), worker, pool.epoch()).await;
-        let (server, _) = opened.map_err(|error| {
+        let (mut server, _) = opened.map_err(|error| {
             pool.note_failed_attempt(&error, &seat.0, None);
             error.to_string()
         })?;
         pool.note_opened(&server);
+        server.heard_max = HEARD_MAX;
         Ok(Connection { server, pool, seat, _permits: permits, channels: Channels::new() })
     }
 
@@ -93,20 +97,22 @@ impl Connection {
 
     /// Runs a query. Returns the notifications that came up to its end.
     pub(super) async fn run(&mut self, sql: &str) -> Result<Vec<u8>, String> {
-        // The rest of a message that has begun to come.
-        let mut heard = Vec::new();
-        while !self.server.carry.is_empty() {
-            heard.append(&mut self.hear().await?);
-        }
         let limit = self.pool.settings().connect_timeout;
         let sql = format!("{OURS}{sql}");
-        let run = self.server.run(&sql, &self.pool.session);
-        within(limit, run).await.map_err(|error| error.to_string())?;
-        heard.append(&mut self.server.heard);
-        Ok(heard)
+        let run = async {
+            let mut heard = Vec::new();
+            // The rest of a message that has begun to come.
+            while !self.server.carry.is_empty() {
+                heard.append(&mut self.hear().await.map_err(QueryError::Refused)?);
+            }
+            self.server.run(&sql, &self.pool.session).await?;
+            heard.append(&mut self.server.heard);
+            Ok(heard)
+        };
+        within(limit, run).await.map_err(|error| error.to_string())
     }
 
-    /// Waits for notifications, whole ones. Nothing is lost when it is dropped.
+    /// Waits for whole messages, and returns the notifications among them. Nothing is lost when it is dropped.
     pub(super) async fn hear(&mut self) -> Result<Vec<u8>, String> {
         let mut buffer = [0; 8192];
         poll_fn(|context| {
@@ -118,7 +124,7 @@ impl Connection {
                 };
                 self.server.carry.extend_from_slice(&buffer[..count]);
                 match self.server.take_heard(&self.pool.session) {
-                    Ok(heard) if heard.is_empty() => {}
+                    Ok(heard) if heard.is_empty() && !self.server.carry.is_empty() => {}
                     Ok(heard) => return Poll::Ready(Ok(heard)),
                     Err(error) => return Poll::Ready(Err(error.to_string())),
                 }

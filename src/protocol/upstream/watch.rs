@@ -46,6 +46,13 @@ impl Upstream<'_> {
         }
     }
 
+    /// Whether a client that listens is to hear first what it notifies itself of: in front of the ReadyForQuery that is owed.
+    pub(super) fn awaits_own_notifications(&self) -> bool {
+        self.listens.is_some()
+            && self.pipeline.touched.parts.contains(Parts::NOTIFIES)
+            && self.pipeline.comes_to_rest()
+    }
+
     /// EXECUTE and DEALLOCATE of a statement that the client has prepared by the protocol: the server has it under
     /// another name, or not at all. `None` for every other text.
     pub(super) fn named_by_sql(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Option<Fate> {
