@@ -370,6 +370,10 @@ impl Upstream<'_> {
         }
         let client = self.client.get_or_insert_default();
         if let Some(statement) = client.get(parse.name).cloned() {
+            if self.pipeline.awaits_statement(statement.id) {
+                // Only if the server has it, the name is in use there.
+                return Fate::Wait;
+            }
             output.flush(at);
             self.duplicate(&parse, &statement, output.out);
             return Fate::Rewritten(length);

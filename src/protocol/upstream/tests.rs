@@ -217,6 +217,14 @@ fn r10_the_same_query_is_another_statement_with_other_types() {
 }
 
 #[test]
+fn r13_a_name_that_is_in_use_waits_for_a_batch_that_may_not_bring_its_statement() {
+    check(
+        "P:s:q S; S 1 ZI; next server; B::unknown B::s S P:s:x; S E ZI; S",
+        "P:PGWEIR_1:q S B::unknown P:PGWEIR_1:q B::PGWEIR_1 S P:PGWEIR_1:q P:PGWEIR_1:x S",
+    );
+}
+
+#[test]
 fn r9_the_same_text_is_another_statement_where_its_literals_mean_something_else() {
     for (text, statements) in [("'1/2/2026'", 2), ("$$x$$", 2), ("$1", 1)] {
         let mut pair = play(9, &format!("P:a:{text} S; S 1 ZI"));
