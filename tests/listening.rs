@@ -342,6 +342,53 @@ async fn a_client_of_another_encoding_keeps_its_server() {
 }
 
 #[tokio::test]
+async fn a_listener_that_changes_its_encoding_is_not_told_in_the_wrong_one() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let mut client = pooler.client().await;
+    client.query("LISTEN x").await.succeeds("LISTEN");
+    client.query("SET client_encoding = 'LATIN1'").await.succeeds("SET");
+    pooler.sql("NOTIFY x, 'plain'").await;
+    assert_eq!(heard(&client.until(b'A').await), ["x plain"]);
+    pooler.sql("NOTIFY x, 'Ä'").await;
+    let rest = client.rest().await;
+    assert_eq!(rest.farewell(), "FATAL 57P01 terminating connection because notifications may be lost");
+    assert_eq!(rest.count(b'A'), 0);
+}
+
+#[tokio::test]
+async fn what_is_listened_to_again_in_the_same_transaction_is_heard_without_a_gap() {
+    let mut stage = Stage::on(Pooler::config().pool_size(2).start().await).await;
+    stage.play("A: LISTEN x; LISTEN y\nA: SELECT 1").await;
+    for round in 0..10 {
+        stage.play("A: BEGIN").await;
+        stage.pooler.sql(&format!("NOTIFY x, '{round} inside'; NOTIFY y, '{round}'")).await;
+        stage.play("A: UNLISTEN *; LISTEN x; LISTEN y").await;
+        stage.a.send(query("COMMIT")).await;
+        stage.pooler.sql(&format!("NOTIFY x, '{round} behind'")).await;
+        let all = hears(&mut stage.a, &stage.pooler, "y").await;
+        let expected = [format!("x {round} inside"), format!("y {round}"), format!("x {round} behind")];
+        assert_eq!(all, expected);
+        stage.a.query("SELECT 1").await.succeeds("SELECT");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_goes_before_its_answer_leaves_nothing_behind() {
+    let pooler = Pooler::config().start().await;
+    let mut other = pooler.client().await;
+    for _ in 0..20 {
+        let mut client = pooler.client().await;
+        client.query("LISTEN x").await.succeeds("LISTEN");
+        client.query("SELECT 1").await.succeeds("SELECT");
+        client.send(query("SET work_mem = '1MB'; LISTEN y; NOTIFY x")).await;
+        client.reset();
+        assert_eq!(other.query("SHOW work_mem").await.value(), "4MB");
+        other.query("SELECT * FROM pg_listening_channels()").await.is("T C(SELECT 0) Z(I)");
+    }
+    pooler.is_clean().await;
+}
+
+#[tokio::test]
 async fn an_unlisten_of_which_nobody_knows_what_became_of_it_ends_the_client() {
     let pooler = Pooler::config().pool_size(2).start().await;
     for script in [

@@ -66,11 +66,13 @@ impl Session {
     fn tell_all_heard(&mut self, waker: Option<&Waker>) -> Result<(), Farewell> {
         let Some(hearing) = &self.hearing else { return Ok(()) };
         let (heard, lost) = hearing.inbox.take(waker);
-        let is_wanted = |it: &Notification<'_>| self.is_heard_elsewhere(it);
-        let told: Vec<u8> =
-            notifications(&heard).flatten().filter(is_wanted).flat_map(|it| it.message).copied().collect();
-        if !told.is_ascii() && self.client_encoding() != hearing.encoding.as_deref() {
-            return Err(hears_no_more(Lost::Connection("client_encoding has been changed since".into())));
+        let mut told = Vec::new();
+        for notification in notifications(&heard).flatten().filter(|it| self.is_heard_elsewhere(it)) {
+            let is_ascii = notification.channel.is_ascii() && notification.payload.is_ascii();
+            if !is_ascii && self.client_encoding() != hearing.encoding.as_deref() {
+                return Err(hears_no_more(Lost::Connection("client_encoding has been changed since".into())));
+            }
+            told.extend_from_slice(notification.message);
         }
         if !told.is_empty() {
             self.send(&told)?;
