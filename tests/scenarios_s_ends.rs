@@ -57,6 +57,9 @@ async fn nothing_is_left(pooler: &Pooler, what: &str) {
     // A server that was closed needs a moment to see it.
     let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND state LIKE 'idle in%'";
     eventually("no transaction is open", async || pooler.number(open).await == 0).await;
+    let locks = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+         WHERE locktype = 'advisory' AND datname = current_database()";
+    eventually("no lock is held", async || pooler.number(locks).await == 0).await;
     pooler.is_clean().await;
     let mut b = pooler.client().await;
     for (sql, expected) in [
