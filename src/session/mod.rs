@@ -5,6 +5,7 @@
 //! thread's own buffers: read, look at the headers, write to the other side.
 
 mod admission;
+mod answers;
 mod auth_query;
 mod authenticate;
 pub mod cancel;

@@ -1,32 +1,19 @@
 //! Bytes both ways, while one server is one client's own.
 
-use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::BytesMut;
-
-use super::idle::READY_FOR_QUERY;
+use super::answers::Answered;
 use super::keeping::Between;
-use super::resend::is_going_away;
-use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
+use super::{Farewell, Phase, READS_MAX, Scratch, Session};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
-use crate::metrics::micros;
 use crate::pool::Lease;
+use crate::protocol::Stop;
 use crate::protocol::upstream::{self, Upstream};
-use crate::protocol::{Stop, statements};
-use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::originate;
-
-/// The function of PostgreSQL that refuses a plan whose tables have changed.
-const PLAN_CHECK: &[u8] = b"RevalidateCachedQuery";
-
-/// Bytes of a statement's name that the log shows: a name may be as long as its client likes.
-const NAME_SHOWN_MAX: usize = 256;
+use crate::wire::backend::TransactionStatus;
 
 /// What a look at one side brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,55 +24,6 @@ pub(super) enum Pumped {
     Nothing,
     /// The lease has ended: the server is free, or gone before it did anything.
     Released,
-}
-
-/// The run of input that goes on as it is, as long as nothing had to be changed before it.
-struct Forward<'a> {
-    input: &'a [u8],
-    run: Range<usize>,
-    out: &'a mut Vec<u8>,
-}
-
-/// What became of a server's bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Answered {
-    /// They were dealt with. These go to the client as they are, or if it is none, what was put together of them.
-    PassOn(Option<Range<usize>>),
-    /// The server refused to begin, because it goes away: the client's bytes go to another one.
-    SendAgain,
-    /// They are on their way there.
-    SentAgain,
-}
-
-impl Forward<'_> {
-    /// Whether there is nothing for the client so far.
-    fn is_empty(&self) -> bool {
-        self.run.is_empty() && self.out.is_empty()
-    }
-
-    fn push(&mut self, run: Range<usize>) {
-        if run.is_empty() {
-            return;
-        }
-        if self.run.is_empty() {
-            self.run = run;
-        } else if self.run.end == run.start {
-            self.run.end = run.end;
-        } else {
-            self.flush();
-            self.run = run;
-        }
-    }
-
-    fn insert(&mut self, bytes: &[u8]) {
-        self.flush();
-        self.out.extend_from_slice(bytes);
-    }
-
-    fn flush(&mut self) {
-        self.out.extend_from_slice(&self.input[self.run.clone()]);
-        self.run = 0..0;
-    }
 }
 
 impl Session {
@@ -369,169 +307,6 @@ impl Session {
         finished
     }
 
-    fn forward_server(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<Answered, Farewell> {
-        out.clear();
-        let mut forward = Forward { input, run: 0..0, out };
-        let mut at = 0;
-        loop {
-            let received = self.lease().pipeline.receive(&input[at..])?;
-            let absolute = |range: Range<usize>| at + range.start..at + range.end;
-            if let Stop::Error(range) = &received.stop
-                && forward.is_empty()
-                && self.may_send_again(&input[absolute(range.clone())])
-            {
-                return Ok(Answered::SendAgain);
-            }
-            if let Stop::Error(range) = &received.stop
-                && self.is_parting_word(&input[absolute(range.clone())])
-            {
-                at += received.consumed;
-                continue;
-            }
-            let mut passed_on = absolute(received.forward);
-            if received.stop == Stop::Ready && self.withholds_ready() {
-                passed_on.end -= READY_FOR_QUERY.len();
-            }
-            forward.push(passed_on);
-            match received.stop {
-                Stop::NeedMore => {
-                    at += received.consumed;
-                    break;
-                }
-                Stop::Discarded => {}
-                Stop::Ready => self.note_ready()?,
-                Stop::Synthesized(bytes) => forward.insert(bytes),
-                Stop::Parameter(range) => self.note_parameter(&input[absolute(range)]),
-                Stop::Error(range) => self.note_error(&input[absolute(range)]),
-                Stop::Notification(range) => {
-                    let message = &input[absolute(range)];
-                    forward.insert(&self.heard_only_here(message));
-                }
-                Stop::Duplicate(name) => {
-                    self.undo(false);
-                    self.log_duplicate(&name);
-                    forward.insert(&duplicate_statement(&name));
-                }
-                Stop::StatementsDropped => self.drop_statements(),
-                Stop::OwnQueryDone { failed } => {
-                    if !self.note_own_query(failed)? {
-                        return Ok(Answered::SentAgain);
-                    }
-                }
-            }
-            at += received.consumed;
-        }
-        let rest = &input[at..];
-        self.lease().carry.extend_from_slice(rest);
-        if forward.out.is_empty() {
-            return Ok(Answered::PassOn(Some(forward.run)));
-        }
-        forward.flush();
-        Ok(Answered::PassOn(None))
-    }
-
-    fn note_ready(&mut self) -> Result<(), Farewell> {
-        let now = Instant::now();
-        let group = Rc::clone(&self.group);
-        self.sent_again = 0;
-        if self.lease().pipeline.redefines {
-            // Also before it is committed: the client itself sees it already.
-            self.plane.shared.databases.redefine(&group.database);
-        }
-        let (server, loan) = self.lease().parts();
-        loan.quiet_since = now;
-        let took = loan.query_began.take().map(|began| since(began, now));
-        if server.pipeline.owed() > 0 {
-            loan.query_began = Some(now);
-        } else {
-            server.flight.settle();
-        }
-        let status = server.pipeline.status();
-        let mut stats = group.stats.borrow_mut();
-        stats.totals.query_count += 1;
-        if let Some(took) = took {
-            stats.totals.query_time_us += micros(took);
-        }
-        if status == TransactionStatus::Idle {
-            server.pipeline.redefines = false;
-            let took = since(loan.began, now);
-            loan.began = now;
-            loan.transactions = loan.transactions.saturating_add(1);
-            stats.totals.xact_count += 1;
-            stats.totals.xact_time_us += micros(took);
-            stats.transaction.record(took);
-        }
-        if status != TransactionStatus::Idle && group.mode.get() == PoolMode::Statement {
-            let message = "transaction blocks not allowed in statement pooling mode";
-            return Err(SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, message).into());
-        }
-        Ok(())
-    }
-
-    fn note_parameter(&mut self, body: &[u8]) {
-        let plane = Rc::clone(&self.plane);
-        let lease = self.lease();
-        let own = lease.pipeline.runs_own_query();
-        if lease.note_parameter(body, &plane.shared.server) && !own {
-            self.parameters = Arc::clone(&self.lease().parameters);
-        }
-    }
-
-    fn note_error(&mut self, body: &[u8]) {
-        let fields = backend::error_fields(body);
-        if fields.is_fatal() {
-            let lease = self.lease();
-            // What answers our own query is not passed on.
-            lease.parts().1.fatal_seen = !lease.pipeline.runs_own_query();
-            if is_going_away(fields.code) {
-                lease.site().report(&String::from_utf8_lossy(fields.message));
-            }
-        }
-        if let Ok(code) = str::from_utf8(fields.code) {
-            self.plane.metrics.borrow_mut().errors.record(code);
-        }
-        if self.lease().pipeline.runs_own_query() {
-            self.lease().refusal = Some(String::from_utf8_lossy(fields.message).into_owned());
-        }
-        if fields.code == sqlstate::FEATURE_NOT_SUPPORTED.as_bytes() && fields.routine == PLAN_CHECK {
-            // "cached plan must not change result type": not only of this statement, and on every server.
-            let plans = self.group.pool.plans.fetch_add(1, Ordering::Relaxed) + 1;
-            self.lease().statements.renew(plans);
-        }
-        let exists = fields.code == sqlstate::DUPLICATE_PREPARED_STATEMENT.as_bytes();
-        self.undo(exists);
-    }
-
-    /// Takes back what a failed batch did not do.
-    fn undo(&mut self, exists: bool) {
-        let Phase::Leased(lease) = &mut self.phase else { return };
-        let undone = lease.pipeline.take_undone();
-        if undone.is_empty() {
-            return;
-        }
-        let failed = undone.first().cloned();
-        statements::undo(undone, self.statements.as_deref_mut(), &mut lease.statements);
-        if exists {
-            statements::note_present(failed.as_slice(), &mut lease.statements);
-        }
-    }
-
-    /// In PgBouncer's words, for those who look for them.
-    fn log_duplicate(&self, name: &[u8]) {
-        let name = String::from_utf8_lossy(&name[..name.len().min(NAME_SHOWN_MAX)]);
-        tracing::error!("{} prepared statement '{name}' was already prepared", self.tag());
-    }
-
-    fn drop_statements(&mut self) {
-        let Phase::Leased(lease) = &mut self.phase else { return };
-        let server = &mut **lease;
-        statements::drop_all(
-            server.pipeline.changes(),
-            self.statements.as_deref_mut(),
-            &mut server.statements,
-        );
-    }
-
     // ---- the end of a lease ----
 
     /// After Terminate only what PostgreSQL would have answered before it is waited for.
@@ -603,12 +378,4 @@ fn others_sequences() -> Farewell {
         .detail("They were first used inside a transaction, on a server connection where another client may have used sequences.")
         .hint("Reconnect and begin the transaction again: from now on the pool keeps the sequences of its clients apart.")
         .into()
-}
-
-fn duplicate_statement(name: &[u8]) -> BytesMut {
-    let name = String::from_utf8_lossy(name);
-    let message = format!("prepared statement \"{name}\" already exists");
-    let mut bytes = BytesMut::new();
-    originate::error(&SqlError::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, message), &mut bytes);
-    bytes
 }
