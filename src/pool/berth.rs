@@ -55,12 +55,9 @@ impl Berth {
         let site = Arc::clone(&seat.0);
         let recipe = pool.recipe(&site).for_replication(replication, parameters);
         let epoch = pool.epoch();
-        let opened = pool.open_at(&site, &recipe, self.worker, epoch).await;
-        let (server, welcome) = opened.inspect_err(|error| {
-            // PgBouncer's words: a client of replication hears no more than that either.
-            pool.note_failed_attempt(error, &site, Some("login failed"));
-        })?;
-        pool.note_opened(&server);
+        // PgBouncer's words: a client of replication hears no more than that either.
+        let refused = Some("login failed");
+        let (server, welcome) = pool.open_apart(&site, &recipe, self.worker, epoch, refused).await?;
         let (seat, permits) = self.held.take().expect("a berth has its room until it is given away");
         let membership = Membership::new(&pool, epoch);
         let loan = Loan { query_began: None, ..Loan::new(Instant::now()) };

@@ -25,7 +25,7 @@ pub use inbox::{Inbox, Lost};
 #[derive(Debug)]
 enum Command {
     /// LISTEN, for a client of this `client_encoding`.
-    Listen { channels: Channels, encoding: Option<Box<str>>, done: oneshot::Sender<Result<(), String>> },
+    Listen { channels: Channels, encoding: Box<str>, done: oneshot::Sender<Result<(), String>> },
     /// Answered when all has been passed on that the server had sent before it was asked.
     Pass { done: oneshot::Sender<()> },
 }
@@ -113,7 +113,7 @@ impl Listening {
         (pool, worker): (&Arc<Pool>, usize),
         inbox: &Arc<Inbox>,
         channels: Channels,
-        encoding: Option<&str>,
+        encoding: &str,
     ) -> Result<Coming<'a>, String> {
         let (done, answer) = oneshot::channel();
         let coming = {
@@ -134,7 +134,7 @@ impl Listening {
             state.coming.insert(mark.clone(), (Arc::clone(inbox), channels.clone()));
             let leaves = Some((Arc::clone(inbox), channels.clone()));
             // A connection that is gone drops `done`.
-            let _ = commands.send(Command::Listen { channels, encoding: encoding.map(Into::into), done });
+            let _ = commands.send(Command::Listen { channels, encoding: encoding.into(), done });
             Coming { listening: self, leaves, marks: state.marks.clone(), mark }
         };
         match answer.await {
@@ -221,7 +221,10 @@ impl Listening {
             let heard = tokio::select! {
                 biased;
                 () = site.closed() => return Err("the server is no longer one that may be used".into()),
-                Some(command) = commands.recv() => self.obey(command, connection).await?,
+                Some(command) = commands.recv() => {
+                    self.obey(command, connection).await?;
+                    Vec::new()
+                }
                 () = self.changed.notified() => {
                     if connection.is_outdated() {
                         return Err("server connection is no longer wanted".into());
@@ -244,26 +247,24 @@ impl Listening {
         }
     }
 
-    async fn obey(&self, command: Command, connection: &mut Connection) -> Result<Vec<u8>, String> {
+    async fn obey(&self, command: Command, connection: &mut Connection) -> Result<(), String> {
+        // Who asked may have left.
         match command {
             Command::Pass { done } => {
-                let heard = connection.run("").await?;
-                self.distribute(&heard)?;
-                // Who asked may have left.
+                self.distribute(&connection.run("").await?)?;
                 let _ = done.send(());
-                Ok(Vec::new())
             }
             Command::Listen { channels, encoding, done } => {
-                let outcome = connection.check_encoding(encoding.as_deref());
-                let mut heard = Vec::new();
+                let outcome = connection.check_encoding(&encoding);
                 if outcome.is_ok() {
                     let marks = self.state.lock().marks.clone();
-                    heard = connection.listen(channels.into_iter().chain([marks])).await?;
+                    let all = channels.into_iter().chain([marks]);
+                    self.distribute(&connection.listen(all).await?)?;
                 }
                 let _ = done.send(outcome);
-                Ok(heard)
             }
         }
+        Ok(())
     }
 
     /// Gives each notification to those who listen to its channel.

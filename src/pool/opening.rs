@@ -118,7 +118,7 @@ impl Pool {
     }
 
     /// One connection to a site, if that does not close before, and is what it is taken for.
-    pub(super) async fn open_at(&self, site: &Site, recipe: &Recipe, worker: usize, epoch: u64) -> Opened {
+    async fn open_at(&self, site: &Site, recipe: &Recipe, worker: usize, epoch: u64) -> Opened {
         let (server, welcome) = tokio::select! {
             opened = recipe.open(&self.session, worker, epoch) => opened?,
             // A frozen server takes its time, and meanwhile its successor has room for those who wait.
@@ -130,6 +130,24 @@ impl Pool {
             }
             _ => Ok((server, welcome)),
         }
+    }
+
+    /// As [`Pool::open_at`], for a server that is never lent. The log has what became of it, with `refused` as in
+    /// [`Pool::log_failure`].
+    pub(super) async fn open_apart(
+        &self,
+        site: &Site,
+        recipe: &Recipe,
+        worker: usize,
+        epoch: u64,
+        refused: Option<&str>,
+    ) -> Opened {
+        let opened = self.open_at(site, recipe, worker, epoch).await;
+        match &opened {
+            Ok((server, _)) => self.note_opened(server),
+            Err(error) => self.note_failed_attempt(error, site, refused),
+        }
+        opened
     }
 
     pub(super) fn place_opened(self: &Arc<Self>, pooled: Box<Pooled>, worker: usize, now: Instant) {
@@ -204,7 +222,7 @@ impl Pool {
     }
 
     /// A server has logged in.
-    pub(super) fn note_opened(&self, server: &ServerConnection) {
+    fn note_opened(&self, server: &ServerConnection) {
         let Target { database, user } = &self.target;
         let endpoint = &server.endpoint;
         let from = server.socket.local_address().map(|address| format!(" (from {address})"));
@@ -231,7 +249,7 @@ impl Pool {
     }
 
     /// An attempt has failed, for the log, the follower and the counters.
-    pub(super) fn note_failed_attempt(&self, error: &OpenError, site: &Site, refused: Option<&str>) {
+    fn note_failed_attempt(&self, error: &OpenError, site: &Site, refused: Option<&str>) {
         self.log_failure(error, site, refused);
         self.count_failed_attempt(error, site);
     }

@@ -91,7 +91,8 @@ impl ParameterSet {
         OF_LITERALS.into_iter().map(|index| self.get(index).unwrap_or_default())
     }
 
-    fn encoding(&self) -> &str {
+    /// `client_encoding`
+    pub fn encoding(&self) -> &str {
         self.get(CLIENT_ENCODING).unwrap_or("UTF8")
     }
 

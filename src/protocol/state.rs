@@ -4,6 +4,7 @@
 
 use bitflags::bitflags;
 
+use super::channels::Channels;
 use super::parameters::{ParameterSet, SEARCH_PATH, Tracked, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, TIME_LIMITS, Touched, touched};
@@ -166,9 +167,8 @@ impl SessionState {
     /// the search_path or the role has changed.
     fn can_prepare_again(&self) -> bool {
         let can_be_said = |text: &str| is_only_prepare(text.as_bytes()) && !is_garbled(text);
-        let is_plain =
-            self.environment().is_empty() && self.prepared.iter().all(|(_, text)| can_be_said(text));
-        self.prepared.is_empty() || is_plain
+        self.prepared.is_empty()
+            || self.environment().is_empty() && self.prepared.iter().all(|(_, text)| can_be_said(text))
     }
 
     fn setting(&self, wanted: &str) -> Option<&str> {
@@ -278,7 +278,7 @@ pub struct Told {
     /// Tracked parameters that the session has set, and not reset.
     pub tracked: Vec<usize>,
     /// The channels that the server listens to, if it was asked.
-    pub channels: Vec<Box<str>>,
+    pub channels: Channels,
 }
 
 impl Question {
@@ -373,7 +373,7 @@ impl Question {
     ) -> Told {
         let (state, pins) = before;
         let pins = pins | Pins::untold(self.parts);
-        let mut told = Told { state: state.clone(), pins, tracked: Vec::new(), channels: Vec::new() };
+        let mut told = Told { state: state.clone(), pins, tracked: Vec::new(), channels: Channels::new() };
         self.forget(&mut told);
         let mut lifted: Vec<(String, String)> = Vec::new();
         for row in rows {
@@ -439,7 +439,7 @@ impl Told {
             "cursor" => self.pins |= Pins::CURSOR,
             "channel" => {
                 self.pins |= Pins::LISTEN;
-                self.channels.push(name.into());
+                self.channels.insert(name.into());
             }
             _ => {}
         }

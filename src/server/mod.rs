@@ -303,13 +303,8 @@ impl ServerConnection {
     pub fn take_heard(&mut self, session: &Session) -> Result<Vec<u8>, QueryError> {
         let input = std::mem::take(&mut self.carry);
         let (mut at, mut heard) = (0, Vec::new());
-        while let Some(header) = Header::read(&input[at..])? {
-            let tag = BackendTag::from_byte(header.tag)?;
-            if header.length > MESSAGE_MAX {
-                let tag = char::from(header.tag);
-                return Err(Malformed::TooLarge { tag, need: header.length, limit: MESSAGE_MAX }.into());
-            }
-            let Some(message) = input.get(at..at + header.length) else { break };
+        while let Some((tag, length)) = message_header(&input[at..])? {
+            let Some(message) = input.get(at..at + length) else { break };
             let body = &message[HEADER_LENGTH..];
             match tag {
                 BackendTag::NotificationResponse => heard.extend_from_slice(message),
@@ -321,7 +316,7 @@ impl ServerConnection {
                 }
                 tag => return Err(OutOfStep::Unexpected { tag, expected: None }.into()),
             }
-            at += header.length;
+            at += length;
         }
         self.carry.extend_from_slice(&input[at..]);
         Ok(heard)
@@ -437,15 +432,21 @@ impl ServerConnection {
 pub(crate) async fn read_message(socket: &mut Socket) -> Result<(BackendTag, Vec<u8>), QueryError> {
     let mut header = [0; HEADER_LENGTH];
     socket.read_exact(&mut header).await?;
-    let header = Header::read(&header)?.expect("five bytes were read");
+    let (tag, length) = message_header(&header)?.expect("five bytes were read");
+    let mut body = vec![0; length - HEADER_LENGTH];
+    socket.read_exact(&mut body).await?;
+    Ok((tag, body))
+}
+
+/// Type and length of the message at the start of `input`, which is read whole; `None` when its header is not there yet.
+fn message_header(input: &[u8]) -> Result<Option<(BackendTag, usize)>, QueryError> {
+    let Some(header) = Header::read(input)? else { return Ok(None) };
     let tag = BackendTag::from_byte(header.tag)?;
     if header.length > MESSAGE_MAX {
         let tag = char::from(header.tag);
         return Err(Malformed::TooLarge { tag, need: header.length, limit: MESSAGE_MAX }.into());
     }
-    let mut body = vec![0; header.length - HEADER_LENGTH];
-    socket.read_exact(&mut body).await?;
-    Ok((tag, body))
+    Ok(Some((tag, header.length)))
 }
 
 /// Asks a server to cancel what the connection with this key runs, and waits until the server has

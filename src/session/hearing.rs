@@ -28,7 +28,7 @@ pub(super) struct Hearing {
     /// What was UNLISTENed and, as far as is known, not listened to again.
     gone: Channels,
     /// `client_encoding` when the listening began, in which the notifications come.
-    encoding: Option<Box<str>>,
+    encoding: Box<str>,
 }
 
 impl Drop for Hearing {
@@ -69,7 +69,7 @@ impl Session {
         let mut told = Vec::new();
         for notification in notifications(&heard).flatten().filter(|it| self.is_heard_elsewhere(it)) {
             let is_ascii = notification.channel.is_ascii() && notification.payload.is_ascii();
-            if !is_ascii && self.client_encoding() != hearing.encoding.as_deref() {
+            if !is_ascii && *self.parameters.encoding() != *hearing.encoding {
                 return Err(hears_no_more(Lost::Connection("client_encoding has been changed since".into())));
             }
             told.extend_from_slice(notification.message);
@@ -83,10 +83,7 @@ impl Session {
     /// Whether the ReadyForQuery that has just come is kept back until the client has heard what it has notified
     /// itself of: PostgreSQL sends that in front of it.
     pub(super) fn withholds_ready(&mut self) -> bool {
-        if self.hearing.is_none() || self.sends_a_body() {
-            return false;
-        }
-        if self.group.mode.get() == PoolMode::Session {
+        if self.hearing.is_none() || self.sends_a_body() || self.group.mode.get() == PoolMode::Session {
             return false;
         }
         let lease = self.lease();
@@ -158,13 +155,8 @@ impl Session {
         }
     }
 
-    fn client_encoding(&self) -> Option<&str> {
-        let tracked = &self.plane.shared.server.tracked;
-        tracked.index("client_encoding").and_then(|index| self.parameters.get(index))
-    }
-
     /// Lets the listening connection take over from the leased server, which listens to these channels.
-    pub(super) fn hand_over(&mut self, lease: Lease, channels: Channels) {
+    pub(super) fn hand_over(&mut self, mut lease: Lease, channels: Channels) {
         let (listening, inbox, known) = match self.hearing.take() {
             Some(mut hearing) => {
                 let known = std::mem::take(&mut hearing.channels);
@@ -176,11 +168,13 @@ impl Session {
                 (Arc::clone(&entry.listening), Inbox::new(limit as usize), Channels::new())
             }
         };
-        let encoding = self.client_encoding().map(Box::from);
-        let gone = Channels::new();
+        let (gone, encoding) = (Channels::new(), self.parameters.encoding().into());
         let hearing = Box::new(Hearing { listening, inbox, channels: known, gone, encoding });
-        let moves = moves(lease, hearing, channels, self.plane.worker);
-        self.phase = Phase::Asking(Asking::new(async { Brought::Moved(moves.await) }));
+        let worker = self.plane.worker;
+        self.phase = Phase::Asking(Asking::new(async move {
+            let moved = try_to_move(&mut lease, hearing, channels, worker).await;
+            Brought::Moved(lease, moved)
+        }));
     }
 
     /// What became of that.
@@ -210,16 +204,6 @@ impl Session {
 }
 
 /// Moves a client's listening. Its server listens to `channels`.
-async fn moves(
-    mut lease: Lease,
-    hearing: Box<Hearing>,
-    channels: Channels,
-    worker: usize,
-) -> (Lease, Result<Moved, QueryError>) {
-    let moved = try_to_move(&mut lease, hearing, channels, worker).await;
-    (lease, moved)
-}
-
 async fn try_to_move(
     lease: &mut Lease,
     mut hearing: Box<Hearing>,
@@ -234,9 +218,9 @@ async fn try_to_move(
         return Ok(Moved { heard: Vec::new(), stays: None, hearing });
     }
     let pool = Arc::clone(lease.pool());
-    let encoding = hearing.encoding.as_deref();
+    let encoding = &*hearing.encoding;
     // Names are told in UTF-8; in another encoding the listening connection would listen to something else.
-    let is_plain = |name: &str| name.is_ascii() || encoding == Some("UTF8") && !name.contains('\u{fffd}');
+    let is_plain = |name: &str| name.is_ascii() || encoding == "UTF8" && !name.contains('\u{fffd}');
     let joined = match new.iter().all(|name| is_plain(name)) {
         true => listening.join((&pool, worker), &hearing.inbox, new.clone(), encoding).await,
         false => Err("a name is neither ASCII nor UTF-8".to_owned()),

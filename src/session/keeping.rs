@@ -37,7 +37,7 @@ pub(super) enum Brought {
     /// It was asked what there is.
     Answer(Lease, Touched, Result<(Question, Rows), QueryError>),
     /// It was freed from listening.
-    Moved((Lease, Result<Moved, QueryError>)),
+    Moved(Lease, Result<Moved, QueryError>),
 }
 
 /// The settings about this.
@@ -200,7 +200,7 @@ impl Session {
         self.phase = Phase::Idle;
         Poll::Ready(match brought {
             Brought::Answer(lease, touched, answer) => self.answered(lease, touched, answer),
-            Brought::Moved((lease, moved)) => self.moved(lease, moved),
+            Brought::Moved(lease, moved) => self.moved(lease, moved),
         })
     }
 
@@ -351,7 +351,7 @@ impl Session {
             }
             self.parameters = parameters;
         }
-        let channels: Channels = std::mem::take(&mut told.channels).into_iter().collect();
+        let channels = std::mem::take(&mut told.channels);
         self.pin(if channels.is_empty() { told.pins } else { told.pins - Pins::LISTEN })?;
         Ok((at_server, channels))
     }
@@ -395,11 +395,7 @@ impl Session {
 
     /// Gives a server back at the end of the session, without what the client has left on it.
     pub(super) fn leave(&mut self, lease: Lease, now: Instant) {
-        let parts = lease.pipeline.touched.parts
-            - Parts::ENDS
-            - Parts::FUNCTIONS
-            - Parts::NOTIFIES
-            - Parts::SHOWS_CHANNELS;
+        let parts = lease.pipeline.touched.parts - Parts::LEAVE_NOTHING;
         let pins = self.pins();
         // What was called just now may be unknown still.
         if pins.is_empty() && parts.is_empty() && lease.pipeline.touched.calls.is_empty() {
@@ -477,10 +473,14 @@ async fn rows(
     lease.rows_in_time(&format!("{front}{}", sql(*lifted))).await
 }
 
+/// The statements, behind one that lifts the client's time limits if they are to be lifted.
+fn behind_limits(lifted: bool, sql: &str) -> String {
+    format!("{}{sql}", if lifted { LIFT_LIMITS } else { "" })
+}
+
 /// Runs statements of ours on a client's server, whose time limits do not hold.
 pub(super) async fn run_unlimited(lease: &mut Lease, sql: &str) -> Result<(), QueryError> {
-    let limits = |lifted| if lifted { LIFT_LIMITS } else { "" };
-    rows(lease, &mut false, |lifted| format!("{}{sql}", limits(lifted))).await.map(drop)
+    rows(lease, &mut false, |lifted| behind_limits(lifted, sql)).await.map(drop)
 }
 
 /// Finds out what the functions may have changed that were called and of which nothing is known.
@@ -490,8 +490,7 @@ async fn learn(lease: &mut Lease, touched: &mut Touched, lifted: &mut bool) -> R
     }
     let mut search = Search::new(&touched.calls);
     while let Some(sql) = search.sql() {
-        let limits = |lifted| if lifted { LIFT_LIMITS } else { "" };
-        search.take(rows(lease, lifted, |lifted| format!("{}{sql}", limits(lifted))).await?);
+        search.take(rows(lease, lifted, |lifted| behind_limits(lifted, &sql)).await?);
     }
     let functions = &lease.pool().functions;
     search.finish(functions);

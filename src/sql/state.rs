@@ -73,6 +73,10 @@ impl Parts {
         .union(Parts::TEMPORARY)
         .union(Parts::CURSORS)
         .union(Parts::CHANNELS);
+
+    /// What leaves nothing of its own in the session.
+    pub const LEAVE_NOTHING: Parts =
+        Parts::ENDS.union(Parts::FUNCTIONS).union(Parts::NOTIFIES).union(Parts::SHOWS_CHANNELS);
 }
 
 /// What some text may have changed.

@@ -37,12 +37,8 @@ impl Connection {
     pub(super) async fn open(pool: Arc<Pool>, worker: usize) -> Result<Self, String> {
         let permits = pool.permits().ok_or("max_db_connections or max_user_connections is reached")?;
         let seat = pool.seat(Instant::now()).ok_or("no server can be used now")?;
-        let opened = pool.open_at(&seat.0, &pool.recipe(&seat.0), worker, pool.epoch()).await;
-        let (mut server, _) = opened.map_err(|error| {
-            pool.note_failed_attempt(&error, &seat.0, None);
-            error.to_string()
-        })?;
-        pool.note_opened(&server);
+        let opened = pool.open_apart(&seat.0, &pool.recipe(&seat.0), worker, pool.epoch(), None).await;
+        let (mut server, _) = opened.map_err(|error| error.to_string())?;
         server.heard_max = HEARD_MAX;
         Ok(Connection { server, pool, seat, _permits: permits, channels: Channels::new() })
     }
@@ -57,12 +53,11 @@ impl Connection {
     }
 
     /// The server translates what it sends: only clients of the same encoding can be given it.
-    pub(super) fn check_encoding(&self, client: Option<&str>) -> Result<(), String> {
-        let tracked = &self.pool.session.tracked;
-        let own = tracked.index("client_encoding").and_then(|index| self.server.parameters.get(index));
+    pub(super) fn check_encoding(&self, client: &str) -> Result<(), String> {
+        let own = self.server.parameters.encoding();
         match own == client {
             true => Ok(()),
-            false => Err(format!("its client_encoding is {}", own.unwrap_or("not known"))),
+            false => Err(format!("its client_encoding is {own}")),
         }
     }
 
