@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::parameters::push_identifier;
 use crate::sql::channels::Unlisten;
 use crate::wire::backend::TransactionStatus;
 
@@ -84,8 +85,14 @@ impl Unlistened {
 
 /// The statements that make a server listen, or stop listening, to all of these.
 pub fn statements<'a>(verb: &str, channels: impl IntoIterator<Item = &'a str>) -> String {
-    let statement = |channel: &str| format!("{verb} \"{}\";", channel.replace('"', "\"\""));
-    channels.into_iter().map(statement).collect()
+    let mut sql = String::new();
+    for channel in channels {
+        sql.push_str(verb);
+        sql.push(' ');
+        push_identifier(&mut sql, channel);
+        sql.push(';');
+    }
+    sql
 }
 
 #[cfg(test)]

@@ -142,6 +142,13 @@ pub(super) fn push_setting(sql: &mut String, name: &str, value: Option<&str>) {
     sql.push_str(",false);");
 }
 
+/// The name, quoted.
+pub(super) fn push_identifier(sql: &mut String, name: &str) {
+    sql.push('"');
+    sql.push_str(&name.replace('"', "\"\""));
+    sql.push('"');
+}
+
 /// A string literal that means the same whatever standard_conforming_strings is.
 pub(super) fn push_literal(sql: &mut String, value: &str) {
     if value.contains('\\') {

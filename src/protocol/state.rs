@@ -5,7 +5,7 @@
 use bitflags::bitflags;
 
 use super::channels::Channels;
-use super::parameters::{ParameterSet, SEARCH_PATH, Tracked, push_literal, push_setting};
+use super::parameters::{ParameterSet, SEARCH_PATH, Tracked, push_identifier, push_literal, push_setting};
 use crate::sql::prepared::is_only_prepare;
 use crate::sql::state::{Parts, TIME_LIMITS, Touched, touched};
 
@@ -253,12 +253,6 @@ impl SessionState {
     pub fn lacks_prepared<'a>(&'a self, wanted: &'a SessionState) -> impl Iterator<Item = &'a str> {
         wanted.prepared.iter().filter(|one| !self.prepared.contains(one)).map(|(_, text)| &**text)
     }
-}
-
-fn push_identifier(sql: &mut String, name: &str) {
-    sql.push('"');
-    sql.push_str(&name.replace('"', "\"\""));
-    sql.push('"');
 }
 
 /// What a server is asked after a text has run that may have changed the state.

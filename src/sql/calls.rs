@@ -7,10 +7,7 @@ use std::sync::LazyLock;
 
 use memchr::{memchr, memmem};
 
-use super::lexer::{Lexer, Token, readings};
-
-/// Longest name of a function; PostgreSQL's own limit (NAMEDATALEN).
-const NAME_MAX: usize = 63;
+use super::lexer::{Lexer, NAME_MAX, Token, readings, unquoted};
 
 /// Most names that are remembered of one text.
 pub(super) const CALLS_MAX: usize = 64;
@@ -87,14 +84,6 @@ fn ends_with_comment(text: &[u8], space: &[u8]) -> bool {
     let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
     let line = || text.rsplit(is_end).next().unwrap_or_default();
     text.ends_with(b"*/") || space.iter().any(is_end) && memmem::find(line(), b"--").is_some()
-}
-
-/// What stands between quotes, with each quote in it once.
-fn unquoted(quoted: &[u8]) -> Cow<'_, [u8]> {
-    match memmem::find(quoted, b"\"\"") {
-        None => Cow::Borrowed(quoted),
-        Some(_) => Cow::Owned(String::from_utf8_lossy(quoted).replace("\"\"", "\"").into_bytes()),
-    }
 }
 
 /// The name that a text ends with: as it stands when it is quoted, else in lower case.

@@ -1,9 +1,6 @@
 //! What UNLISTEN names.
 
-use super::lexer::Token;
-
-/// PostgreSQL cuts longer names (`NAMEDATALEN`).
-const NAME_MAX: usize = 63;
+use super::lexer::{NAME_MAX, Token, unquoted};
 
 /// What is not listened to any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +19,8 @@ impl Unlisten {
         match rest {
             [Token::Star] => Unlisten::All,
             [Token::Word(word)] => Unlisten::channel(word.to_ascii_lowercase()),
-            [Token::Quoted(name)] => match str::from_utf8(name) {
-                Ok(name) => Unlisten::channel(name.replace("\"\"", "\"")),
+            [Token::Quoted(quoted)] => match String::from_utf8(unquoted(quoted).into_owned()) {
+                Ok(name) => Unlisten::channel(name),
                 Err(_) => Unlisten::Unknown,
             },
             _ => Unlisten::Unknown,

@@ -1,7 +1,12 @@
 //! [`Lexer`]: SQL as PostgreSQL's own lexer cuts it (`scan.l`), as far as anyone here asks. It takes any
 //! bytes, and copies none.
 
+use std::borrow::Cow;
+
 use memchr::memmem;
+
+/// Longest name of anything; PostgreSQL cuts longer ones (`NAMEDATALEN`).
+pub(super) const NAME_MAX: usize = 63;
 
 /// One word, or one other thing that matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +143,22 @@ impl<'a> Lexer<'a> {
             _ => Token::Other,
         }
     }
+}
+
+/// The name in a quoted identifier, in which each quote stands twice.
+pub(super) fn unquoted(quoted: &[u8]) -> Cow<'_, [u8]> {
+    if !quoted.contains(&b'"') {
+        return Cow::Borrowed(quoted);
+    }
+    let mut name = Vec::with_capacity(quoted.len());
+    let mut bytes = quoted.iter();
+    while let Some(byte) = bytes.next() {
+        name.push(*byte);
+        if *byte == b'"' {
+            bytes.next();
+        }
+    }
+    Cow::Owned(name)
 }
 
 /// Inside the tag of a dollar quote.

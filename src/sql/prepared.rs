@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lexer::{Lexer, Token, readings};
+use super::lexer::{Lexer, Token, readings, unquoted};
 
 /// What is done with the statement that is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn named(mut lexer: Lexer<'_>, total: usize) -> Option<Naming> {
     let (name, length) = match token {
         Token::Word(word) if verb == Verb::Deallocate && word.eq_ignore_ascii_case("all") => return None,
         Token::Word(word) => (word.to_ascii_lowercase().into_bytes(), word.len()),
-        Token::Quoted(quoted) => (unquoted(quoted), quoted.len() + 2),
+        Token::Quoted(quoted) => (unquoted(quoted).into_owned(), quoted.len() + 2),
         _ => return None,
     };
     is_over(lexer).then(|| Naming { verb, name, place: end - length..end })
@@ -65,18 +65,6 @@ pub fn is_only_prepare(sql: &[u8]) -> bool {
 /// Whether no further statement follows.
 fn is_over(lexer: Lexer<'_>) -> bool {
     lexer.skip_while(|token| *token != Token::Semicolon).all(|token| token == Token::Semicolon)
-}
-
-fn unquoted(quoted: &[u8]) -> Vec<u8> {
-    let mut name = Vec::with_capacity(quoted.len());
-    let mut bytes = quoted.iter();
-    while let Some(byte) = bytes.next() {
-        name.push(*byte);
-        if *byte == b'"' {
-            bytes.next();
-        }
-    }
-    name
 }
 
 #[cfg(test)]
