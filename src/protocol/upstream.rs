@@ -33,6 +33,9 @@ const QUERY_MAX: usize = 32 * 1024;
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
 
+/// Of a Parse: no command, no parameter types.
+const EMPTY_DEFINITION: &[u8] = b"\0\0\0";
+
 /// The client message whose header was read, while its body still comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Body {
@@ -370,13 +373,7 @@ impl Upstream<'_> {
         }
         let client = self.client.get_or_insert_default();
         if let Some(statement) = client.get(parse.name).cloned() {
-            if self.pipeline.awaits_statement(statement.id) {
-                // Only if the server has it, the name is in use there.
-                return Fate::Wait;
-            }
-            output.flush(at);
-            self.duplicate(&parse, &statement, output.out);
-            return Fate::Rewritten(length);
+            return self.duplicate(&parse, statement, message, output);
         }
         let has_literal = has_literal(parse.definition);
         if has_literal && self.pipeline.comes_to_rest() && self.pipeline.may_set() {
@@ -425,12 +422,29 @@ impl Upstream<'_> {
 
     /// A Parse of a name in use must fail at the server too, so that the transaction does: the server
     /// is asked to prepare it under a name that it has already. It looks at the query first, and may find
-    /// another fault in it.
-    fn duplicate(&mut self, parse: &Parse<'_>, statement: &Statement, out: &mut Vec<u8>) {
-        self.ensure_present(statement, out);
-        write_parse(statement.id, parse.definition, out);
+    /// another fault in it. A server that lacks the statement is given an empty one, which it takes in a failed
+    /// transaction, too.
+    fn duplicate(
+        &mut self,
+        parse: &Parse<'_>,
+        statement: Arc<Statement>,
+        message: Message<'_>,
+        output: &mut Output<'_>,
+    ) -> Fate {
+        let taken = match self.server.touch(statement.id) {
+            true => statement,
+            false => self.interner.intern(EMPTY_DEFINITION, &[]),
+        };
+        if self.pipeline.awaits_statement(taken.id) {
+            // Only if the server has it, the name is in use there.
+            return Fate::Wait;
+        }
+        output.flush(message.at);
+        self.ensure_present(&taken, output.out);
+        write_parse(taken.id, parse.definition, output.out);
         let change = Change::Duplicate { name: parse.name.into() };
         self.pipeline.push_with_change(RequestKind::Parse, Answer::Forward, change);
+        Fate::Rewritten(message.length)
     }
 
     fn bind(&mut self, message: Message<'_>, output: &mut Output<'_>) -> Result<Fate, Malformed> {

@@ -83,6 +83,19 @@ pub const ROWS: &[(&str, &str)] = &[
          Query DO $$ BEGIN RAISE WARNING 'now'; RAISE EXCEPTION 'then' USING DETAIL = 'd', HINT = 'h', ERRCODE = 'P0009'; END $$",
     ),
     (
+        "r13 a name in use, in a failed transaction, on a server that lacks it",
+        "Parse s INSERT INTO items VALUES ($1, $2) / Sync
+         B: Query BEGIN
+         Query BEGIN
+         Query SELECT 1/0
+         Parse s ROLLBACK / Sync
+         Parse s SELECT 1 / Sync
+         Parse s SELEC / Sync
+         Parse s COMMIT / Sync
+         Query ROLLBACK
+         Parse s SELECT 1 / Sync / Bind - s 7 seven / Execute - / Sync",
+    ),
+    (
         "r1 the other client has the same names for other statements",
         "Parse s SELECT 'mine' / Sync
          B: Parse s SELECT 'other' / Bind - s / Execute - / Sync

@@ -220,7 +220,7 @@ fn r10_the_same_query_is_another_statement_with_other_types() {
 fn r13_a_name_that_is_in_use_waits_for_a_batch_that_may_not_bring_its_statement() {
     check(
         "P:s:q S; S 1 ZI; next server; B::unknown B::s S P:s:x; S E ZI; S",
-        "P:PGWEIR_1:q S B::unknown P:PGWEIR_1:q B::PGWEIR_1 S P:PGWEIR_1:q P:PGWEIR_1:x S",
+        "P:PGWEIR_1:q S B::unknown P:PGWEIR_1:q B::PGWEIR_1 S P:PGWEIR_2: P:PGWEIR_2:x S",
     );
 }
 
@@ -351,7 +351,7 @@ fn r13_a_closed_name_is_free_and_one_in_use_is_refused() {
     assert_eq!(go_on(&mut pair, "S Eduplicate ZI"), "sZ");
     pair.sent.clear();
     go_on(&mut pair, "B::s S; next server; P:s:2 S");
-    assert_eq!(words(&pair.sent), "B::PGWEIR_1 S P:PGWEIR_1:1 P:PGWEIR_1:2 S");
+    assert_eq!(words(&pair.sent), "B::PGWEIR_1 S P:PGWEIR_2: P:PGWEIR_2:2 S");
 }
 
 #[test]
