@@ -123,6 +123,8 @@ async fn r9_one_text_under_two_search_paths_or_roles_is_two_statements() {
         )
         .await;
     let (mut c, d) = (stage.pooler.client().await, stage.pooler.client().await);
+    let mut nowhere = stage.pooler.client().await;
+    nowhere.query("SELECT set_config('search_path', '', false)").await.is("T D() C(SELECT 1) Z(I)");
     stage.play("A: SET search_path = one\nB: SELECT set_config('search_path', 'two', false)").await;
     c.query("SET ROLE plain_user").await.is("C(SET) Z(I)");
     let mut clients = [stage.a, stage.b, c, d];
@@ -136,6 +138,7 @@ async fn r9_one_text_under_two_search_paths_or_roles_is_two_statements() {
             client.ask(&use_it).await.is(&format!("t T 2 D({row}) C(SELECT 1) Z(I)"));
             client.ask(&unnamed).await.is(&format!("1 2 T D({row}) C(SELECT 1) Z(I)"));
         }
+        nowhere.ask(prepare("s", "SELECT * FROM items")).await.is("E(42P01) Z(I)");
     }
 }
 

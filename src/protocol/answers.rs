@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::statements::Change;
-use super::{Answer, Copy, OutOfStep, Pipeline, Received, Request, RequestKind, Stop};
+use super::{Answer, Copy, Doubt, OutOfStep, Pipeline, Received, Request, RequestKind, Stop};
 use crate::error::sqlstate;
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::{BackendTag, HEADER_LENGTH, Header, Malformed};
@@ -92,8 +92,17 @@ impl Pipeline {
         match tag {
             Tag::DataRow | Tag::CopyData | Tag::CopyDone => Ok(passed_on),
             Tag::CommandComplete => Ok(self.command_complete(kind, body, discard)),
+            Tag::ReadyForQuery if self.answers_doubted(kind) => {
+                self.note_status(body)?;
+                Ok(Action::Stop(Stop::Ready))
+            }
             Tag::ReadyForQuery => self.ready_for_query(body, discard),
             Tag::ParseComplete if self.refuses_front() => Err(OutOfStep::Unexpected { tag, expected: kind }),
+            Tag::CloseComplete if self.doubt == Doubt::Asked => {
+                self.doubt = Doubt::None;
+                self.pop();
+                Ok(passed_on)
+            }
             Tag::ParseComplete
             | Tag::BindComplete
             | Tag::CloseComplete
@@ -159,11 +168,22 @@ impl Pipeline {
             Tag::CloseComplete => next == Some(Close),
             Tag::PortalSuspended => next == Some(Execute),
             Tag::FunctionCallResponse => next == Some(FunctionCall),
-            Tag::ReadyForQuery => next.map_or(self.in_doubt, RequestKind::ends_with_ready),
+            Tag::ReadyForQuery => {
+                self.answers_doubted(next) || next.is_some_and(RequestKind::ends_with_ready)
+            }
             Tag::ErrorResponse | Tag::NoticeResponse | Tag::NotificationResponse | Tag::ParameterStatus => {
                 true
             }
             Tag::Authentication | Tag::BackendKeyData | Tag::NegotiateProtocolVersion => false,
+        }
+    }
+
+    /// Whether a ReadyForQuery is for a Sync among the data of a COPY that failed.
+    fn answers_doubted(&self, next: Option<RequestKind>) -> bool {
+        match self.doubt {
+            Doubt::None => false,
+            Doubt::Open => next.is_none(),
+            Doubt::Asked => next == Some(RequestKind::Close),
         }
     }
 
@@ -197,13 +217,18 @@ impl Pipeline {
         }
     }
 
-    fn ready_for_query(&mut self, body: Option<&[u8]>, discard: bool) -> Result<Action, OutOfStep> {
+    fn note_status(&mut self, body: Option<&[u8]>) -> Result<(), OutOfStep> {
         let body = body.unwrap_or_default();
         let malformed = Malformed::Field { tag: 'Z', field: "the transaction status", have: body.len() };
         let [status] = body else {
             return Err(malformed.into());
         };
         self.status = TransactionStatus::from_byte(*status).ok_or(malformed)?;
+        Ok(())
+    }
+
+    fn ready_for_query(&mut self, body: Option<&[u8]>, discard: bool) -> Result<Action, OutOfStep> {
+        self.note_status(body)?;
         self.copy = Copy::None;
         self.pop();
         self.dropping &= !self.requests.is_empty();
@@ -222,7 +247,7 @@ impl Pipeline {
 
     fn error_response(&mut self, front: Option<Request>, body: Option<&[u8]>, range: Range<usize>) -> Action {
         if self.copy == (Copy::In { syncs: true }) {
-            self.in_doubt = true;
+            self.doubt = Doubt::Open;
         }
         self.copy = Copy::None;
         self.unlistened.note_error();

@@ -23,7 +23,7 @@ use crate::sql::state::{Parts, Touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
 use channels::Unlistened;
-use statements::Change;
+use statements::{Change, Statement};
 
 /// Most requests that may wait for an answer. Beyond it the client is not read.
 ///
@@ -175,6 +175,15 @@ enum Copy {
     Both,
 }
 
+/// Whether it is known how many ReadyForQuery the server owes, see [`Pipeline::is_in_doubt`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    None,
+    Open,
+    /// A Close and a Sync of ours are on their way: what comes in front of CloseComplete is what was in doubt.
+    Asked,
+}
+
 /// The queue of requests sent on one server connection, and what it takes to match the answers.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -198,8 +207,7 @@ pub struct Pipeline {
     /// The server skips everything up to a Sync that was not sent yet.
     skipping: bool,
     copy: Copy,
-    /// Nobody knows how many ReadyForQuery the server still owes, see [`Pipeline::is_in_doubt`].
-    in_doubt: bool,
+    doubt: Doubt,
     /// See [`Pipeline::take_unnamed_doubt`].
     unnamed_in_doubt: bool,
     own_query_failed: bool,
@@ -237,7 +245,7 @@ impl Default for Pipeline {
             opening_block: false,
             skipping: false,
             copy: Copy::None,
-            in_doubt: false,
+            doubt: Doubt::None,
             unnamed_in_doubt: false,
             own_query_failed: false,
             body_left: 0,
@@ -336,9 +344,21 @@ impl Pipeline {
 
     /// Whether nobody knows how many ReadyForQuery are still to come: a COPY failed with Syncs among its
     /// data. Those that the server read before it failed are ignored, those behind are answered. Such
-    /// a server is never idle again; closing it once it [is quiet](Pipeline::is_quiet) is safe.
+    /// a server is not idle before it has [been asked](Pipeline::ask_in_doubt).
     pub fn is_in_doubt(&self) -> bool {
-        self.in_doubt
+        self.doubt != Doubt::None
+    }
+
+    /// Asks a server that is quiet and in doubt for something that it answers behind all that it owes: returns the
+    /// name of a statement that nobody has, whose Close the caller sends, and a Sync.
+    pub fn ask_in_doubt(&mut self) -> Option<String> {
+        if self.doubt != Doubt::Open || !self.is_quiet() {
+            return None;
+        }
+        self.doubt = Doubt::Asked;
+        self.push(RequestKind::Close, Answer::Discard);
+        self.push(RequestKind::Sync, Answer::Discard);
+        Some(Statement::server_name(0))
     }
 
     /// Whether the server may serve another client: nothing is owed, no transaction is open, and no
@@ -349,7 +369,7 @@ impl Pipeline {
             && self.status == TransactionStatus::Idle
             && !self.batch_open
             && !self.skipping
-            && !self.in_doubt
+            && !self.is_in_doubt()
             && self.body_left == 0
     }
 

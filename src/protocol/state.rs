@@ -184,10 +184,12 @@ impl SessionState {
     pub fn environment(&self) -> Vec<u8> {
         let mut environment = Vec::new();
         for value in [self.setting(SEARCH_PATH), self.role.as_deref(), self.authorization.as_deref()] {
+            // An empty search_path is another one than that of the login.
+            environment.push(u8::from(value.is_some()));
             environment.extend_from_slice(value.unwrap_or_default().as_bytes());
             environment.push(0);
         }
-        if environment.len() == 3 { Vec::new() } else { environment }
+        if environment == [0; 6] { Vec::new() } else { environment }
     }
 
     /// Whether what is created without a schema is temporary.

@@ -82,6 +82,7 @@ impl Talk {
             "FunctionCall" => RequestKind::FunctionCall,
             "CopyDone" => RequestKind::CopyEnd,
             "Flush" => return,
+            "doubt" => return assert!(self.pipeline.ask_in_doubt().is_some(), "it is quiet and in doubt"),
             other => panic!("no request {other:?}"),
         };
         let name = Box::from(*b"s");
@@ -342,6 +343,28 @@ fn a_copy_in_that_fails_with_syncs_in_its_data_leaves_the_server_in_doubt() {
     check("C Bind Execute; S 2 G; C Sync CopyDone Sync; S E ZI", "2 G E ZI", InDoubt);
     check("C Query; S G; C Sync; S E ZI", "G E ZI", InDoubt);
     check("C Query; S G; C Sync; S E ZI ZI", "G E ZI ZI", InDoubt);
+}
+
+#[test]
+fn a_server_in_doubt_is_asked_and_what_it_says_in_front_of_the_answer_is_for_the_client() {
+    for (begin, seen) in
+        [("C Query; S G; C Sync Sync; S E ZI", "G E ZI"), ("C Query; S G; C Sync; S E ZE", "G E ZE")]
+    {
+        let status = &seen[seen.len() - 2..];
+        for more in ["", status, &format!("{status} {status}")] {
+            let forwarded = format!("{seen} {more}");
+            let forwarded = forwarded.trim();
+            check(&format!("{begin}; C doubt; S {more} 3"), forwarded, Leased(1));
+            let end = if status == "ZI" { Idle } else { Leased(0) };
+            check(&format!("{begin}; C doubt; S {more} 3 {status}"), forwarded, end);
+            let next = format!("{begin}; C doubt Query; S {more} 3 {status} C ZI");
+            check(&next, &format!("{forwarded} C ZI"), Idle);
+        }
+    }
+    check("C Query; S G; C Sync; S E ZI; C doubt Query; S 3 ZI ZI", "G E ZI ZI", Idle);
+    check("C Query; S G; C Sync; S E ZI; C doubt; S 3 ZI ZI", "G E ZI", Broken);
+    let (mut talk, _) = play("C Bind Execute; S 2 G; C Sync CopyDone; S E");
+    assert_eq!(talk.pipeline.ask_in_doubt(), None, "it skips to the Sync that ends the batch");
 }
 
 #[test]

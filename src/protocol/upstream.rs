@@ -9,6 +9,7 @@ mod watch;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use output::close_and_sync;
 use output::{Output, write_header, write_object, write_parse};
 use presence::has_literal;
 

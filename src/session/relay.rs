@@ -330,15 +330,15 @@ impl Session {
             return Err(farewell);
         }
         let sends_a_body = self.sends_a_body();
+        if !sends_a_body && let Some(name) = self.lease().pipeline.ask_in_doubt() {
+            let mut question = Vec::new();
+            upstream::close_and_sync(&name, &mut question);
+            self.write_server(&question)?;
+            return Ok(otherwise);
+        }
         let mode = self.group.mode.get();
         let lease = self.lease();
         let server = &**lease;
-        if server.pipeline.is_in_doubt() && server.pipeline.is_over() {
-            if let Phase::Leased(lease) = std::mem::replace(&mut self.phase, Phase::Idle) {
-                lease.close("a failed COPY left it in doubt");
-            }
-            return Ok(Pumped::Released);
-        }
         if lease.loan().proving
             || !server.pipeline.is_idle()
             || !server.carry.is_empty()

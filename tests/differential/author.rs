@@ -138,6 +138,8 @@ const READING: &[&str] = &[
     "EXPLAIN (COSTS OFF) SELECT * FROM items",
     "SHOW server_version",
     "SELECT",
+    "SELECT '1/2/2026'::date - '2026-01-01'::date",
+    "SELECT extract(epoch FROM '2026-07-01 12:00'::timestamptz)",
     "SELECT '2026-02-01'::date, '1 day 2 hours'::interval, timestamptz '2026-02-01 12:00 UTC'",
 ];
 

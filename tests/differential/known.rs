@@ -34,6 +34,7 @@ const REPORTED: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "Inter
 pub fn settle(steps: &mut Vec<Step>) {
     leave_out_descriptions(steps);
     leave_out_wrong_arguments(steps);
+    leave_out_portals_of_queries(steps);
     settle_unnamed(steps);
     steps.retain(|step| !step.requests.is_empty());
 }
@@ -133,6 +134,27 @@ fn leave_out_wrong_arguments(steps: &mut [Step]) {
     }
 }
 
+/// A Query that fails in a transaction block leaves its portal, which is the unnamed one, without its statements.
+/// PostgreSQL 15 looks at them when it is told to execute that portal, and may crash. Behind a Query the unnamed
+/// portal is used here only where the same batch has bound it.
+fn leave_out_portals_of_queries(steps: &mut [Step]) {
+    let (mut queried, mut bound) = (false, false);
+    for step in steps.iter_mut().filter(|step| step.who == Who::Client) {
+        step.requests.retain(|request| {
+            match request {
+                Request::Query(_) => (queried, bound) = (true, false),
+                Request::Sync => bound = false,
+                Request::Bind { portal, .. } if portal.is_empty() => bound = true,
+                Request::Execute { portal, .. } | Request::DescribePortal(portal) if portal.is_empty() => {
+                    return bound || !queried;
+                }
+                _ => {}
+            }
+            true
+        });
+    }
+}
+
 /// The highest number of a parameter in the text.
 fn parameters_of(sql: &str) -> usize {
     (1..10).rev().find(|number| sql.contains(&format!("${number}"))).unwrap_or_default()
@@ -172,7 +194,8 @@ fn abuses_copy(steps: &[Step]) -> bool {
 fn wrong_arguments_are_left_out_under_another_search_path_only() {
     let check = |text: &str, left: &str| {
         let mut steps = Script::read(text).steps;
-        settle(&mut steps);
+        leave_out_wrong_arguments(&mut steps);
+        steps.retain(|step| !step.requests.is_empty());
         assert_eq!(steps, Script::read(left).steps, "{text}");
     };
     let parse = "Parse s INSERT INTO items VALUES ($1, $2) / Sync";

@@ -282,6 +282,19 @@ pub const ROWS: &[(&str, &str)] = &[
 /// What needs the session state of transaction mode to follow the client.
 pub const STATE_ROWS: &[(&str, &str)] = &[
     (
+        "k3 a COPY that failed with Syncs in its data takes nothing of the session away",
+        "Query CREATE TEMP TABLE temporary (n int)
+         Query COPY items FROM STDIN
+         Sync / CopyData \\tw35\\n135\\tw\\n / CopyDone
+         Query INSERT INTO temporary VALUES (1)
+         Query BEGIN
+         Parse - COPY items FROM STDIN / Bind - - / Execute - 0 / Sync
+         CopyData 1\\tw1\\n / CopyDone / Sync
+         Query SELECT 1
+         Query ROLLBACK
+         Query SELECT * FROM temporary",
+    ),
+    (
         "s1 a SET is the client's own on each server",
         "Query SET statement_timeout = '50s'
          B: Query SHOW statement_timeout / Query BEGIN

@@ -159,6 +159,7 @@ fn names_mean_something_else_under_another_search_path_or_role() {
     };
     assert_eq!(environment("work_mem", "1"), b"");
     assert_ne!(environment("search_path", "a"), environment("search_path", "b"));
+    assert_ne!(environment("search_path", ""), b"", "it is not that of the login");
     assert_eq!(SessionState::default().environment(), b"");
 }
 

@@ -33,6 +33,12 @@ pub(super) fn write_parse(id: u64, definition: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(definition);
 }
 
+/// What a server answers behind all that it owes.
+pub fn close_and_sync(name: &str, out: &mut Vec<u8>) {
+    write_object(b'C', name.as_bytes(), out);
+    write_header(b'S', HEADER_LENGTH, out);
+}
+
 /// Describe or Close of a statement.
 pub(super) fn write_object(tag: u8, name: &[u8], out: &mut Vec<u8>) {
     write_header(tag, HEADER_LENGTH + 1 + name.len() + 1, out);
