@@ -109,5 +109,6 @@ pub(super) fn by_services(cluster: &Cluster) -> Observation {
         members: vec![primary, service("ro")],
         system_id: None,
         timeline: None,
+        phase: None,
     }
 }

@@ -22,6 +22,8 @@ const HIBERNATION: &str = "cnpg.io/hibernation";
 const ROLE_LABEL: &str = "cnpg.io/instanceRole";
 /// `targetPrimary` while the operator looks for the best standby.
 pub const PENDING: &str = "pending";
+/// The phase while a volume is full: the operator then starts no server on it.
+pub const DISK_FULL: &str = "Not enough disk space";
 const HEALTHY: &str = "Cluster in healthy state";
 
 /// Phases in which the primary stays the primary and yet ends what it runs: nothing but the phase announces it.
@@ -124,6 +126,7 @@ pub fn observe(name: &str, objects: Objects<'_>, port: u16) -> Observation {
         primary: cluster.primary(objects.pods, objects.lease),
         system_id: status.system_id.parse().ok(),
         timeline: Some(status.timeline_id).filter(|timeline| *timeline > 0),
+        phase: Some(status.phase.as_str()).filter(|phase| !phase.is_empty()).map(Arc::from),
     }
 }
 

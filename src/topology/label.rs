@@ -16,6 +16,7 @@ pub fn observe(pods: &[Pod], slices: &[EndpointSlice], primary_label: &str, port
         primary: primary(pods, primary_label),
         system_id: None,
         timeline: None,
+        phase: None,
     }
 }
 

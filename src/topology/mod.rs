@@ -7,12 +7,14 @@
 
 pub mod cnpg;
 pub mod freshness;
+pub mod health;
 pub mod kube;
 pub mod label;
 pub mod patroni;
 pub mod pods;
 pub mod primary;
 pub mod probe;
+pub mod signals;
 
 use std::fmt;
 use std::sync::Arc;
@@ -99,6 +101,8 @@ pub struct Observation {
     pub system_id: Option<u64>,
     /// The timeline that the source knows: a primary has at least this one.
     pub timeline: Option<u32>,
+    /// The operator's word for how the cluster is, where it has one.
+    pub phase: Option<Arc<str>>,
 }
 
 impl Observation {
@@ -110,6 +114,7 @@ impl Observation {
             primary: Named::Nobody(reason.into()),
             system_id: None,
             timeline: None,
+            phase: None,
         }
     }
 

@@ -95,6 +95,7 @@ pub fn observe(
         primary: primary(records, pods, primary_label),
         system_id: initialize.and_then(|system| system.parse().ok()),
         timeline: config.and_then(timeline),
+        phase: None,
     }
 }
 

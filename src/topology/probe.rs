@@ -29,6 +29,7 @@ pub fn fixed(cluster: &Cluster) -> Observation {
         members,
         system_id: None,
         timeline: None,
+        phase: None,
     }
 }
 
@@ -57,6 +58,7 @@ pub fn observe(answers: &[(Member, Option<Identity>)]) -> Observation {
         primary,
         system_id: None,
         timeline: None,
+        phase: None,
     }
 }
 

@@ -26,6 +26,7 @@ fn observation(primary: Named) -> Observation {
         primary,
         system_id: Some(SYSTEM),
         timeline: None,
+        phase: None,
     }
 }
 
