@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | [`wire`], [`error`], [`config`], [`metrics`], [`log`] | bytes, the errors a client sees, the settings, the measurements, the log's lines |
 //! | 1 | [`protocol`] | what a conversation means: requests, answers, statements, parameters, session state |
-//! | 1, 2 | [`topology`] | where: which server plays which role now, and whether it may be written to; what Kubernetes says of it |
+//! | 1, 2 | [`topology`] | where: which server plays which role now, whether it may be written to, and how the cluster is; what Kubernetes says of it |
 //! | 1 | [`route`] | which role of a cluster a client is sent to |
 //! | 1 | [`sql`] | what kind of statement is this? |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |

@@ -131,6 +131,9 @@ metrics! {
         "How often another server became the primary.";
     STALE_PRIMARY_SEVERED: Counter, Count, "pgweir_stale_primary_severed_total", ["cluster"],
         "Connections that were cut because their server was no longer the primary.";
+    CLUSTER_HEALTH: Gauge, Count, "pgweir_cluster_health", ["cluster", "state"],
+        "1 for the state that holds: healthy, switching, no_primary, fenced, commits_blocked_on_sync_quorum, \
+         archiving_broken, read_only, disk_full, saturated or isolated.";
     MEMBER_SERVES_READS: Gauge, Count, "pgweir_member_serves_reads", ["cluster", "member"],
         "1 while the server gets queries of clients that only read.";
     MEMBER_LEASED: Gauge, Count, "pgweir_member_leased", ["cluster", "member"],
@@ -139,6 +142,36 @@ metrics! {
         "WAL that the standby has not replayed.";
     MEMBER_LAG: Gauge, Seconds, "pgweir_member_replay_lag_seconds", ["cluster", "member"],
         "Age of the newest state of the primary that the standby has replayed.";
+    MEMBER_STREAMS: Gauge, Count, "pgweir_member_streaming", ["cluster", "member"],
+        "1 while the standby streams from the primary, as the primary says.";
+    MEMBER_SYNCHRONOUS: Gauge, Count, "pgweir_member_synchronous", ["cluster", "member"],
+        "1 while commits may be acknowledged by the standby: its sync_state is sync or quorum.";
+    MEMBER_SYNC_REQUIRED: Gauge, Count, "pgweir_member_sync_standbys_required", ["cluster", "member"],
+        "Synchronous standbys that a commit on this primary waits for (synchronous_standby_names); 0 is none.";
+    MEMBER_SYNC_STREAMING: Gauge, Count, "pgweir_member_sync_standbys_streaming", ["cluster", "member"],
+        "Standbys of this primary that stream and may acknowledge a commit. Below the required, commits wait.";
+    MEMBER_SYNC_WAITERS: Gauge, Count, "pgweir_member_sync_waiters", ["cluster", "member"],
+        "Sessions whose commit waits for a standby.";
+    MEMBER_SYNC_WAIT: Gauge, Seconds, "pgweir_member_sync_oldest_wait_seconds", ["cluster", "member"],
+        "Age of the oldest statement whose commit waits for a standby; 0 while none does.";
+    MEMBER_ARCHIVED: Counter, Count, "pgweir_member_archived_total", ["cluster", "member"],
+        "Files of WAL that the primary has archived, since its statistics were reset.";
+    MEMBER_ARCHIVE_FAILURES: Counter, Count, "pgweir_member_archive_failures_total", ["cluster", "member"],
+        "Attempts of the primary to archive a file of WAL that failed, since its statistics were reset.";
+    MEMBER_ARCHIVE_AGE: Gauge, Seconds, "pgweir_member_archive_age_seconds", ["cluster", "member"],
+        "How long ago the primary last archived a file of WAL.";
+    MEMBER_WAL: Gauge, Bytes, "pgweir_member_wal_bytes", ["cluster", "member"],
+        "Size of the files in the server's pg_wal.";
+    MEMBER_SLOTS_WAL: Gauge, Bytes, "pgweir_member_slot_wal_bytes", ["cluster", "member"],
+        "WAL that the server keeps for the replication slot that is furthest behind.";
+    MEMBER_POOL_CONNECTIONS: Gauge, Count, "pgweir_member_pool_connections", ["cluster", "member"],
+        "Connections of clients that the server has from the pools of this pooler.";
+    MEMBER_OTHER_CONNECTIONS: Gauge, Count, "pgweir_member_other_connections", ["cluster", "member"],
+        "Connections of clients that the server has from elsewhere: other poolers, monitors, people.";
+    MEMBER_CONNECTIONS_MAX: Gauge, Count, "pgweir_member_connections_max", ["cluster", "member"],
+        "max_connections of the server.";
+    MEMBER_CONNECTIONS_RESERVED: Gauge, Count, "pgweir_member_connections_reserved", ["cluster", "member"],
+        "How many of these only superusers and pg_use_reserved_connections may have.";
     PINNED: Gauge, Count, "pgweir_pinned_clients", ["reason"],
         "Clients that keep their server connections, by what they have made of their sessions.";
     PINS: Counter, Count, "pgweir_pins_total", ["reason"],

@@ -1,8 +1,13 @@
 //! What the console and the metrics show of clusters, which PgBouncer does not have: SHOW CLUSTERS and
 //! SHOW MEMBERS.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::table::{Columns, Table, Value, int4, number, text};
-use crate::metrics::{self, Page};
+use crate::metrics::{self, Metric, Page};
+use crate::topology::health::HealthState;
+use crate::topology::signals::Signals;
 use crate::wire::originate::ColumnType::{Int4, Int8, Text};
 
 /// One cluster.
@@ -32,8 +37,30 @@ pub struct ClusterView {
     pub source_age_ms: Option<u64>,
     /// Whether the source can be reached.
     pub source_ok: bool,
+    /// How it is; `None` while nothing is known of it.
+    pub health: Option<HealthView>,
     /// Its servers.
     pub members: Vec<MemberView>,
+}
+
+/// How a cluster is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthView {
+    /// The word.
+    pub state: HealthState,
+    /// For how long.
+    pub since_ms: u64,
+    /// What shows it.
+    pub evidence: String,
+}
+
+/// What the primary says of a standby.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StandbyView {
+    /// Whether it streams; `None` when that is hidden.
+    pub streams: Option<bool>,
+    /// sync, potential, quorum or async; `None` when that is hidden.
+    pub sync_state: Option<String>,
 }
 
 /// One server of a cluster.
@@ -55,6 +82,12 @@ pub struct MemberView {
     pub lag_ms: Option<u64>,
     /// Connections to it that are lent to clients that read.
     pub leased: u32,
+    /// Connections of our pools to it.
+    pub connections: u32,
+    /// What the primary says of it.
+    pub standby: Option<StandbyView>,
+    /// What it says of itself.
+    pub signals: Option<Arc<Signals>>,
 }
 
 const STATES: [&str; 4] = ["open", "draining", "hold", "verify"];
@@ -71,6 +104,10 @@ const CLUSTERS: Columns = &[
     ("severed", Int8),
     ("source", Text),
     ("source_age_ms", Int8),
+    ("health", Text),
+    ("health_since_ms", Int8),
+    ("evidence", Text),
+    ("advice", Text),
 ];
 
 const MEMBERS: Columns = &[
@@ -83,6 +120,7 @@ const MEMBERS: Columns = &[
     ("lag_bytes", Int8),
     ("lag_ms", Int8),
     ("leased", Int4),
+    ("sync_state", Text),
 ];
 
 /// SHOW CLUSTERS
@@ -108,7 +146,15 @@ fn cluster(view: &ClusterView) -> Vec<Value> {
         number(view.severed),
         text(source),
         view.source_age_ms.and_then(number),
+        view.health.as_ref().map(|health| health.state.name().to_owned()),
+        view.health.as_ref().and_then(|health| number(health.since_ms)),
+        view.health.as_ref().and_then(|health| some(&health.evidence)),
+        view.health.as_ref().and_then(|health| some(health.state.advice())),
     ]
+}
+
+fn some(words: &str) -> Value {
+    (!words.is_empty()).then(|| words.to_owned())
 }
 
 /// SHOW MEMBERS
@@ -128,12 +174,17 @@ fn member(cluster: &str, view: &MemberView) -> Vec<Value> {
         view.lag_bytes.and_then(number),
         view.lag_ms.and_then(number),
         int4(view.leased),
+        view.standby.as_ref().and_then(|standby| standby.sync_state.clone()),
     ]
 }
 
 /// The metrics of one cluster.
 pub(super) fn publish(view: &ClusterView, page: &mut Page) {
     let name = view.name.as_str();
+    for state in HealthState::ALL {
+        let is_it = view.health.as_ref().is_some_and(|health| health.state == state);
+        page.gauge(&metrics::CLUSTER_HEALTH, &[name, state.name()], is_it);
+    }
     for state in STATES {
         page.gauge(&metrics::CLUSTER_STATE, &[name, state], view.state == state);
     }
@@ -154,6 +205,47 @@ pub(super) fn publish(view: &ClusterView, page: &mut Page) {
         if let Some(age) = member.lag_ms {
             page.gauge(&metrics::MEMBER_LAG, &labels, seconds(age));
         }
+        if let Some(standby) = &member.standby {
+            let is_synchronous = |state: &str| matches!(state, "sync" | "quorum");
+            let synchronous = standby.sync_state.as_deref().map(is_synchronous);
+            gauge(page, &metrics::MEMBER_STREAMS, &labels, standby.streams.map(f64::from));
+            gauge(page, &metrics::MEMBER_SYNCHRONOUS, &labels, synchronous.map(f64::from));
+        }
+        if let Some(signals) = &member.signals {
+            publish_signals(signals, member.connections, &labels, page);
+        }
+    }
+}
+
+/// Whatever the server may not or cannot say has no series.
+fn publish_signals(signals: &Signals, ours: u32, labels: &[&str], page: &mut Page) {
+    let bytes = |count: Option<u64>| count.map(|count| count as f64);
+    let age = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
+    let ours = ours.min(signals.connections);
+    page.gauge(&metrics::MEMBER_POOL_CONNECTIONS, labels, ours);
+    page.gauge(&metrics::MEMBER_OTHER_CONNECTIONS, labels, signals.connections - ours);
+    page.gauge(&metrics::MEMBER_CONNECTIONS_MAX, labels, signals.connections_max);
+    page.gauge(&metrics::MEMBER_CONNECTIONS_RESERVED, labels, signals.connections_reserved);
+    gauge(page, &metrics::MEMBER_WAL, labels, bytes(signals.wal_bytes));
+    gauge(page, &metrics::MEMBER_SLOTS_WAL, labels, bytes(signals.slots_bytes));
+    if signals.in_recovery {
+        return;
+    }
+    page.counter(&metrics::MEMBER_ARCHIVED, labels, signals.archiver.archived);
+    page.counter(&metrics::MEMBER_ARCHIVE_FAILURES, labels, signals.archiver.failures);
+    gauge(page, &metrics::MEMBER_ARCHIVE_AGE, labels, age(signals.archiver.last_archived_age));
+    page.gauge(&metrics::MEMBER_SYNC_REQUIRED, labels, signals.sync_rule.required);
+    if signals.reads_stats {
+        page.gauge(&metrics::MEMBER_SYNC_STREAMING, labels, signals.sync_streaming());
+        page.gauge(&metrics::MEMBER_SYNC_WAITERS, labels, signals.sync_waiters);
+        let oldest = signals.sync_oldest_wait.unwrap_or_default();
+        page.gauge(&metrics::MEMBER_SYNC_WAIT, labels, oldest.as_secs_f64());
+    }
+}
+
+fn gauge(page: &mut Page, metric: &Metric, labels: &[&str], value: Option<f64>) {
+    if let Some(value) = value {
+        page.gauge(metric, labels, value);
     }
 }
 
@@ -175,15 +267,35 @@ mod tests {
             primary: Some("pg-1".into()),
             timeline: Some(7),
             source_age_ms: Some(10),
+            health: Some(HealthView {
+                state: HealthState::Fenced,
+                since_ms: 1400,
+                evidence: "the primary pg-1 is fenced".into(),
+            }),
             members: vec![MemberView {
                 name: "pg-2".into(),
                 says: "standby",
                 serves_reads: true,
                 lag_bytes: Some(4096),
                 lag_ms: Some(250),
+                connections: 4,
+                standby: Some(StandbyView { streams: Some(true), sync_state: Some("quorum".into()) }),
+                signals: Some(Arc::new(signals())),
                 ..MemberView::default()
             }],
             ..ClusterView::default()
+        }
+    }
+
+    fn signals() -> Signals {
+        Signals {
+            reads_stats: true,
+            connections: 12,
+            connections_max: 100,
+            slots_bytes: Some(1 << 24),
+            sync_waiters: 2,
+            sync_oldest_wait: Some(Duration::from_millis(2500)),
+            ..Signals::default()
         }
     }
 
@@ -195,6 +307,9 @@ mod tests {
         assert_eq!(
             row,
             ["c1", "draining", "1500", "pg-1", "7", "fenced", detail, "0", "0", "unreachable", "10"]
+                .into_iter()
+                .chain(["fenced", "1400", "the primary pg-1 is fenced", HealthState::Fenced.advice()])
+                .collect::<Vec<_>>()
         );
     }
 
@@ -202,7 +317,7 @@ mod tests {
     fn show_members_says_who_serves_reads_and_how_far_it_is() {
         let table = members(&[view()]);
         let row: Vec<_> = table.rows[0].iter().map(|cell| cell.as_deref().unwrap_or("NULL")).collect();
-        assert_eq!(row, ["c1", "pg-2", "", "NULL", "standby", "yes", "4096", "250", "0"]);
+        assert_eq!(row, ["c1", "pg-2", "", "NULL", "standby", "yes", "4096", "250", "0", "quorum"]);
     }
 
     #[test]
@@ -216,6 +331,15 @@ mod tests {
             "pgweir_cluster_held_seconds{cluster=\"c1\"} 1.5",
             "pgweir_stale_primary_severed_total{cluster=\"c1\"} 0",
             "pgweir_member_replay_lag_seconds{cluster=\"c1\",member=\"pg-2\"} 0.25",
+            "pgweir_cluster_health{cluster=\"c1\",state=\"fenced\"} 1",
+            "pgweir_cluster_health{cluster=\"c1\",state=\"healthy\"} 0",
+            "pgweir_member_streaming{cluster=\"c1\",member=\"pg-2\"} 1",
+            "pgweir_member_synchronous{cluster=\"c1\",member=\"pg-2\"} 1",
+            "pgweir_member_pool_connections{cluster=\"c1\",member=\"pg-2\"} 4",
+            "pgweir_member_other_connections{cluster=\"c1\",member=\"pg-2\"} 8",
+            "pgweir_member_slot_wal_bytes{cluster=\"c1\",member=\"pg-2\"} 16777216",
+            "pgweir_member_sync_waiters{cluster=\"c1\",member=\"pg-2\"} 2",
+            "pgweir_member_sync_oldest_wait_seconds{cluster=\"c1\",member=\"pg-2\"} 2.5",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

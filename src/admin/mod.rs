@@ -23,7 +23,7 @@ mod view;
 use bytes::BytesMut;
 use jiff::tz::TimeZone;
 
-pub use self::clusters::{ClusterView, MemberView};
+pub use self::clusters::{ClusterView, HealthView, MemberView, StandbyView};
 pub use self::command::{Command, CommandError, FakeParameter, Show, Shutdown};
 pub use self::pins::PinView;
 pub use self::show::{PGBOUNCER_VERSION, table, version};

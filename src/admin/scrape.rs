@@ -135,8 +135,19 @@ impl Work {
 
 #[cfg(test)]
 mod tests {
-    use super::super::clusters::MemberView;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::super::clusters::{MemberView, StandbyView};
     use super::*;
+    use crate::topology::signals::{Archiver, Signals};
+
+    /// Of a primary that may be asked everything.
+    fn signals() -> Signals {
+        let archiver = Archiver { last_archived_age: Some(Duration::ZERO), ..Archiver::default() };
+        let (wal_bytes, slots_bytes) = (Some(0), Some(0));
+        Signals { reads_stats: true, archiver, wal_bytes, slots_bytes, ..Signals::default() }
+    }
 
     #[test]
     fn the_page_has_every_metric_and_the_values_given() {
@@ -169,7 +180,13 @@ mod tests {
                 ..Work::default()
             }],
             clusters: vec![ClusterView {
-                members: vec![MemberView { lag_bytes: Some(0), lag_ms: Some(0), ..MemberView::default() }],
+                members: vec![MemberView {
+                    lag_bytes: Some(0),
+                    lag_ms: Some(0),
+                    standby: Some(StandbyView { streams: Some(true), sync_state: Some("sync".into()) }),
+                    signals: Some(Arc::new(signals())),
+                    ..MemberView::default()
+                }],
                 ..ClusterView::default()
             }],
             workers: WorkerMetrics::default(),

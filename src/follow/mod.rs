@@ -2,6 +2,8 @@
 //! where the pools may open servers comes out. [`Follower`] is the type to read first; what it decides
 //! by is pure ([`topology`](crate::topology)).
 
+mod health;
+mod inquiry;
 pub mod monitor;
 pub mod peers;
 mod publish;
@@ -24,10 +26,12 @@ use crate::session::clusters::{ClusterCommand, ClusterHandle};
 use crate::session::control::on_all_workers;
 use crate::session::plane::Shared;
 use crate::topology::freshness::{Freshness, PrimaryLog};
+use crate::topology::health::Judge;
 use crate::topology::kube::SourceEvent;
 use crate::topology::primary::{Act, Gate, State, Why};
+use crate::topology::signals::Samples;
 use crate::topology::{Identity, Member, Observation, Place, probe};
-use monitor::{Answer, Bell};
+use monitor::{Answer, Bell, Said, Status};
 use readers::Readers;
 use source::News;
 
@@ -67,6 +71,7 @@ struct Known {
     member: Member,
     freshness: Freshness,
     identity: Option<Identity>,
+    samples: Samples,
     /// Why it does not answer.
     trouble: Option<Arc<str>>,
     /// It was promoted, and then the monitor's session ended.
@@ -99,6 +104,9 @@ pub struct Follower {
     asked_everyone: Option<Instant>,
     /// What clients were last said to wait for.
     last_why: Option<&'static str>,
+    judge: Judge,
+    /// When the cluster's health was last judged, and how its gate stood.
+    judged: Option<(Instant, &'static str)>,
     /// Whether the source has ever said anything of the cluster.
     heard: bool,
     /// Our own zone: the setting, else what Kubernetes says.
@@ -172,6 +180,8 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         source: None,
         asked_everyone: None,
         last_why: None,
+        judge: Judge::default(),
+        judged: None,
     };
     let task = tokio::spawn(follower.run(answer_ends, command_ends));
     Following { cluster, shared: Arc::clone(shared), task }
@@ -186,7 +196,11 @@ fn monitors_recipe(shared: &Shared, cluster: &Cluster, place: &Place) -> Option<
     let endpoint = Endpoint { host: place.host.clone(), port: place.port };
     Some(Recipe {
         dialing: shared.databases.dialing(&config, Some(cluster)),
-        parameters: vec![("application_name".to_owned(), "pgweir monitor".to_owned())],
+        parameters: vec![
+            ("application_name".to_owned(), "pgweir monitor".to_owned()),
+            // The server stops what nobody waits for any more.
+            ("statement_timeout".to_owned(), monitor::PATIENCE.as_millis().to_string()),
+        ],
         timeout: Some(MONITOR_LOGIN),
         ..Recipe::own(endpoint, user, &settings.monitor_dbname, secret)
     })
@@ -290,6 +304,7 @@ impl Follower {
                 member: member.clone(),
                 freshness: Freshness::default(),
                 identity: None,
+                samples: Samples::default(),
                 trouble: None,
                 sessions_ended: false,
                 monitor,
@@ -311,11 +326,24 @@ impl Follower {
 
     fn handle_answer(&mut self, answer: Answer) {
         let now = Instant::now();
+        match answer.said {
+            Said::Status(status) => self.handle_status(&answer.place, &status, answer.asked, now),
+            Said::Signals(signals) => self.handle_signals(&answer.place, signals, now),
+        }
+    }
+
+    fn handle_status(
+        &mut self,
+        place: &Place,
+        status: &Result<Status, Arc<str>>,
+        asked: Instant,
+        now: Instant,
+    ) {
         let system_id = self.gate.system_id();
-        let Some(known) = self.known.values_mut().find(|known| known.member.place == answer.place) else {
+        let Some(known) = self.known.values_mut().find(|known| known.member.place == *place) else {
             return;
         };
-        match &answer.status {
+        match status {
             Ok(status) => {
                 if let Some(expected) = system_id
                     && let found = status.identity.system_id
@@ -334,12 +362,12 @@ impl Follower {
                 let counts = status.identity.in_recovery || known.sessions_ended;
                 if status.identity.in_recovery {
                     known.freshness.hear(self.log.lag(status.lsn, now), now);
-                } else if self.gate.state().member().is_some_and(|member| member.place == answer.place) {
-                    self.log.note(status.lsn, answer.asked);
+                } else if self.gate.state().member().is_some_and(|member| member.place == *place) {
+                    self.log.note(status.lsn, asked);
                     self.ask_the_unmeasured();
                 }
-                if counts || !self.waits_for_old_sessions(&answer.place, now) {
-                    self.gate.handle_identity(&answer.place, status.identity, now);
+                if counts || !self.waits_for_old_sessions(place, now) {
+                    self.gate.handle_identity(place, status.identity, now);
                 }
             }
             Err(reason) => {
@@ -353,8 +381,8 @@ impl Follower {
                         known.member.name
                     );
                 }
-                self.gate.handle_silence(&answer.place, reason, now);
-                self.gate.handle_trouble(&answer.place, reason, now);
+                self.gate.handle_silence(place, reason, now);
+                self.gate.handle_trouble(place, reason, now);
             }
         }
         if self.cluster.source == Some(SourceKind::Probe) {
@@ -409,6 +437,7 @@ impl Follower {
             self.act(act).await;
         }
         self.log_why();
+        self.judge_health(now);
         self.let_servers_end();
         self.publish(now);
         self.answer_holds();

@@ -1,6 +1,6 @@
 //! Our own connection to each server of a cluster: [`watch`] asks it each second, or when told to, who
-//! it is and how far it is. The pools' connections are never used for that, so a pool full of stuck
-//! queries hides nothing.
+//! it is and how far it is, and then each second how it is. The pools' connections are never used for that, so
+//! a pool full of stuck queries hides nothing.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -12,15 +12,17 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
+use super::inquiry::Inquiry;
 use crate::server::login::{Recipe, read_system_id};
 use crate::server::{ServerConnection, Session};
+use crate::topology::signals::Signals;
 use crate::topology::{Identity, Place};
 
 /// How often a server is asked.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long an answer may take, and a login. A frozen server answers nothing, and must not be waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes that are read at once of what a server says without being asked.
 const NEWS_MAX: usize = 1024;
@@ -56,9 +58,18 @@ pub struct Answer {
     /// Who was asked.
     pub place: Place,
     /// What it said.
-    pub status: Result<Status, Arc<str>>,
+    pub said: Said,
     /// When it was asked: what it says of its WAL is at least as new.
     pub asked: Instant,
+}
+
+/// What a server says.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// Who it is. Without it nothing begins there.
+    Status(Result<Status, Arc<str>>),
+    /// How it is. Nothing depends on it.
+    Signals(Result<Box<Signals>, Arc<str>>),
 }
 
 /// Makes a monitor ask early.
@@ -107,6 +118,9 @@ pub async fn watch(
     answers: mpsc::Sender<Answer>,
 ) {
     let mut connection = None;
+    let mut inquiry = Inquiry::default();
+    let mut lost = false;
+    let mouth = Mouth { place, answers };
     loop {
         let asked = Instant::now();
         recipe = renewed().unwrap_or(recipe);
@@ -122,10 +136,36 @@ pub async fn watch(
         if bell.brief.load(Ordering::Acquire) {
             connection = None;
         }
-        if answers.send(Answer { place: place.clone(), status, asked }).await.is_err() {
+        let status = status.map(|status| Status { session_lost: status.session_lost || lost, ..status });
+        if !mouth.say(Said::Status(status), asked).await {
             return;
         }
+        lost = false;
+        if let Some(open) = connection.take_if(|_| inquiry.is_due(Instant::now())) {
+            let inquired = inquiry.ask(open, &session, &bell.rung).await;
+            (connection, lost) = (inquired.connection, inquired.session_lost);
+            if !mouth.say(Said::Signals(inquired.signals.map(Box::new)), asked).await {
+                return;
+            }
+            if connection.is_none() {
+                // What it means that it has ended, or owes an answer, is asked at once.
+                continue;
+            }
+        }
         rest(&mut connection, &session, &bell).await;
+    }
+}
+
+/// Who is told.
+struct Mouth {
+    place: Place,
+    answers: mpsc::Sender<Answer>,
+}
+
+impl Mouth {
+    /// Returns whether there is anybody to tell.
+    async fn say(&self, said: Said, asked: Instant) -> bool {
+        self.answers.send(Answer { place: self.place.clone(), said, asked }).await.is_ok()
     }
 }
 

@@ -33,7 +33,7 @@ impl Follower {
         if routes.publish_if_new(access) {
             self.shared.databases.route_all(&self.cluster.name);
         }
-        self.handle.status.store(Arc::new(self.status()));
+        self.handle.status.store(Arc::new(self.status(now)));
     }
 
     fn is_reader(&self, known: &Known, limit: &LagLimit, now: Instant) -> bool {
@@ -59,8 +59,13 @@ impl Follower {
         known.identity.is_some_and(|identity| expected.is_some_and(|expected| expected != identity.system_id))
     }
 
-    fn status(&self) -> ClusterStatus {
+    fn status(&self, now: Instant) -> ClusterStatus {
         let state = self.gate.state();
+        let primary_says = state.member().and_then(|member| self.known.get(&member.name)?.samples.fresh(now));
+        let standby = |known: &Known| {
+            let is_primary = state.member().is_some_and(|primary| primary.name == known.member.name);
+            primary_says.filter(|_| !is_primary).and_then(|says| says.standby(&known.member)).cloned()
+        };
         let member = |known: &Known| MemberStatus {
             name: Arc::clone(&known.member.name),
             address: known.member.place.to_string(),
@@ -70,6 +75,9 @@ impl Follower {
             serves_reads: self.readers.serves(&known.member.place),
             lag: known.freshness.lag.filter(|_| known.identity.is_some_and(|identity| identity.in_recovery)),
             leased: self.readers.leased(&known.member.place),
+            connections: self.connections(&known.member.place),
+            standby: standby(known),
+            signals: known.samples.fresh(now).cloned(),
         };
         let primary = state.member();
         let timeline = primary.and_then(|member| self.known.get(&member.name)?.identity);
@@ -84,6 +92,7 @@ impl Follower {
             severed: self.severed,
             split: matches!(state.why(), Some(Why::Several(_))),
             source: self.last_source,
+            health: self.judge.health().cloned(),
         }
     }
 }

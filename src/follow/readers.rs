@@ -56,6 +56,11 @@ impl Readers {
         self.site(place).map_or(0, |site| site.leased())
     }
 
+    /// Connections to it.
+    pub(super) fn connections(&self, place: &Place) -> u32 {
+        self.site(place).map_or(0, |site| site.connections())
+    }
+
     fn site(&self, place: &Place) -> Option<&Arc<Site>> {
         self.sites.iter().find(|site| site.place.as_ref() == Some(place))
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -38,6 +38,8 @@ pub struct Site {
     failed: Mutex<Option<Instant>>,
     /// When a connection to it was last lost without a word.
     lost: Mutex<Option<Instant>>,
+    /// When it last refused a statement because its disk is full.
+    disk_full: Mutex<Option<Instant>>,
     alarm: Option<Arc<Alarm>>,
 }
 
@@ -100,6 +102,7 @@ impl Site {
             closing: Notify::new(),
             failed: Mutex::new(None),
             lost: Mutex::new(None),
+            disk_full: Mutex::new(None),
             alarm,
         })
     }
@@ -159,6 +162,17 @@ impl Site {
         self.report("the connection was lost");
     }
 
+    /// It refused a statement because its disk is full.
+    pub fn note_disk_full(&self, now: Instant) {
+        *self.disk_full.lock() = Some(now);
+    }
+
+    /// How long ago it last did.
+    pub fn disk_full(&self, now: Instant) -> Option<Duration> {
+        let at = *self.disk_full.lock();
+        at.map(|at| now.saturating_duration_since(at))
+    }
+
     /// Whether one was lost since then: those of before may be about to follow.
     pub fn has_lost_since(&self, then: Instant) -> bool {
         self.lost.lock().is_some_and(|lost| lost >= then)
@@ -167,6 +181,11 @@ impl Site {
     /// Connections to it that are lent to clients.
     pub fn leased(&self) -> u32 {
         self.leased.load(Ordering::Relaxed)
+    }
+
+    /// Connections to it, those that are being opened included.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// What it has to do: connections that are lent now, and among equals, those that were.

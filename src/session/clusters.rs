@@ -9,8 +9,10 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::admin::{ClusterView, MemberView};
+use crate::admin::{ClusterView, HealthView, MemberView, StandbyView};
 use crate::topology::freshness::Lag;
+use crate::topology::health::Health;
+use crate::topology::signals::{Signals, Standby};
 
 /// What the console tells a follower.
 #[derive(Debug)]
@@ -45,6 +47,8 @@ pub struct ClusterStatus {
     pub split: bool,
     /// When the source last said something, and whether it can be reached.
     pub source: Option<(Instant, bool)>,
+    /// How it is; `None` while nothing is known of it.
+    pub health: Option<Health>,
 }
 
 /// One server of a cluster at one moment.
@@ -66,6 +70,12 @@ pub struct MemberStatus {
     pub lag: Option<Lag>,
     /// Connections to it that are lent to clients of roles other than rw.
     pub leased: u32,
+    /// Connections of our pools to it.
+    pub connections: u32,
+    /// What the primary says of it.
+    pub standby: Option<Standby>,
+    /// What it says of itself, unless that was too long ago.
+    pub signals: Option<Arc<Signals>>,
 }
 
 impl ClusterStatus {
@@ -84,6 +94,11 @@ impl ClusterStatus {
             split: self.split,
             source_age_ms: self.source.map(|(at, _)| millis(at, now)),
             source_ok: self.source.is_some_and(|(_, reached)| reached),
+            health: self.health.as_ref().map(|health| HealthView {
+                state: health.state,
+                since_ms: millis(health.since, now),
+                evidence: health.evidence.join("; "),
+            }),
             members: self.members.iter().map(MemberStatus::view).collect(),
         }
     }
@@ -105,6 +120,12 @@ impl MemberStatus {
             lag_bytes: self.lag.map(|lag| lag.bytes),
             lag_ms: self.lag.map(|lag| u64::try_from(lag.age.as_millis()).unwrap_or(u64::MAX)),
             leased: self.leased,
+            connections: self.connections,
+            standby: self.standby.as_ref().map(|standby| StandbyView {
+                streams: standby.streams(),
+                sync_state: standby.sync_state.clone(),
+            }),
+            signals: self.signals.clone(),
         }
     }
 }

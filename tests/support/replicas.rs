@@ -85,6 +85,7 @@ struct Node {
 pub struct Replicas {
     pub port: u16,
     nodes: Vec<Node>,
+    settings: Vec<String>,
     /// The server that standbys are told to follow.
     leader: usize,
     _directory: tempfile::TempDir,
@@ -98,6 +99,11 @@ impl Replicas {
 
     /// The same, with the first primary on a host of its own.
     pub async fn with(network: Option<Network>) -> Replicas {
+        Replicas::of(network, &[]).await
+    }
+
+    /// The same, with these settings too.
+    pub async fn of(network: Option<Network>, settings: &[&str]) -> Replicas {
         let directory = memory_directory("weir-ha-");
         let mut networks = [network, None, None].into_iter();
         let nodes = (0..3_u8).map(|number| {
@@ -111,7 +117,9 @@ impl Replicas {
             }
         });
         let port = free_port();
-        let mut replicas = Replicas { port, nodes: nodes.collect(), leader: 0, _directory: directory };
+        let settings = SETTINGS.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+        let nodes = nodes.collect();
+        let mut replicas = Replicas { port, nodes, settings, leader: 0, _directory: directory };
         for number in 0..3 {
             replicas.create(number);
         }
@@ -374,7 +382,9 @@ impl Replicas {
         let also = if node.network.is_some() { ",127.0.0.1" } else { "" };
         command.args(["-p", &self.port.to_string(), "-h", &format!("{}{also}", node.address)]);
         command.arg("-k").arg(&node.directory);
-        for setting in SETTINGS {
+        // Its standby's name, as the operators give it.
+        command.args(["-c", &format!("cluster_name={}", node.address)]);
+        for setting in &self.settings {
             command.args(["-c", setting]);
         }
         if let Some(network) = &node.network {

@@ -1,0 +1,109 @@
+//! How a server's health is asked for, on the monitor's connection: [`Inquiry`]. It comes after the question
+//! who the server is, and never stands in its way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::monitor::{INTERVAL, PATIENCE};
+use crate::server::{QueryError, ServerConnection, Session};
+use crate::topology::signals::{QUESTION, Signals, WAL_QUESTION};
+
+/// What a monitor's rests are shorter than [`INTERVAL`] at most, so that each of them has its question.
+const EARLY: Duration = Duration::from_millis(100);
+
+/// How often the files of the WAL are looked at.
+const WAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// So long an answer on its way may keep the monitor from asking something urgent. It usually comes within
+/// 5 ms; a server that does not send it may be gone.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Inquiry {
+    asked: Option<Instant>,
+    wal_asked: Option<Instant>,
+    wal_bytes: Option<u64>,
+}
+
+/// What came of it.
+pub(super) struct Inquired {
+    /// The connection, if it can still be used.
+    pub(super) connection: Option<ServerConnection>,
+    /// The server ended the session meanwhile.
+    pub(super) session_lost: bool,
+    /// What it said, or why it said nothing.
+    pub(super) signals: Result<Signals, Arc<str>>,
+}
+
+impl Inquiry {
+    /// Whether it is time to ask.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= INTERVAL.saturating_sub(EARLY))
+    }
+
+    /// Asks. When the bell rings meanwhile, or the time is over, it gives up, and the connection with it. The
+    /// bell goes on ringing.
+    pub(super) async fn ask(
+        &mut self,
+        connection: ServerConnection,
+        session: &Session,
+        bell: &Notify,
+    ) -> Inquired {
+        let now = Instant::now();
+        self.asked = Some(now);
+        let asking = timeout(PATIENCE, self.exchange(connection, session, now));
+        tokio::pin!(asking);
+        let done = tokio::select! {
+            done = &mut asking => done.ok(),
+            () = bell.notified() => {
+                bell.notify_one();
+                timeout(GRACE, &mut asking).await.ok().and_then(Result::ok)
+            }
+        };
+        done.unwrap_or_else(|| Inquired {
+            connection: None,
+            session_lost: false,
+            signals: Err(format!("no answer within {} s", now.elapsed().as_secs_f32()).into()),
+        })
+    }
+
+    async fn exchange(&mut self, mut open: ServerConnection, session: &Session, now: Instant) -> Inquired {
+        let signals = self.questions(&mut open, session, now).await;
+        let session_lost = matches!(signals, Err(QueryError::Io(_) | QueryError::OutOfStep(_)));
+        let signals = signals.map_err(|error| Arc::from(error.to_string())).and_then(|text| {
+            let mut signals = Signals::read(&text).map_err(Arc::<str>::from)?;
+            signals.wal_bytes = self.wal_bytes.filter(|_| signals.reads_wal);
+            Ok(signals)
+        });
+        Inquired { connection: (!session_lost).then_some(open), session_lost, signals }
+    }
+
+    async fn questions(
+        &mut self,
+        open: &mut ServerConnection,
+        session: &Session,
+        now: Instant,
+    ) -> Result<String, QueryError> {
+        let text = first_cell(open.first_row(QUESTION, session).await?);
+        let may = Signals::read(&text).is_ok_and(|signals| signals.reads_wal);
+        let is_due = |asked: Instant| now.saturating_duration_since(asked) >= WAL_INTERVAL;
+        if may && self.wal_asked.is_none_or(is_due) {
+            self.wal_asked = Some(now);
+            match open.first_row(WAL_QUESTION, session).await {
+                Ok(row) => self.wal_bytes = first_cell(row).parse().ok(),
+                // A file went away between listing and looking; the next time will do.
+                Err(QueryError::Refused(_)) => {}
+                Err(lost) => return Err(lost),
+            }
+        }
+        Ok(text)
+    }
+}
+
+fn first_cell(row: Vec<Option<String>>) -> String {
+    row.into_iter().next().flatten().unwrap_or_default()
+}
