@@ -71,6 +71,8 @@ pub mod sqlstate {
     pub const TRANSACTION_RESOLUTION_UNKNOWN: SqlState = "08007";
     /// `read_only_sql_transaction`
     pub const READ_ONLY_SQL_TRANSACTION: SqlState = "25006";
+    /// `disk_full`, which only servers say.
+    pub const DISK_FULL: SqlState = "53100";
     /// What a server says that stops or starts: nothing that one session did.
     pub const IS_GOING_AWAY: [SqlState; 3] = [ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW];
     /// `successful_completion`; the code of a NOTICE.

@@ -123,7 +123,8 @@ const BLOCKED: &str = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE wait_
 
 #[tokio::test]
 async fn commits_that_wait_for_both_lost_standbys_are_said_to_by_design() {
-    let mut scene = Scene::start().await;
+    let change = |config: Config| config.setting("query_wait_timeout", "2");
+    let mut scene = Scene::with(&[], &["GRANT pg_monitor TO app"], change).await;
     let mut reader = scene.client().await;
     scene.replicas.kill(1);
     scene.replicas.kill(2);
@@ -140,13 +141,22 @@ async fn commits_that_wait_for_both_lost_standbys_are_said_to_by_design() {
     scene.client().await.query("SELECT 1").await.is("T D C(SELECT 1) Z(I)");
     scene.pooler.logs("WARNING cluster c1: commits_blocked_on_sync_quorum: 127.0.0.2: 0 of 1 required").await;
     scene.pooler.logs("health=commits_blocked_on_sync_quorum was=healthy").await;
-    // More of them change nothing.
+    // Who waits behind them is told why.
     let mut others = Vec::new();
     for _ in 1..SERVERS {
         others.push(scene.writes().await);
     }
     let waiting = format!("SELECT count(*) = {SERVERS} FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
     scene.is_named(&waiting, "commits_blocked_on_sync_quorum").await;
+    let told = reader.query("SELECT 1").await;
+    assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+    let last = told.messages.last().expect("it is told");
+    let detail = last.field(b'D');
+    assert!(
+        detail.contains("Cluster \"c1\" is commits_blocked_on_sync_quorum: 127.0.0.2: 0 of 1"),
+        "{detail}"
+    );
+    assert!(last.field(b'H').contains("Do not switch to asynchronous"), "{}", last.field(b'H'));
     // One standby is enough: all commits go on, and nothing is lost.
     assert!(!writer.hears_within(Duration::ZERO).await, "the commit waits");
     scene.replicas.restart(1).await;

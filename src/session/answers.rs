@@ -192,6 +192,9 @@ impl Session {
                 lease.site().report(&String::from_utf8_lossy(fields.message));
             }
         }
+        if fields.code == sqlstate::DISK_FULL.as_bytes() {
+            self.lease().site().note_disk_full(Instant::now());
+        }
         if let Ok(code) = str::from_utf8(fields.code) {
             self.plane.metrics.borrow_mut().errors.record(code);
         }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{ClusterView, HealthView, MemberView, StandbyView};
 use crate::topology::freshness::Lag;
-use crate::topology::health::Health;
+use crate::topology::health::{Health, HealthState};
 use crate::topology::signals::{Signals, Standby};
 
 /// What the console tells a follower.
@@ -151,6 +151,12 @@ impl Clusters {
     /// The cluster of this name.
     pub fn get(&self, name: &str) -> Option<Arc<ClusterHandle>> {
         self.0.read().get(name).map(Arc::clone)
+    }
+
+    /// How the cluster of this name is, if that is known and not well.
+    pub fn ailment(&self, name: &str) -> Option<Health> {
+        let health = self.get(name)?.status.load().health.clone();
+        health.filter(|health| health.state != HealthState::Healthy)
     }
 
     /// All of them, by name.

@@ -488,7 +488,13 @@ impl Newcomer {
                         }
                         Err(_) => {
                             let user = self.user.as_deref().unwrap_or_default();
-                            return Err(super::time::query_wait_timeout(pool, user, limit).into());
+                            return Err(super::time::query_wait_timeout(
+                                &self.plane.shared,
+                                pool,
+                                user,
+                                limit,
+                            )
+                            .into());
                         }
                     },
                 }

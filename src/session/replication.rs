@@ -62,7 +62,7 @@ impl Newcomer {
             None => opening.await?,
             Some(limit) => match tokio::time::timeout(limit, opening).await {
                 Ok(opened) => opened?,
-                Err(_) => return Err(super::time::query_wait_timeout(&pool, user, limit).into()),
+                Err(_) => return Err(super::time::query_wait_timeout(shared, &pool, user, limit).into()),
             },
         };
         self.waits_for_server = false;

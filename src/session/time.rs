@@ -1,12 +1,16 @@
 //! Limits of time. No session has a timer: its worker looks at all of them several times a second.
 
+use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
+use super::plane::Shared;
 use super::{Farewell, Phase, Session, since};
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Pool;
+use crate::topology::health::Health;
 use crate::wire::originate;
 
 impl Session {
@@ -40,9 +44,14 @@ impl Session {
         wait.is_told = true;
         let counts = self.group.pool.counts(Instant::now());
         let message = "No server connection available in postgres backend, client being queued";
-        let notice = SqlError::notice(message).detail(match self.group.pool.held() {
-            Some(why) => format!("No server can be used now: {why}."),
-            None => format!("{} clients wait for a server connection.", counts.waiting),
+        let ailment = ailment(&self.plane.shared, &self.group.pool);
+        let notice = SqlError::notice(message).detail(match (self.group.pool.held(), ailment) {
+            (Some(why), _) => format!("No server can be used now: {why}."),
+            (None, Some((cluster, health))) => {
+                let waiting = counts.waiting;
+                format!("{waiting} clients wait for a server connection. Cluster \"{cluster}\" is {health}.")
+            }
+            (None, None) => format!("{} clients wait for a server connection.", counts.waiting),
         });
         let mut out = BytesMut::new();
         originate::error(&notice, &mut out);
@@ -77,7 +86,8 @@ impl Session {
             return Some(query_timeout_of_waiting(limit));
         }
         let limit = policy.query_wait_timeout?;
-        (waited > limit).then(|| query_wait_timeout(&self.group.pool, &self.group.user, limit))
+        (waited > limit)
+            .then(|| query_wait_timeout(&self.plane.shared, &self.group.pool, &self.group.user, limit))
     }
 
     fn check_leased(&self, now: Instant) -> Option<SqlError> {
@@ -130,24 +140,42 @@ fn over(message: &'static str, what: &str, limit: Duration, setting: &str) -> Sq
 }
 
 /// What a client is told that waited too long for a server.
-pub(super) fn query_wait_timeout(pool: &Pool, user: &str, limit: Duration) -> SqlError {
+pub(super) fn query_wait_timeout(shared: &Shared, pool: &Pool, user: &str, limit: Duration) -> SqlError {
     let counts = pool.counts(Instant::now());
     let size = match pool.settings().policy.pool_size {
         0 => "an unlimited number".to_owned(),
         size => size.to_string(),
     };
     let timeout = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "query_wait_timeout");
+    let ailment = ailment(shared, pool);
     if let Some(why) = pool.held() {
-        let detail = format!("No server could be used within {} s: {why}.", limit.as_secs_f64());
+        let mut detail = format!("No server could be used within {} s: {why}.", limit.as_secs_f64());
+        if let Some((cluster, health)) = ailment {
+            // Its evidence is why the pool is held.
+            write!(detail, " Cluster \"{cluster}\" is {}.", health.state.name())
+                .expect("a String takes any text");
+        }
         return timeout.detail(detail).hint("Look at SHOW CLUSTERS, or raise query_wait_timeout.");
     }
-    timeout
-        .detail(format!(
-            "No server connection became free within {} s. Pool \"{}\" for user \"{user}\" has {} of {size} in use; {} clients are waiting.",
-            limit.as_secs_f64(),
-            pool.target.database,
-            counts.active + counts.tested,
-            counts.waiting,
-        ))
-        .hint("Raise default_pool_size, shorten transactions, or raise query_wait_timeout.")
+    let mut detail = format!(
+        "No server connection became free within {} s. Pool \"{}\" for user \"{user}\" has {} of {size} in use; {} clients are waiting.",
+        limit.as_secs_f64(),
+        pool.target.database,
+        counts.active + counts.tested,
+        counts.waiting,
+    );
+    let Some((cluster, health)) = ailment else {
+        return timeout
+            .detail(detail)
+            .hint("Raise default_pool_size, shorten transactions, or raise query_wait_timeout.");
+    };
+    write!(detail, " Cluster \"{cluster}\" is {health}.").expect("a String takes any text");
+    timeout.detail(detail).hint(health.state.advice())
+}
+
+/// How the pool's cluster is, if it is not well.
+fn ailment(shared: &Shared, pool: &Pool) -> Option<(Arc<str>, Health)> {
+    let cluster = Arc::clone(&pool.settings().cluster.as_ref()?.0);
+    let health = shared.clusters.ailment(&cluster)?;
+    Some((cluster, health))
 }
