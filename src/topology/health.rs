@@ -424,6 +424,9 @@ fn notes(facts: &Facts<'_>, now: Instant) -> Vec<String> {
             (false, None) => {}
         }
     }
+    if !facts.members.is_empty() && facts.members.iter().all(|member| member.answers.is_none()) {
+        notes.push("without monitor_user it is not seen how the servers are".to_owned());
+    }
     if matches!(facts.gate, State::Open(_)) {
         notes.extend(facts.primary.and_then(|samples| samples.unknown(now)));
     }

@@ -58,7 +58,8 @@ struct Case {
     waited: Duration,
     api: Option<bool>,
     samples: Samples,
-    answers: [bool; 2],
+    /// Whether the two answer, if anybody asks them.
+    answers: Option<[bool; 2]>,
     pool: Option<PoolFacts>,
     phase: Option<&'static str>,
     disk_full: Option<Duration>,
@@ -74,7 +75,7 @@ impl Case {
             waited: Duration::ZERO,
             api: Some(true),
             samples: Samples::default(),
-            answers: [true, true],
+            answers: Some([true, true]),
             pool: None,
             phase: None,
             disk_full: None,
@@ -105,13 +106,12 @@ impl Case {
     }
 
     fn look(&mut self) -> &mut Case {
-        let facts = |(name, answers): (&'static str, bool)| MemberFacts {
-            name,
-            answers: Some(answers),
-            trouble: (!answers).then_some("connection refused"),
-            fenced: false,
+        let facts = |(name, number): (&'static str, usize)| {
+            let answers = self.answers.map(|answers| answers[number]);
+            let trouble = (answers == Some(false)).then_some("connection refused");
+            MemberFacts { name, answers, trouble, fenced: false }
         };
-        let members = [("a", self.answers[0]), ("b", self.answers[1])].map(facts);
+        let members = [("a", 0), ("b", 1)].map(facts);
         let facts = Facts {
             gate: &self.gate,
             waited: self.waited,
@@ -305,16 +305,16 @@ fn a_full_disk_is_said_by_the_operator_or_by_what_the_server_refuses() {
 fn who_reaches_nobody_for_3_s_is_isolated() {
     let mut case = Case::new();
     case.hear(well());
-    (case.api, case.answers) = (Some(false), [false, true]);
+    (case.api, case.answers) = (Some(false), Some([false, true]));
     case.wait(60).went(&["healthy"]);
-    case.answers = [false, false];
+    case.answers = Some([false, false]);
     case.look().wait(2).went(&["healthy"]);
     let evidence = "neither the Kubernetes API nor any of 2 servers can be reached for 3.0 s";
     case.wait(1).is("isolated", &[evidence, "b does not answer: connection refused"]);
-    case.answers = [true, false];
+    case.answers = Some([true, false]);
     case.look().went(&["healthy", "isolated", "healthy"]);
     // Without an API the servers alone tell.
-    (case.api, case.answers) = (None, [false, false]);
+    (case.api, case.answers) = (None, Some([false, false]));
     case.look().wait(3);
     case.went(&["healthy", "isolated", "healthy", "isolated"]);
 }
@@ -358,6 +358,9 @@ fn since_counts_from_the_change_of_the_word() {
 
 #[test]
 fn what_is_not_seen_is_said() {
+    let mut case = Case::new();
+    case.answers = None;
+    case.look().is("healthy", &["without monitor_user it is not seen how the servers are"]);
     let mut case = Case::new();
     case.hear(Signals { reads_stats: false, ..well() });
     let unseen = "without pg_monitor it is not seen whether commits wait for a standby, and what standbys do";
