@@ -14,6 +14,9 @@ use crate::topology::signals::{QUESTION, Signals, WAL_QUESTION};
 /// What a monitor's rests are shorter than [`INTERVAL`] at most, so that each of them has its question.
 const EARLY: Duration = Duration::from_millis(100);
 
+/// While the monitor is told to ask who the server is, as there is no primary, that goes first for so long.
+const PUT_OFF: Duration = Duration::from_secs(3);
+
 /// How often the files of the WAL are looked at.
 const WAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -40,9 +43,10 @@ pub(super) struct Inquired {
 }
 
 impl Inquiry {
-    /// Whether it is time to ask.
-    pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= INTERVAL.saturating_sub(EARLY))
+    /// Whether it is time to ask; later, if the monitor was told to ask who the server is.
+    pub(super) fn is_due(&self, was_told: bool, now: Instant) -> bool {
+        let pause = if was_told { PUT_OFF } else { INTERVAL.saturating_sub(EARLY) };
+        self.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= pause)
     }
 
     /// Asks. When the bell rings meanwhile, or the time is over, it gives up, and the connection with it. The

@@ -119,7 +119,7 @@ pub async fn watch(
 ) {
     let mut connection = None;
     let mut inquiry = Inquiry::default();
-    let mut lost = false;
+    let (mut lost, mut was_told) = (false, false);
     let mouth = Mouth { place, answers };
     loop {
         let asked = Instant::now();
@@ -141,7 +141,7 @@ pub async fn watch(
             return;
         }
         lost = false;
-        if let Some(open) = connection.take_if(|_| inquiry.is_due(Instant::now())) {
+        if let Some(open) = connection.take_if(|_| inquiry.is_due(was_told, Instant::now())) {
             let inquired = inquiry.ask(open, &session, &bell.rung).await;
             (connection, lost) = (inquired.connection, inquired.session_lost);
             if !mouth.say(Said::Signals(inquired.signals.map(Box::new)), asked).await {
@@ -152,7 +152,7 @@ pub async fn watch(
                 continue;
             }
         }
-        rest(&mut connection, &session, &bell).await;
+        was_told = rest(&mut connection, &session, &bell).await;
     }
 }
 
@@ -170,7 +170,8 @@ impl Mouth {
 }
 
 /// Until it is time to ask, the bell rings, or the server ends the session: what that means is asked at once.
-async fn rest(connection: &mut Option<ServerConnection>, session: &Session, bell: &Bell) {
+/// Returns whether it was woken.
+async fn rest(connection: &mut Option<ServerConnection>, session: &Session, bell: &Bell) -> bool {
     let mut buffer = [0; NEWS_MAX];
     let ended = poll_fn(|context| {
         let mut ends = |open: &mut ServerConnection| open.poll_idle(context, &mut buffer, session).is_err();
@@ -182,8 +183,7 @@ async fn rest(connection: &mut Option<ServerConnection>, session: &Session, bell
             () = bell.rung.notified() => {}
         }
     };
-    // Waking early is what it is for; the time's passing is no error.
-    let _ = timeout(INTERVAL, woken).await;
+    timeout(INTERVAL, woken).await.is_ok()
 }
 
 /// Over the connection that is there; if that is lost, over a new one.
