@@ -10,8 +10,8 @@ pub fn has_known(script: &Script) -> bool {
     settled != script.steps || abuses_copy(&script.steps) || resets_what_the_login_set(script)
 }
 
-/// RESET goes back to the StartupMessage's value in the next transaction only, and a setting with a dot is empty
-/// then, which `docs/transaction-mode.md` says. The client is not told of it, either, where it is a reported one.
+/// RESET goes back to the StartupMessage's value only in what is asked behind its answer, and a setting with a dot is
+/// empty then, which `docs/transaction-mode.md` says. The client is not told of it, either, where it is a reported one.
 pub fn resets_what_the_login_set(script: &Script) -> bool {
     let has = |words: &[&str]| {
         script.steps.iter().flat_map(|step| &step.requests).any(|request| match request {
@@ -20,9 +20,11 @@ pub fn resets_what_the_login_set(script: &Script) -> bool {
         })
     };
     let resets = has(&["RESET", "DEFAULT", "DISCARD ALL"]);
+    let ends = |request: &Request| matches!(request, Request::Sync | Request::Query(_));
+    let is_pipelined = script.steps.iter().any(|step| step.requests.iter().filter(|one| ends(one)).count() > 1);
     let is_known = |(name, value): &(String, String)| {
         let is_reported = REPORTED.contains(&name.as_str());
-        is_reported || value.contains("app.") || has(&["BEGIN", "START", "; "])
+        is_reported || value.contains("app.") || is_pipelined || has(&["BEGIN", "START", "; "])
     };
     resets && script.login.iter().any(is_known)
 }
