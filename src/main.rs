@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use pgweir::command::demo::{self, DemoArguments};
 use pgweir::command::reroute::{self, RerouteArguments};
+use pgweir::command::status::{self, StatusArguments};
 use pgweir::command::switchover::{self, SwitchoverArguments};
 use pgweir::process::{self, Options, StartError};
 
@@ -50,6 +51,8 @@ enum Command {
     Switchover(SwitchoverArguments),
     /// Move a database from one cluster to another in every pooler
     Reroute(RerouteArguments),
+    /// How a pooler and the clusters that it follows are
+    Status(StatusArguments),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
             switchover::run(&arguments).map_err(|error| error.to_string())
         }
         (Some(Command::Reroute(arguments)), _) => reroute::run(&arguments).map_err(|error| error.to_string()),
+        (Some(Command::Status(arguments)), _) => status::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
         (None, Some(config)) => {
             let options = Options {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::status::EventStatus;
 use super::table::{Columns, Table, Value, int4, number, text};
 use crate::metrics::{self, Metric, Page};
 use crate::topology::health::HealthState;
@@ -37,10 +38,14 @@ pub struct ClusterView {
     pub source_age_ms: Option<u64>,
     /// Whether the source can be reached.
     pub source_ok: bool,
+    /// Who says which server is the primary, as a word.
+    pub named_by: Option<&'static str>,
     /// How it is; `None` while nothing is known of it.
     pub health: Option<HealthView>,
     /// Its servers.
     pub members: Vec<MemberView>,
+    /// What has happened last, the newest first.
+    pub events: Vec<EventStatus>,
 }
 
 /// How a cluster is.

@@ -1,19 +1,21 @@
-//! The HTTP pages for Kubernetes and Prometheus: `/metrics`, `/livez` and `/readyz`. [`router`] makes
-//! them from a [`Health`]; who listens, and where, is the caller's.
+//! The HTTP pages: `/metrics`, `/livez` and `/readyz` for Kubernetes and Prometheus, `/` for people, which looks
+//! at `/status.json`. [`router`] makes them from a [`Health`]; who listens, and where, is the caller's.
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+
+use super::scrape::Scrape;
+use super::status::Status;
 
 /// What the pages ask of the process.
 pub trait Health: Clone + Send + Sync + 'static {
     /// Whether new clients are welcome: the listeners are open and no shutdown has begun.
     fn is_ready(&self) -> bool;
-    /// The text of the metrics page, see [`super::scrape::Scrape::page`]; `None` when the data
-    /// plane does not answer.
-    fn metrics(&self) -> impl Future<Output = Option<String>> + Send;
+    /// The data plane at this moment; `None` when it does not answer.
+    fn scrape(&self) -> impl Future<Output = Option<Scrape>> + Send;
 }
 
 /// The pages. `/livez` answers 200 while the process runs, `/readyz` 200 or 503.
@@ -22,6 +24,8 @@ pub fn router<H: Health>(health: H) -> Router {
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz::<H>))
         .route("/metrics", get(metrics::<H>))
+        .route("/status.json", get(status::<H>))
+        .route("/", get(page))
         .with_state(health)
 }
 
@@ -32,18 +36,31 @@ async fn readyz<H: Health>(State(health): State<H>) -> impl IntoResponse {
     }
 }
 
-async fn metrics<H: Health>(State(health): State<H>) -> impl IntoResponse {
-    let content_type = |text| [(header::CONTENT_TYPE, text)];
-    match health.metrics().await {
-        Some(page) => {
-            let header = content_type("text/plain; version=0.0.4; charset=utf-8");
-            (StatusCode::OK, header, page)
-        }
-        None => {
-            let header = content_type("text/plain; charset=utf-8");
-            (StatusCode::SERVICE_UNAVAILABLE, header, "the data plane does not answer\n".to_owned())
-        }
+async fn metrics<H: Health>(State(health): State<H>) -> Response {
+    answer(&health, "text/plain; version=0.0.4; charset=utf-8", Scrape::page).await
+}
+
+async fn status<H: Health>(State(health): State<H>) -> Response {
+    answer(&health, "application/json", |scrape| Status::from(scrape).json()).await
+}
+
+async fn answer<H: Health>(health: &H, kind: &'static str, text: fn(&Scrape) -> String) -> Response {
+    match health.scrape().await {
+        Some(scrape) => ([(header::CONTENT_TYPE, kind)], text(&scrape)).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the data plane does not answer\n").into_response(),
     }
+}
+
+/// It loads nothing but our own `/status.json`, and nobody may put it into a frame.
+async fn page() -> impl IntoResponse {
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                  connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, include_str!("page.html"))
 }
 
 #[cfg(test)]
@@ -62,8 +79,8 @@ mod tests {
             self.ready
         }
 
-        async fn metrics(&self) -> Option<String> {
-            self.ready.then(|| "pgweir_up 1\n".to_owned())
+        async fn scrape(&self) -> Option<Scrape> {
+            self.ready.then(Scrape::default)
         }
     }
 
@@ -92,9 +109,9 @@ mod tests {
             (false, "/livez", "200", "ok\n"),
             (true, "/readyz", "200", "ok\n"),
             (false, "/readyz", "503", "not ready\n"),
-            (true, "/metrics", "200", "pgweir_up 1\n"),
             (false, "/metrics", "503", "the data plane does not answer\n"),
-            (true, "/", "404", ""),
+            (false, "/status.json", "503", "the data plane does not answer\n"),
+            (true, "/nothing", "404", ""),
         ] {
             let answer = fetch(ready, path).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
@@ -103,5 +120,24 @@ mod tests {
         }
         let answer = fetch(true, "/metrics").await;
         assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
+        assert!(answer.contains("\npgweir_up 1\n"), "{answer}");
+        let answer = fetch(true, "/status.json").await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status: Status = serde_json::from_str(body).unwrap();
+        assert_eq!(status, Status::from(&Scrape::default()));
+    }
+
+    #[tokio::test]
+    async fn the_page_for_people_is_whole_in_itself() {
+        // It is there when the data plane is not, and says so.
+        let answer = fetch(false, "/").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("default-src 'none'"), "{answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        for outside in ["http://", "https://", "src=", "href=", "@import", "url("] {
+            // The name of SVG's elements is no address.
+            let body = body.replace("http://www.w3.org/2000/svg", "");
+            assert!(!body.contains(outside), "{outside}");
+        }
     }
 }

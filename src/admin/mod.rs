@@ -17,6 +17,7 @@ mod pins;
 pub mod scrape;
 mod show;
 mod stats;
+pub mod status;
 mod table;
 mod view;
 

@@ -94,19 +94,18 @@ fn pool(view: &PoolView, page: &mut Page) {
     ] {
         page.gauge(&metrics::CLIENT_CONNECTIONS, &with_state(state), count);
     }
-    let busy = [
+    for (state, count) in [
         ("active", view.servers_active),
         ("tested", view.servers_tested),
         ("new", view.servers_login),
         ("active_cancel", view.servers_active_cancel),
         ("being_canceled", view.servers_being_canceled),
-    ];
-    let free = [("idle", view.servers_idle), ("used", view.servers_used)];
-    for (state, count) in busy.into_iter().chain(free) {
+        ("idle", view.servers_idle),
+        ("used", view.servers_used),
+    ] {
         page.gauge(&metrics::SERVER_CONNECTIONS, &with_state(state), count);
     }
-    let in_use: u32 = busy.iter().map(|(_, count)| count).sum();
-    page.gauge(&metrics::POOL_IN_USE, &labels, in_use);
+    page.gauge(&metrics::POOL_IN_USE, &labels, view.servers_in_use());
     page.gauge(&metrics::POOL_SIZE, &labels, view.pool_size);
     let maxwait = std::time::Duration::from_micros(view.maxwait_us);
     page.gauge(&metrics::POOL_MAXWAIT, &labels, maxwait.as_secs_f64());

@@ -488,6 +488,12 @@ pub struct DnsZoneView {
 }
 
 impl PoolView {
+    /// Server connections that are not free to be lent.
+    pub fn servers_in_use(&self) -> u32 {
+        let canceling = self.servers_active_cancel + self.servers_being_canceled;
+        self.servers_active + self.servers_tested + self.servers_login + canceling
+    }
+
     /// The console's own pool, with the clients that are logged in to it.
     pub fn console(clients: u32) -> PoolView {
         PoolView {

@@ -78,6 +78,9 @@ impl Follower {
                 _ => tracing::warn!("cluster {name}: {health}. {advice} health={state} was={was}"),
             }
         }
+        if let (Some(_), Some(health)) = (change, judge.health()) {
+            self.note_event("health", health.to_string());
+        }
         self.judge = judge;
     }
 

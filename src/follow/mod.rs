@@ -10,7 +10,7 @@ mod publish;
 mod readers;
 mod source;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::config::{Cluster, Role, SourceKind};
 use crate::net::endpoint::Endpoint;
 use crate::pool::access::{Alarm, Site};
 use crate::server::login::Recipe;
-use crate::session::clusters::{ClusterCommand, ClusterHandle};
+use crate::session::clusters::{ClusterCommand, ClusterHandle, Event};
 use crate::session::control::on_all_workers;
 use crate::session::plane::Shared;
 use crate::topology::freshness::{Freshness, PrimaryLog};
@@ -37,6 +37,9 @@ use source::News;
 
 /// Answers and observations that may wait for the follower; who finds it full waits in turn.
 const EVENTS_MAX: usize = 64;
+
+/// What has happened to a cluster is remembered for the page, the newest so many.
+const KEPT_EVENTS_MAX: usize = 50;
 
 /// Commands of the console that may wait.
 const COMMANDS_MAX: usize = 8;
@@ -105,6 +108,8 @@ pub struct Follower {
     /// What clients were last said to wait for.
     last_why: Option<&'static str>,
     judge: Judge,
+    /// What has happened last, the oldest first; at most [`KEPT_EVENTS_MAX`].
+    events: Arc<VecDeque<Event>>,
     /// When the cluster's health was last judged, and how its gate stood.
     judged: Option<(Instant, &'static str)>,
     /// Whether the source has ever said anything of the cluster.
@@ -181,6 +186,7 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         asked_everyone: None,
         last_why: None,
         judge: Judge::default(),
+        events: Arc::default(),
         judged: None,
     };
     let task = tokio::spawn(follower.run(answer_ends, command_ends));
@@ -257,10 +263,12 @@ impl Follower {
             News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
             News::Event(SourceEvent::Unreachable(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");
+                self.note_event("source", format!("the Kubernetes API cannot be reached: {error}"));
                 self.go_on_without_source();
             }
             News::Event(SourceEvent::Denied(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API denies what is needed: {error}");
+                self.note_event("source", format!("the Kubernetes API denies what is needed: {error}"));
                 self.go_on_without_source();
             }
         }
@@ -405,10 +413,14 @@ impl Follower {
         match command {
             ClusterCommand::Hold(time, answer) => {
                 tracing::info!("cluster {}: HOLD seconds={}", self.cluster.name, time.as_secs_f64());
+                self.note_event("hold", format!("HOLD for {} s", time.as_secs_f64()));
                 self.gate.hold(now + time, now);
                 self.holds.push(answer);
             }
-            ClusterCommand::Release => self.gate.release(now),
+            ClusterCommand::Release => {
+                self.note_event("hold", "RELEASE".to_owned());
+                self.gate.release(now);
+            }
         }
     }
 
@@ -514,8 +526,11 @@ impl Follower {
                     "cluster {name}: primary={} address={place}",
                     primary.as_deref().unwrap_or("")
                 );
-                if self.last_primary.is_some() && self.last_primary != primary {
-                    self.moves += 1;
+                if self.last_primary != primary {
+                    self.moves += u64::from(self.last_primary.is_some());
+                    let (name, was) = (primary.as_deref(), self.last_primary.as_deref());
+                    let was = was.map_or_else(String::new, |was| format!(", after {was}"));
+                    self.note_event("primary", format!("{} is the primary{was}", name.unwrap_or_default()));
                 }
                 self.last_primary = primary;
                 let same = |site: &Arc<Site>| site.place.as_ref() == Some(&place) && !site.is_closed();
@@ -531,6 +546,9 @@ impl Follower {
                 let cut = sever(&self.shared, place.clone()).await;
                 self.severed += cut;
                 tracing::warn!("cluster {}: cut connections to {place}: count={cut}", self.cluster.name);
+                if cut > 0 {
+                    self.note_event("severed", format!("{cut} connections to {place} were cut"));
+                }
             }
         }
     }
@@ -545,7 +563,17 @@ impl Follower {
         {
             let (name, state) = (&self.cluster.name, self.gate.state().name());
             tracing::warn!("cluster {name}: clients wait: {why} state={state} reason={}", why.label());
+            self.note_event("wait", format!("clients wait: {why}"));
         }
+    }
+
+    /// Keeps for the page what the log has said.
+    fn note_event(&mut self, kind: &'static str, text: String) {
+        let events = Arc::make_mut(&mut self.events);
+        if events.len() >= KEPT_EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(Event { at: Instant::now(), kind, text });
     }
 
     fn close_writer(&mut self, place: &Place) {

@@ -92,7 +92,9 @@ impl Follower {
             severed: self.severed,
             split: matches!(state.why(), Some(Why::Several(_))),
             source: self.last_source,
+            named_by: self.cluster.source,
             health: self.judge.health().cloned(),
+            events: Arc::clone(&self.events),
         }
     }
 }

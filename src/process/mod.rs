@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
+use crate::admin::scrape::Scrape;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::error::{SqlError, sqlstate};
 use crate::follow::{self, Followers};
@@ -534,8 +535,7 @@ impl Health for Pages {
         self.0.lifecycle.is_ready()
     }
 
-    async fn metrics(&self) -> Option<String> {
-        let scrape = tokio::time::timeout(Duration::from_secs(5), views::scrape(&self.0)).await;
-        scrape.ok().map(|scrape| scrape.page())
+    async fn scrape(&self) -> Option<Scrape> {
+        tokio::time::timeout(Duration::from_secs(5), views::scrape(&self.0)).await.ok()
     }
 }

@@ -1,7 +1,7 @@
 //! What is known of each cluster, and how its follower is told to do something. The follower is on a
 //! floor above: it enters itself here, and the console and the metrics look.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,9 @@ use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::admin::status::EventStatus;
 use crate::admin::{ClusterView, HealthView, MemberView, StandbyView};
+use crate::config::SourceKind;
 use crate::topology::freshness::Lag;
 use crate::topology::health::{Health, HealthState};
 use crate::topology::signals::{Signals, Standby};
@@ -47,8 +49,23 @@ pub struct ClusterStatus {
     pub split: bool,
     /// When the source last said something, and whether it can be reached.
     pub source: Option<(Instant, bool)>,
+    /// Who says which server is the primary.
+    pub named_by: Option<SourceKind>,
     /// How it is; `None` while nothing is known of it.
     pub health: Option<Health>,
+    /// What has happened last, the oldest first.
+    pub events: Arc<VecDeque<Event>>,
+}
+
+/// Something that has happened to a cluster.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// When.
+    pub at: Instant,
+    /// health, primary, wait, hold, severed or source.
+    pub kind: &'static str,
+    /// In words.
+    pub text: String,
 }
 
 /// One server of a cluster at one moment.
@@ -99,8 +116,16 @@ impl ClusterStatus {
                 since_ms: millis(health.since, now),
                 evidence: health.evidence.join("; "),
             }),
+            named_by: self.named_by.map(SourceKind::as_str),
             members: self.members.iter().map(MemberStatus::view).collect(),
+            events: self.events.iter().rev().map(|event| event.status(now)).collect(),
         }
+    }
+}
+
+impl Event {
+    fn status(&self, now: Instant) -> EventStatus {
+        EventStatus { ago_ms: millis(self.at, now), kind: self.kind.to_owned(), text: self.text.clone() }
     }
 }
 

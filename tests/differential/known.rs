@@ -21,7 +21,8 @@ pub fn resets_what_the_login_set(script: &Script) -> bool {
     };
     let resets = has(&["RESET", "DEFAULT", "DISCARD ALL"]);
     let ends = |request: &Request| matches!(request, Request::Sync | Request::Query(_));
-    let is_pipelined = script.steps.iter().any(|step| step.requests.iter().filter(|one| ends(one)).count() > 1);
+    let is_pipelined =
+        script.steps.iter().any(|step| step.requests.iter().filter(|one| ends(one)).count() > 1);
     let is_known = |(name, value): &(String, String)| {
         let is_reported = REPORTED.contains(&name.as_str());
         is_reported || value.contains("app.") || is_pipelined || has(&["BEGIN", "START", "; "])

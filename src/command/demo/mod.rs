@@ -192,6 +192,8 @@ fn source(arguments: &DemoArguments, found: Option<&kubernetes::Programs>) -> St
 /// pgweir, as a child process with a settings file of its own.
 struct Pooler {
     port: u16,
+    /// Of the metrics, and of the page for people.
+    page: u16,
     settings: PathBuf,
     process: Running,
 }
@@ -204,11 +206,12 @@ impl Pooler {
         port: u16,
     ) -> Result<Self, DemoError> {
         sandbox.write_file("userlist.txt", &format!("\"{USER}\" \"\"\n"))?;
+        let page = free_port().map_err(PostgresError::NoPort)?;
         let source = match kubeconfig {
             Some(_) => "source=cnpg".to_owned(),
             None => format!("source=probe hosts={}", cluster.hosts()),
         };
-        let settings = sandbox.write_file("pgweir.ini", &settings(&source, cluster.port, port))?;
+        let settings = sandbox.write_file("pgweir.ini", &settings(&source, cluster.port, port, page))?;
         let program = sandbox.reachable_program(&std::env::current_exe()?)?;
         let mut command = sandbox.command(&program);
         command.arg(&settings);
@@ -219,7 +222,7 @@ impl Pooler {
         let mut process = sandbox.start("pgweir", command, Signal::QUIT)?;
         let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
         process.wait_until(POOLER_START_MAX, listens).await?;
-        Ok(Pooler { port, settings, process })
+        Ok(Pooler { port, page, settings, process })
     }
 }
 
@@ -363,13 +366,14 @@ impl Demo<'_> {
     }
 
     fn introduction(&self) -> String {
-        let port = self.pooler.port;
+        let Pooler { port, page, .. } = self.pooler;
         let url = format!("postgres://{USER}@127.0.0.1:{port}");
         let settings = self.pooler.settings.display();
         let pid = self.pooler.process.id();
         format!(
             "\npgweir listens on 127.0.0.1:{port} (transaction pooling, {POOL_SIZE} server connections). Connect:\n\
              \n    psql {url}/{DATABASE}\n\
+             \nA page to look at: http://127.0.0.1:{page}/\n\
              \nTry, in another terminal:\n\
              \n    psql {url}/{DATABASE}@ro             # a standby, for reading\
              \n    psql {url}/pgbouncer -c 'SHOW CLUSTERS' -c 'SHOW MEMBERS'\
@@ -386,7 +390,7 @@ impl Demo<'_> {
 const COUNT_ROWS: &str = "SELECT count(*) FROM pgbench_history";
 const COUNT_STREAMING: &str = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
 
-fn settings(source: &str, server_port: u16, port: u16) -> String {
+fn settings(source: &str, server_port: u16, port: u16, page: u16) -> String {
     format!(
         "[clusters]\n\
          demo = {source} port={server_port}\n\
@@ -395,6 +399,7 @@ fn settings(source: &str, server_port: u16, port: u16) -> String {
          \n[pgbouncer]\n\
          listen_addr = 127.0.0.1\n\
          listen_port = {port}\n\
+         metrics_listen_addr = 127.0.0.1:{page}\n\
          unix_socket_dir =\n\
          auth_type = trust\n\
          auth_file = userlist.txt\n\
