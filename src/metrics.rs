@@ -55,6 +55,8 @@ macro_rules! metrics {
     };
 }
 
+pub(crate) use metrics;
+
 metrics! {
     UP: Gauge, Count, "pgweir_up", [],
         "1 while the data plane answers.";
@@ -100,12 +102,16 @@ metrics! {
         "Named statements that clients prepared.";
     SERVER_PARSES: Counter, Count, "pgweir_prepared_server_parses_total", ["database"],
         "Named statements that had to be prepared on a server.";
+    PARSE_HITS: Counter, Count, "pgweir_prepared_hits_total", ["database"],
+        "Named statements that clients prepared, and that their server had already.";
     BINDS: Counter, Count, "pgweir_prepared_binds_total", ["database"],
         "Binds of named statements.";
     QUEUE_WAIT: Histogram, Seconds, "pgweir_queue_wait_seconds", ["database"],
         "Time from a client's first message of a transaction to its server connection.";
     TRANSACTION: Histogram, Seconds, "pgweir_transaction_seconds", ["database"],
         "Time for which a client held a server connection.";
+    COMMIT: Histogram, Seconds, "pgweir_commit_seconds", ["database"],
+        "Time from a client's COMMIT to its answer, which waits for synchronous standbys.";
     LOGIN: Histogram, Seconds, "pgweir_login_seconds", [],
         "Time from accepting a client to its first ReadyForQuery.";
     ERRORS: Counter, Count, "pgweir_errors_total", ["sqlstate"],
@@ -121,6 +127,8 @@ metrics! {
         "1 for the state that holds: open (the primary may be written to), draining, hold or verify.";
     CLUSTER_HELD: Gauge, Seconds, "pgweir_cluster_held_seconds", ["cluster"],
         "How long clients that write have had to wait for a primary; 0 while there is one.";
+    CLUSTER_HELD_CLIENTS: Gauge, Count, "pgweir_cluster_held_clients", ["cluster"],
+        "Clients that write and have to wait for a primary.";
     CLUSTER_TIMELINE: Gauge, Count, "pgweir_cluster_timeline", ["cluster"],
         "Timeline of the primary, as it last said; 0 while it is unknown.";
     CLUSTER_SPLIT: Gauge, Count, "pgweir_cluster_several_primaries", ["cluster"],
@@ -176,6 +184,8 @@ metrics! {
         "Clients that keep their server connections, by what they have made of their sessions.";
     PINS: Counter, Count, "pgweir_pins_total", ["reason"],
         "How often a client began to keep its server connection, by reason.";
+    WORKER_STALL: Histogram, Seconds, "pgweir_worker_stall_seconds", [],
+        "How late a worker came to its tick, ten times a second: so long none of its clients was served.";
     SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
         "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
@@ -295,6 +305,8 @@ impl ErrorCounts {
 pub struct WorkerMetrics {
     /// Logins of clients, see [`LOGIN`].
     pub login: Histogram,
+    /// How late the ticks were, see [`WORKER_STALL`].
+    pub stall: Histogram,
     /// Errors that we sent, see [`ERRORS`].
     pub errors: ErrorCounts,
     /// Clients whose TLS handshake failed.
@@ -336,6 +348,7 @@ impl WorkerMetrics {
     /// Adds another worker's counts.
     pub fn merge(&mut self, other: &WorkerMetrics) {
         self.login.merge(&other.login);
+        self.stall.merge(&other.stall);
         self.errors.merge(&other.errors);
         self.tls_failures += other.tls_failures;
         self.cancels_forwarded += other.cancels_forwarded;
@@ -358,6 +371,7 @@ impl WorkerMetrics {
     pub fn publish(&self, page: &mut Page) {
         page.counter(&SENT_AGAIN, &[], self.sent_again);
         page.histogram(&LOGIN, &[], &self.login);
+        page.histogram(&WORKER_STALL, &[], &self.stall);
         for (sqlstate, count) in self.errors.iter() {
             page.counter(&ERRORS, &[sqlstate], count);
         }
@@ -388,7 +402,15 @@ impl Page {
     #[allow(clippy::new_without_default, reason = "an empty page is nobody's default")]
     pub fn new() -> Self {
         let recorder = PrometheusBuilder::new().build_recorder();
-        for metric in ALL {
+        let page = Page { recorder, histograms: BTreeMap::new() };
+        page.describe(ALL);
+        page
+    }
+
+    /// Says what further metrics mean.
+    pub fn describe(&self, table: &[Metric]) {
+        let recorder = &self.recorder;
+        for metric in table {
             let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
             match metric.kind {
                 Kind::Counter => recorder.describe_counter(name, Some(metric.unit), help),
@@ -397,7 +419,6 @@ impl Page {
                 Kind::Histogram => (),
             }
         }
-        Page { recorder, histograms: BTreeMap::new() }
     }
 
     /// Sets a counter.

@@ -63,7 +63,10 @@ async fn run(
             Message::Client(socket, peer) => welcome(&plane, socket, peer),
             Message::Cancel(key, address, canceller) => cancel::deliver(&plane, key, address, canceller),
             Message::Run(task) => (task.0)(&plane),
-            Message::Tick => tick(&plane),
+            Message::Tick(sent) => {
+                plane.metrics.borrow_mut().stall.record(sent.elapsed());
+                tick(&plane);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::message::{query, terminate};
+use support::message::{parse, query, run_of, sync, terminate};
 use support::pooler::{Config, is_ours};
 use support::process::{free_port, unprivileged};
 use support::{Gate, Login, Pooler, Raw, eventually};
@@ -94,6 +94,85 @@ async fn metrics_count_what_clients_do() {
     // Buckets are cumulative and end in all.
     let bucket = r#"pgweir_transaction_seconds_bucket{database="app",le=""#;
     assert_eq!(after[&format!("{bucket}+Inf\"}}")], after[&format!("pgweir_transaction_seconds_count{app}")]);
+}
+
+#[tokio::test]
+async fn metrics_tell_of_commits_prepared_statements_and_stalls() {
+    if !is_ours() {
+        return;
+    }
+    let (pooler, address) = with_pages(Pooler::config().pool_size(2)).await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    for end in ["COMMIT", "ROLLBACK", "COMMIT"] {
+        a.query(&format!("BEGIN; SELECT 1; {end}")).await;
+        a.query("BEGIN").await.is("C(BEGIN) Z(T)");
+        a.query("SELECT pg_sleep(0.2)").await.is("T D() C(SELECT 1) Z(T)");
+        a.query(end).await.is(&format!("C({end}) Z(I)"));
+    }
+    for client in [&mut a, &mut b] {
+        client.ask(run_of([parse("s", "SELECT 7"), sync()])).await.is("1 Z(I)");
+    }
+    eventually("a tick has come", async || samples(address).await["pgweir_worker_stall_seconds_count"] > 0.0)
+        .await;
+    let after = samples(address).await;
+    let app = r#"{database="app"}"#;
+    assert_eq!(after[&format!("pgweir_commit_seconds_count{app}")], 4.0, "a ROLLBACK is none");
+    let sum = after[&format!("pgweir_commit_seconds_sum{app}")];
+    assert!(sum > 0.0 && sum < 0.4, "the time of the COMMITs alone: {sum} s");
+    assert_eq!(after[&format!("pgweir_prepared_client_parses_total{app}")], 2.0);
+    assert_eq!(after[&format!("pgweir_prepared_hits_total{app}")], 1.0);
+}
+
+/// As `pgbouncer_exporter` of Prometheus' community has them, with its labels and units.
+#[tokio::test]
+async fn the_names_of_an_exporter_for_pgbouncer_can_be_had_too() {
+    if !is_ours() {
+        return;
+    }
+    let (pooler, address) = with_pages(Pooler::config().setting("max_client_conn", "77")).await;
+    assert!(!samples(address).await.contains_key("pgbouncer_up"), "only where it is wanted");
+    pooler.admin("SET metrics_pgbouncer_names = 1").await;
+    let (mut a, mut b) = (pooler.client().await, pooler.client().await);
+    a.query("BEGIN").await.is("C(BEGIN) Z(T)");
+    b.send(query("SELECT 1")).await;
+    pooler.clients_wait(1).await;
+    eventually("somebody has waited for a while", async || {
+        samples(address).await[r#"pgbouncer_pools_client_maxwait_seconds{database="app",user="app"}"#] > 0.1
+    })
+    .await;
+    a.query("COMMIT").await.is("C(COMMIT) Z(I)");
+    b.ready(1).await.is("T D(1) C(SELECT 1) Z(I)");
+    let after = samples(address).await;
+    let count = |name: &str| after.get(name).copied().unwrap_or_else(|| panic!("{name} in {after:#?}"));
+    assert_eq!(count("pgbouncer_up"), 1.0);
+    assert_eq!(count(r#"pgbouncer_version_info{version="1.25.2"}"#), 1.0);
+    assert_eq!(count("pgbouncer_config_max_client_connections"), 77.0);
+    assert_eq!(count("pgbouncer_used_clients"), 2.0 + count("pgbouncer_login_clients"));
+    let pool = r#"{database="app",user="app"}"#;
+    for (name, value) in [
+        ("client_active", 2.0),
+        ("client_waiting", 0.0),
+        ("server_active", 0.0),
+        ("server_idle", 1.0),
+        ("server_used", 0.0),
+        ("server_testing", 0.0),
+        ("server_login", 0.0),
+    ] {
+        assert_eq!(count(&format!("pgbouncer_pools_{name}_connections{pool}")), value, "{name}");
+    }
+    let app = r#"{database="app"}"#;
+    assert_eq!(count(&format!("pgbouncer_stats_queries_pooled_total{app}")), 3.0);
+    assert_eq!(count(&format!("pgbouncer_stats_sql_transactions_pooled_total{app}")), 2.0);
+    let waited = count(&format!("pgbouncer_stats_client_wait_seconds_total{app}"));
+    let within = count(&format!("pgbouncer_stats_server_in_transaction_seconds_total{app}"));
+    assert!((0.1..30.0).contains(&waited) && (0.1..30.0).contains(&within), "seconds: {waited} {within}");
+    let databases: Vec<_> =
+        after.keys().filter(|key| key.starts_with("pgbouncer_databases_current")).collect();
+    let [database] = &databases[..] else { panic!("{databases:?}") };
+    for label in ["name=\"app\"", "host=", "port=", "database=", "force_user=", "pool_mode="] {
+        assert!(database.contains(label), "{label} in {database}");
+    }
+    assert_eq!(after[*database], 1.0);
 }
 
 #[tokio::test]

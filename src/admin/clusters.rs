@@ -32,6 +32,8 @@ pub struct ClusterView {
     pub moves: u64,
     /// Connections that were cut because their server was no longer the primary.
     pub severed: u64,
+    /// Clients that write and have to wait for a primary.
+    pub held_clients: usize,
     /// Whether several servers claim to be the primary.
     pub split: bool,
     /// How long ago the source said something; `None` when it never has.
@@ -195,6 +197,7 @@ pub(super) fn publish(view: &ClusterView, page: &mut Page) {
     }
     let waiting = if view.state == "open" { 0.0 } else { seconds(view.since_ms) };
     page.gauge(&metrics::CLUSTER_HELD, &[name], waiting);
+    page.gauge(&metrics::CLUSTER_HELD_CLIENTS, &[name], view.held_clients as f64);
     page.gauge(&metrics::CLUSTER_TIMELINE, &[name], view.timeline.unwrap_or_default());
     page.gauge(&metrics::CLUSTER_SPLIT, &[name], view.split);
     page.gauge(&metrics::CLUSTER_SOURCE_UP, &[name], view.source_ok);

@@ -12,6 +12,7 @@
 mod clusters;
 mod command;
 mod connections;
+pub mod exporter;
 pub mod http;
 mod pins;
 pub mod scrape;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::clusters::{self, ClusterView};
+use super::exporter::Names;
 use super::show::PGBOUNCER_VERSION;
 use super::view::{DatabaseView, PoolView, StateView, Stats};
 use crate::metrics::{self, Histogram, Page, WorkerMetrics};
@@ -26,6 +27,8 @@ pub struct Scrape {
     pub pins: BTreeMap<&'static str, u32>,
     /// The workers' own counts, merged.
     pub workers: WorkerMetrics,
+    /// Filled when the names of an exporter for PgBouncer are wanted, too.
+    pub exporter: Option<Names>,
 }
 
 /// The work done for one database since the start.
@@ -39,6 +42,10 @@ pub struct Work {
     pub queue_wait: Histogram,
     /// Transactions.
     pub transaction: Histogram,
+    /// COMMITs.
+    pub commit: Histogram,
+    /// Named statements that clients prepared, and that their server had already.
+    pub parse_hits: u64,
 }
 
 impl Scrape {
@@ -56,6 +63,9 @@ impl Scrape {
             page.counter(&metrics::PINS, &[reason], pins);
         }
         self.workers.publish(&mut page);
+        if let Some(names) = &self.exporter {
+            names.publish(self, &mut page);
+        }
         page.render()
     }
 
@@ -124,11 +134,13 @@ impl Work {
             (&metrics::CLIENT_PARSES, totals.client_parse_count),
             (&metrics::SERVER_PARSES, totals.server_parse_count),
             (&metrics::BINDS, totals.bind_count),
+            (&metrics::PARSE_HITS, self.parse_hits),
         ] {
             page.counter(metric, &labels, value);
         }
         page.histogram(&metrics::QUEUE_WAIT, &labels, &self.queue_wait);
         page.histogram(&metrics::TRANSACTION, &labels, &self.transaction);
+        page.histogram(&metrics::COMMIT, &labels, &self.commit);
     }
 }
 
@@ -188,7 +200,7 @@ mod tests {
                 }],
                 ..ClusterView::default()
             }],
-            workers: WorkerMetrics::default(),
+            ..Scrape::default()
         };
         let page = scrape.page();
         for metric in metrics::ALL {

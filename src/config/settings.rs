@@ -416,6 +416,8 @@ settings! {
     workers: u32 = cores::granted().min(WORKERS_MAX), Fixed Ours [1..=WORKERS_MAX];
     /// Address and port of the Prometheus metrics; empty is off.
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
+    /// Whether `/metrics` has the names of Prometheus' pgbouncer_exporter, too.
+    metrics_pgbouncer_names: bool = "0", Live Ours;
     /// Time that SIGTERM leaves running transactions; 0 waits for the clients, as PgBouncer does.
     shutdown_drain_timeout: Duration = "0", Live Ours;
     /// Time from SIGTERM to the end of accepting clients, with readiness gone meanwhile; 0 is none.

@@ -373,9 +373,10 @@ impl Process {
                     }
                 },
                 _ = tick.tick() => {
+                    let now = Instant::now();
                     for worker in &self.shared.workers {
                         // One that has stopped has nothing to look after.
-                        let _ = worker.send(Message::Tick);
+                        let _ = worker.send(Message::Tick(now));
                     }
                 }
                 _ = look.tick() => {

@@ -208,6 +208,7 @@ impl Pipeline {
             self.unlistened.note_tag(body.unwrap_or_default());
         }
         self.redefines |= body.is_some_and(redefines);
+        self.committed |= body == Some(b"COMMIT\0") && !discard;
         let drops_statements = matches!(body, Some(b"DISCARD ALL\0" | b"DEALLOCATE ALL\0"));
         match (discard, drops_statements) {
             (false, false) => Action::Forward,

@@ -222,6 +222,8 @@ pub struct Pipeline {
     pub touched: Touched,
     /// A statement of the open transaction has changed what tables or types consist of.
     pub redefines: bool,
+    /// The client's COMMIT was answered; the caller takes it back.
+    pub committed: bool,
     /// What became of the client's UNLISTENs.
     pub unlistened: Unlistened,
     /// Whether somebody else listens for the client, too: its notifications are looked at.
@@ -254,6 +256,7 @@ impl Default for Pipeline {
             watching: false,
             touched: Touched::default(),
             redefines: false,
+            committed: false,
             unlistened: Unlistened::default(),
             hears_elsewhere: false,
             others_sequences: false,

@@ -77,6 +77,8 @@ pub enum Stop {
 pub struct StatementCounts {
     /// Named statements that clients prepared.
     pub client_parses: u64,
+    /// Of those, the ones that the server had already.
+    pub hits: u64,
     /// Of those, the ones that a server had to prepare; again on each further server.
     pub server_parses: u64,
     /// Binds of named statements.
@@ -409,6 +411,7 @@ impl Upstream<'_> {
         };
         output.flush(at);
         if answered_here {
+            self.counts.hits += 1;
             self.pipeline.push_with_change(RequestKind::Parse, Answer::Synthesize, change);
         } else {
             match present {

@@ -154,8 +154,12 @@ impl Session {
         let status = server.pipeline.status();
         let mut stats = group.stats.borrow_mut();
         stats.totals.query_count += 1;
+        let committed = std::mem::take(&mut server.pipeline.committed);
         if let Some(took) = took {
             stats.totals.query_time_us += micros(took);
+            if committed {
+                stats.commit.record(took);
+            }
         }
         if status == TransactionStatus::Idle {
             server.pipeline.redefines = false;

@@ -108,6 +108,7 @@ impl ClusterStatus {
             timeline: self.timeline,
             moves: self.moves,
             severed: self.severed,
+            held_clients: 0,
             split: self.split,
             source_age_ms: self.source.map(|(at, _)| millis(at, now)),
             source_ok: self.source.is_some_and(|(_, reached)| reached),

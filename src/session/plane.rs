@@ -61,9 +61,9 @@ pub enum Message {
     Cancel(CancelKey, Address, Canceller),
     /// Do something with the worker's state, and tell the asker when it is done.
     Run(Task),
-    /// It is time for [`Plane::tick`]. A timer of the worker's own would cost every sleep of its event
+    /// It is time for [`Plane::tick`], since that moment. A timer of the worker's own would cost every sleep of its event
     /// loop the setting and stopping of a kernel timer.
-    Tick,
+    Tick(Instant),
 }
 
 type Work = dyn FnOnce(&Rc<Plane>) + Send;
@@ -263,6 +263,8 @@ pub struct LocalStats {
     pub wait: Histogram,
     /// Time from a server's being lent to its release.
     pub transaction: Histogram,
+    /// Time from a COMMIT to its answer.
+    pub commit: Histogram,
 }
 
 impl LocalStats {
@@ -270,6 +272,8 @@ impl LocalStats {
         self.totals = self.totals.plus(&other.all_totals());
         self.wait.merge(&other.wait);
         self.transaction.merge(&other.transaction);
+        self.commit.merge(&other.commit);
+        self.statements.hits += other.statements.hits;
     }
 
     /// The counters, those of prepared statements among them.

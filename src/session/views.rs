@@ -13,13 +13,14 @@ use super::databases::DatabaseEntry;
 use super::peers::{self, PeerAddress};
 use super::plane::{LocalStats, Plane, Shared};
 use super::{Phase, Session, since};
+use crate::admin::exporter::Names;
 use crate::admin::scrape::{Scrape, Work};
 use crate::admin::{
     BufferView, CONSOLE_DATABASE, ClientState, ClientView, ClusterView, ConnectionView, DatabaseView,
     DnsHostView, DnsZoneView, ListsView, MemView, PeerView, PinView, PoolView, ServerState, ServerView,
     SettingView, Snapshot, StateView, Stats, StatsView, UserView, View,
 };
-use crate::config::{Config, Host, LoadBalanceHosts};
+use crate::config::{Config, Host, LoadBalanceHosts, Role, Settings};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics, micros};
 use crate::net::Socket;
@@ -49,6 +50,8 @@ struct GroupPart {
     totals: Stats,
     wait: Histogram,
     transaction: Histogram,
+    commit: Histogram,
+    hits: u64,
     active: u32,
     idle: u32,
 }
@@ -61,6 +64,8 @@ impl GroupPart {
             totals: stats.all_totals(),
             wait: stats.wait.clone(),
             transaction: stats.transaction.clone(),
+            commit: stats.commit.clone(),
+            hits: stats.statements.hits,
             active: 0,
             idle: 0,
         }
@@ -301,7 +306,14 @@ fn dns_zone(zone: ZoneStatus) -> DnsZoneView {
 }
 
 fn clusters(shared: &Shared, now: Instant) -> Vec<ClusterView> {
-    let view = |(name, handle): &(Arc<str>, Arc<ClusterHandle>)| handle.status.load().view(name, now);
+    let waiting = |name: &str| {
+        let pools = shared.databases.pools_of(name, Role::ReadWrite);
+        pools.iter().filter(|pool| pool.held().is_some()).map(|pool| pool.counts(now).waiting).sum()
+    };
+    let view = |(name, handle): &(Arc<str>, Arc<ClusterHandle>)| ClusterView {
+        held_clients: waiting(name),
+        ..handle.status.load().view(name, now)
+    };
     shared.clusters.all().iter().map(view).collect()
 }
 
@@ -323,6 +335,8 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
             entry.totals = entry.totals.plus(&group.totals);
             entry.queue_wait.merge(&group.wait);
             entry.transaction.merge(&group.transaction);
+            entry.commit.merge(&group.commit);
+            entry.parse_hits += group.hits;
         }
     }
     for pool in shared.databases.pools() {
@@ -340,7 +354,19 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
         clusters: clusters(shared, Instant::now()),
         pins,
         workers,
+        exporter: names(shared, &config.settings).await,
     }
+}
+
+async fn names(shared: &Arc<Shared>, settings: &Settings) -> Option<Names> {
+    if !settings.metrics_pgbouncer_names {
+        return None;
+    }
+    Some(Names {
+        lists: snapshot(shared, View::Lists).await.lists,
+        max_client_conn: settings.max_client_conn,
+        max_user_connections: settings.max_user_connections,
+    })
 }
 
 fn state(shared: &Shared) -> StateView {

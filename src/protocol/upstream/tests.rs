@@ -213,7 +213,7 @@ fn a_named_statement_gets_the_name_that_the_server_knows_it_by() {
 fn r10_the_same_query_is_another_statement_with_other_types() {
     let pair = play(9, "P:a:q P:b:q:1 P:c:q");
     assert_eq!(words(&pair.sent), "P:PGWEIR_1:q P:PGWEIR_2:q");
-    assert_eq!(pair.counts, StatementCounts { client_parses: 3, server_parses: 2, binds: 0 });
+    assert_eq!(pair.counts, StatementCounts { client_parses: 3, hits: 1, server_parses: 2, binds: 0 });
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn r2_a_server_that_lacks_a_statement_is_given_it_first() {
     let answered = "P:s:q S; next server; DS:s S; S 1 t n ZI; B::s S";
     check(answered, "P:PGWEIR_1:q S P:PGWEIR_1:q DS:PGWEIR_1 S B::PGWEIR_1 S");
     let mut pair = play(9, "P:s:q S; S 1 ZI; next server; B::s E S");
-    assert_eq!(pair.counts, StatementCounts { client_parses: 1, server_parses: 2, binds: 1 });
+    assert_eq!(pair.counts, StatementCounts { client_parses: 1, hits: 0, server_parses: 2, binds: 1 });
     assert_eq!(go_on(&mut pair, "S 1 2 C ZI"), "2CZ", "its ParseComplete is not for the client");
 }
 
