@@ -170,6 +170,12 @@ metrics! {
         "How long ago the primary last archived a file of WAL.";
     MEMBER_WAL: Gauge, Bytes, "pgweir_member_wal_bytes", ["cluster", "member"],
         "Size of the files in the server's pg_wal.";
+    MEMBER_WAL_GROWTH: Gauge, Bytes, "pgweir_member_wal_growth_bytes", ["cluster", "member"],
+        "By how much the server's pg_wal has grown for each second of the last ten minutes; negative when it shrinks.";
+    MEMBER_VOLUME: Gauge, Bytes, "pgweir_member_volume_bytes", ["cluster", "member"],
+        "Size of the volume that the server's pg_wal is on, by its claim, where the API may be asked.";
+    MEMBER_WAL_FULL_IN: Gauge, Seconds, "pgweir_member_wal_full_in_seconds", ["cluster", "member"],
+        "Time until a volume that has nothing but WAL is full, if that goes on growing so.";
     MEMBER_SLOTS_WAL: Gauge, Bytes, "pgweir_member_slot_wal_bytes", ["cluster", "member"],
         "WAL that the server keeps for the replication slot that is furthest behind.";
     MEMBER_POOL_CONNECTIONS: Gauge, Count, "pgweir_member_pool_connections", ["cluster", "member"],

@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pgweir::config::{Cluster, SourceKind};
 use pgweir::topology::kube::{Kubernetes, SourceEvent};
+use pgweir::topology::volume::Volume;
 use pgweir::topology::{Named, Observation};
 use serde_json::{Value, json};
 use support::eventually;
@@ -284,6 +287,63 @@ fn led_by(leader: Option<&str>, second: u32) -> Value {
 }
 
 /// One switchover in either kind of objects.
+/// The size of the volume that the WAL is on: its own, else that of the data.
+#[tokio::test]
+async fn cnpg_sizes_of_volumes_are_those_of_the_pods_claims() {
+    let kube = Kube::shared().await;
+    let space = kube.space().await;
+    let labels = json!({ "cnpg.io/cluster": "c", "cnpg.io/podRole": "instance" });
+    for (pod, claims) in
+        [("c-1", &[("pgdata", "c-1"), ("pg-wal", "c-1-wal")][..]), ("c-2", &[("pgdata", "c-2")])]
+    {
+        let volume = |(name, claim): &(&str, &str)| json!({ "name": name, "persistentVolumeClaim": { "claimName": claim } });
+        space
+            .create(json!({
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": { "name": pod, "labels": labels },
+                "spec": {
+                    "nodeName": "node",
+                    "containers": [{ "name": "postgres", "image": "postgres" }],
+                    "volumes": claims.iter().map(volume).collect::<Vec<_>>(),
+                },
+            }))
+            .await;
+        for (_, claim) in claims {
+            let size = if claim.ends_with("wal") { "2Gi" } else { "10Gi" };
+            space
+                .create(json!({
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": { "name": claim },
+                    // What was asked for is not what there is while a volume is enlarged.
+                    "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
+                    "status": { "phase": "Bound", "capacity": { "storage": size } },
+                }))
+                .await;
+        }
+    }
+    let kubernetes =
+        Kubernetes::from_config(kube.config("follower", &space.name).await).expect("a kubeconfig");
+    let cluster = cluster(SourceKind::Cnpg, "c");
+    let refused = kubernetes.volumes(&cluster).await.expect_err("nothing was granted");
+    assert!(refused.contains("persistentvolumeclaims"), "{refused}");
+    let list = |resource: &str| json!({ "apiGroups": [""], "resources": [resource], "verbs": ["list"] });
+    space.grant("follower", json!([list("pods"), list("persistentvolumeclaims")])).await;
+    let mut found = BTreeMap::new();
+    eventually("the grant counts", async || match kubernetes.volumes(&cluster).await {
+        Ok(volumes) => {
+            found = volumes;
+            true
+        }
+        Err(_) => false,
+    })
+    .await;
+    let volume = |bytes, wal_only| Volume { bytes, wal_only };
+    let expected = [(Arc::from("c-1"), volume(2 << 30, true)), (Arc::from("c-2"), volume(10 << 30, false))];
+    assert_eq!(found, expected.into());
+}
+
 async fn patroni_switchover(kind: &str, leader_name: &str, resource: &str, labels: fn(&str) -> Value) {
     let kube = Kube::shared().await;
     let space = kube.space().await;

@@ -9,10 +9,11 @@ use super::table::{Columns, Table, Value, int4, number, text};
 use crate::metrics::{self, Metric, Page};
 use crate::topology::health::HealthState;
 use crate::topology::signals::Signals;
+use crate::topology::volume::Volume;
 use crate::wire::originate::ColumnType::{Int4, Int8, Text};
 
 /// One cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterView {
     /// Its name in `[clusters]`.
     pub name: String,
@@ -71,7 +72,7 @@ pub struct StandbyView {
 }
 
 /// One server of a cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemberView {
     /// Its name.
     pub name: String,
@@ -95,6 +96,10 @@ pub struct MemberView {
     pub standby: Option<StandbyView>,
     /// What it says of itself.
     pub signals: Option<Arc<Signals>>,
+    /// The volume that its WAL is on, if that is known.
+    pub volume: Option<Volume>,
+    /// By how many bytes in a second its WAL grows, if that is known.
+    pub wal_growth: Option<f64>,
 }
 
 const STATES: [&str; 4] = ["open", "draining", "hold", "verify"];
@@ -221,8 +226,16 @@ pub(super) fn publish(view: &ClusterView, page: &mut Page) {
         }
         if let Some(signals) = &member.signals {
             publish_signals(signals, member.connections, &labels, page);
+            gauge(page, &metrics::MEMBER_WAL_GROWTH, &labels, member.wal_growth);
+            gauge(page, &metrics::MEMBER_WAL_FULL_IN, &labels, wal_full_in(member, signals));
         }
+        gauge(page, &metrics::MEMBER_VOLUME, &labels, member.volume.map(|volume| volume.bytes as f64));
     }
+}
+
+fn wal_full_in(member: &MemberView, signals: &Signals) -> Option<f64> {
+    let time = member.volume?.full_in(signals.wal_bytes?, member.wal_growth?);
+    time.map(|time| time.as_secs_f64())
 }
 
 /// Whatever the server may not or cannot say has no series.

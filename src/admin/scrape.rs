@@ -152,6 +152,7 @@ mod tests {
     use super::super::clusters::{MemberView, StandbyView};
     use super::*;
     use crate::topology::signals::{Archiver, Signals};
+    use crate::topology::volume::Volume;
 
     /// Of a primary that may be asked everything.
     fn signals() -> Signals {
@@ -193,6 +194,8 @@ mod tests {
             clusters: vec![ClusterView {
                 members: vec![MemberView {
                     lag_bytes: Some(0),
+                    volume: Some(Volume { bytes: 1 << 30, wal_only: true }),
+                    wal_growth: Some(1.0),
                     lag_ms: Some(0),
                     standby: Some(StandbyView { streams: Some(true), sync_state: Some("sync".into()) }),
                     signals: Some(Arc::new(signals())),

@@ -1,6 +1,7 @@
 //! What the follower knows of its cluster's health: what the servers say of themselves goes in, one word
 //! comes out ([`judge`](crate::topology::health)). Nothing is routed by it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use crate::config::Role;
 use crate::topology::Place;
 use crate::topology::health::{Facts, HealthState, MemberFacts, PoolFacts};
 use crate::topology::signals::Signals;
+use crate::topology::volume::Volume;
 
 /// How often the word is looked for; a change of the gate is looked at when it happens.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -47,6 +49,11 @@ impl Follower {
                 {
                     tracing::warn!("cluster {cluster}: of server {member}, {unseen}");
                 }
+                if let Some(bytes) = signals.wal_bytes
+                    && known.samples.last().and_then(|last| last.wal_asked) != signals.wal_asked
+                {
+                    known.growth.note(bytes, now);
+                }
                 known.samples.hear(*signals, now);
             }
             Err(reason) => {
@@ -55,6 +62,16 @@ impl Follower {
                 }
             }
         }
+    }
+
+    /// Nobody needs them but the metrics: that they are not known is said once, and for information.
+    pub(super) fn handle_volumes(&mut self, found: Result<BTreeMap<Arc<str>, Volume>, String>) {
+        if let Err(reason) = &found
+            && self.volumes.is_ok()
+        {
+            tracing::info!("cluster {}: how large its volumes are is not known: {reason}", self.cluster.name);
+        }
+        self.volumes = found;
     }
 
     /// Looks for the word, and logs it when it is another one.

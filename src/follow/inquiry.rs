@@ -81,6 +81,7 @@ impl Inquiry {
         let signals = signals.map_err(|error| Arc::from(error.to_string())).and_then(|text| {
             let mut signals = Signals::read(&text).map_err(Arc::<str>::from)?;
             signals.wal_bytes = self.wal_bytes.filter(|_| signals.reads_wal);
+            signals.wal_asked = self.wal_asked;
             Ok(signals)
         });
         Inquired { connection: (!session_lost).then_some(open), session_lost, signals }

@@ -30,6 +30,7 @@ use crate::topology::health::Judge;
 use crate::topology::kube::SourceEvent;
 use crate::topology::primary::{Act, Gate, State, Why};
 use crate::topology::signals::Samples;
+use crate::topology::volume::{Growth, Volume};
 use crate::topology::{Identity, Member, Observation, Place, probe};
 use monitor::{Answer, Bell, Said, Status};
 use readers::Readers;
@@ -75,6 +76,8 @@ struct Known {
     freshness: Freshness,
     identity: Option<Identity>,
     samples: Samples,
+    /// How its WAL grows.
+    growth: Growth,
     /// Why it does not answer.
     trouble: Option<Arc<str>>,
     /// It was promoted, and then the monitor's session ended.
@@ -114,6 +117,8 @@ pub struct Follower {
     judged: Option<(Instant, &'static str)>,
     /// Whether the source has ever said anything of the cluster.
     heard: bool,
+    /// The volumes with WAL, by member; or why they are not known.
+    volumes: Result<BTreeMap<Arc<str>, Volume>, String>,
     /// Our own zone: the setting, else what Kubernetes says.
     zone: Option<Arc<str>>,
     /// The task that listens to the source.
@@ -181,6 +186,7 @@ fn start(cluster: Cluster, shared: &Arc<Shared>) -> Following {
         last_primary: None,
         last_source: None,
         heard: false,
+        volumes: Ok(BTreeMap::new()),
         zone: shared.config.load().settings.zone.as_deref().map(Arc::from),
         source: None,
         asked_everyone: None,
@@ -260,6 +266,7 @@ impl Follower {
                 tracing::info!("cluster {name}: our own zone is {zone}");
                 self.zone = Some(zone);
             }
+            News::Volumes(found) => self.handle_volumes(found),
             News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
             News::Event(SourceEvent::Unreachable(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");
@@ -313,6 +320,7 @@ impl Follower {
                 freshness: Freshness::default(),
                 identity: None,
                 samples: Samples::default(),
+                growth: Growth::default(),
                 trouble: None,
                 sessions_ended: false,
                 monitor,

@@ -78,6 +78,8 @@ impl Follower {
             connections: self.connections(&known.member.place),
             standby: standby(known),
             signals: known.samples.fresh(now).cloned(),
+            volume: self.volumes.as_ref().ok().and_then(|volumes| volumes.get(&known.member.name)).copied(),
+            wal_growth: known.growth.rate(),
         };
         let primary = state.member();
         let timeline = primary.and_then(|member| self.known.get(&member.name)?.identity);

@@ -1,6 +1,7 @@
 //! What a cluster's source says, on its way to the follower: Kubernetes' API, as soon as there is a way
 //! to it, and what is left to go by when it lets us see nothing.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Cluster, Host};
 use crate::topology::kube::{Kubernetes, SourceEvent};
+use crate::topology::volume::Volume;
 use crate::topology::{Member, Named, Observation, Place};
 
 /// Pause between two attempts to find a way to the API: a kubeconfig or a token may still come.
@@ -18,6 +20,9 @@ pub(super) const RETRY: Duration = Duration::from_secs(5);
 const ZONE_ATTEMPTS: u32 = 10;
 const ZONE_PAUSE: Duration = Duration::from_millis(250);
 
+/// How often the sizes of volumes are asked for: they are enlarged by hand.
+const VOLUMES_EVERY: Duration = Duration::from_secs(60);
+
 /// What the source has to say.
 #[derive(Debug)]
 pub(super) enum News {
@@ -25,6 +30,8 @@ pub(super) enum News {
     Event(SourceEvent),
     /// Of ourselves: our own zone.
     OwnZone(Arc<str>),
+    /// How large the volumes with WAL are, by pod; or why that is not known.
+    Volumes(Result<BTreeMap<Arc<str>, Volume>, String>),
 }
 
 /// Says what Kubernetes' API says of the cluster, until the receiver is gone.
@@ -47,6 +54,14 @@ pub(super) async fn follow_kubernetes(cluster: Cluster, wants_zone: bool, news: 
             let _ = news.send(News::OwnZone(zone)).await;
         }
     };
+    let look_at_volumes = async {
+        loop {
+            if news.send(News::Volumes(kubernetes.volumes(&cluster).await)).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(VOLUMES_EVERY).await;
+        }
+    };
     let (events, mut event_ends) = mpsc::channel(1);
     let pass_on = async {
         while let Some(event) = event_ends.recv().await {
@@ -55,7 +70,7 @@ pub(super) async fn follow_kubernetes(cluster: Cluster, wants_zone: bool, news: 
             }
         }
     };
-    tokio::join!(kubernetes.follow(cluster, events), pass_on, find_zone);
+    tokio::join!(kubernetes.follow(cluster.clone(), events), pass_on, find_zone, look_at_volumes);
 }
 
 /// Our own zone, once an EndpointSlice has our address: a pod that has just started is in none yet. `None` for

@@ -15,6 +15,7 @@ use crate::config::SourceKind;
 use crate::topology::freshness::Lag;
 use crate::topology::health::{Health, HealthState};
 use crate::topology::signals::{Signals, Standby};
+use crate::topology::volume::Volume;
 
 /// What the console tells a follower.
 #[derive(Debug)]
@@ -93,6 +94,10 @@ pub struct MemberStatus {
     pub standby: Option<Standby>,
     /// What it says of itself, unless that was too long ago.
     pub signals: Option<Arc<Signals>>,
+    /// The volume that its WAL is on.
+    pub volume: Option<Volume>,
+    /// By how many bytes in a second its WAL grows.
+    pub wal_growth: Option<f64>,
 }
 
 impl ClusterStatus {
@@ -152,6 +157,8 @@ impl MemberStatus {
                 sync_state: standby.sync_state.clone(),
             }),
             signals: self.signals.clone(),
+            volume: self.volume,
+            wal_growth: self.wal_growth,
         }
     }
 }

@@ -11,13 +11,14 @@ pub mod objects;
 pub mod operate;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::runtime::watcher;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::known::{Known, Need, News};
+use super::volume::{self, Volume};
 use super::{Observation, cnpg, patroni, pods};
 use crate::config::{Cluster, SourceKind};
 
@@ -36,6 +38,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest time to find out our own zone.
 const ZONE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Longest time to ask for volumes.
+const VOLUMES_LIMIT: Duration = Duration::from_secs(10);
 
 /// Most news of the watches that wait to be looked at; then the watches wait.
 const NEWS_MAX: usize = 64;
@@ -120,6 +125,26 @@ impl Kubernetes {
         }
     }
 
+    /// The volumes of this cluster's pods, by pod. Needs list of `pods` and `persistentvolumeclaims`. The error says
+    /// what the API says.
+    pub async fn volumes(&self, cluster: &Cluster) -> Result<BTreeMap<Arc<str>, Volume>, String> {
+        let namespace = cluster.namespace.as_ref().unwrap_or(&self.namespace);
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let asked = async {
+            let claims = claims.list(&ListParams::default()).await?;
+            let mut found = Vec::new();
+            for selector in selectors(cluster) {
+                found.extend(pods.list(&ListParams::default().labels(&selector)).await?);
+            }
+            Ok::<_, kube::Error>(volume::volumes(&found, &claims.items))
+        };
+        match timeout(VOLUMES_LIMIT, asked).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", VOLUMES_LIMIT.as_secs())),
+        }
+    }
+
     /// Says what is behind a Service of our own namespace each time that has changed, until the receiver is
     /// dropped. Of its ports, that of this number is meant, else the first.
     ///
@@ -199,7 +224,9 @@ impl Watches {
         let clusters: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
         self.add(Need::Must, clusters, named(name), |found| News::Cluster(known::cluster(found)));
-        self.pods(0, &cnpg::selector(name));
+        for selector in selectors(cluster) {
+            self.pods(0, &selector);
+        }
         self.slices(&cnpg::slices_selector(name));
         let leases: Api<Lease> = self.api();
         self.add(Need::May, leases, named(name), |found| News::Lease(found.into_iter().next()));
@@ -221,13 +248,8 @@ impl Watches {
                 News::Record(patroni::Kind::ConfigMap, part, record)
             });
         }
-        match &cluster.selector {
-            Some(selector) => self.pods(0, selector),
-            None => {
-                for (group, selector) in patroni::selectors(scope).iter().enumerate() {
-                    self.pods(group, selector);
-                }
-            }
+        for (group, selector) in selectors(cluster).iter().enumerate() {
+            self.pods(group, selector);
         }
         self.slices(&patroni::slices_selector(scope));
     }
@@ -278,6 +300,16 @@ impl Watches {
             watch::Word::Blind(trouble) => (number, News::Blind(trouble)),
         };
         self.tasks.spawn(watch::keep(api, selection, as_news, speaker));
+    }
+}
+
+/// The label selectors of the cluster's pods.
+fn selectors(cluster: &Cluster) -> Vec<String> {
+    match (cluster.source, &cluster.selector) {
+        (Some(SourceKind::Cnpg), _) => vec![cnpg::selector(cluster.object_name())],
+        (_, Some(selector)) => vec![selector.clone()],
+        (Some(SourceKind::Patroni), None) => patroni::selectors(cluster.object_name()).into(),
+        (_, None) => Vec::new(),
     }
 }
 

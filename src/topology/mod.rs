@@ -15,6 +15,7 @@ pub mod pods;
 pub mod primary;
 pub mod probe;
 pub mod signals;
+pub mod volume;
 
 use std::fmt;
 use std::sync::Arc;
