@@ -104,14 +104,24 @@ impl Scene {
 
     /// A sample of the metrics page, by name and labels.
     pub async fn metric(&self, sample: &str) -> f64 {
+        let (found, page) = self.sample(sample).await;
+        found.unwrap_or_else(|| panic!("no {sample} in\n{page}"))
+    }
+
+    /// Waits until a metric has this value: it has none while its server does not say how it is.
+    pub async fn metric_becomes(&self, sample: &str, is_it: impl Fn(f64) -> bool) {
+        eventually(sample, async || self.sample(sample).await.0.is_some_and(&is_it)).await;
+    }
+
+    /// The value of a metric, if it has one, and the page.
+    async fn sample(&self, sample: &str) -> (Option<f64>, String) {
         let mut stream = TcpStream::connect(self.metrics).await.expect("the page is served");
         let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         stream.write_all(request).await.expect("the page is served");
         let mut page = String::new();
         stream.read_to_string(&mut page).await.expect("the page is text");
         let found = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-        let found = found.unwrap_or_else(|| panic!("no {sample} in\n{page}"));
-        found.parse().expect("a number")
+        (found.map(|value| value.parse().expect("a number")), page)
     }
 
     /// A client's statement fails after query_wait_timeout, and says why.
