@@ -5,6 +5,7 @@
 
 mod support;
 
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -121,6 +122,57 @@ async fn metrics_tell_of_commits_prepared_statements_and_stalls() {
     assert!(sum > 0.0 && sum < 0.4, "the time of the COMMITs alone: {sum} s");
     assert_eq!(after[&format!("pgweir_prepared_client_parses_total{app}")], 2.0);
     assert_eq!(after[&format!("pgweir_prepared_hits_total{app}")], 1.0);
+}
+
+/// How many queries one client gets answered in this time.
+async fn queries_in(client: &mut Raw, time: Duration) -> u32 {
+    let end = Instant::now() + time;
+    let mut count = 0;
+    while Instant::now() < end {
+        client.query("SELECT 1").await.is("T D(1) C(SELECT 1) Z(I)");
+        count += 1;
+    }
+    count
+}
+
+/// A scrape takes as long with as without them, and who is served meanwhile hardly notices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_clients_make_no_scrape_dear() {
+    if !is_ours() {
+        return;
+    }
+    // Each has a socket here and one in the pooler.
+    let descriptors = support::descriptors::raise_limit();
+    assert!(descriptors >= 11_000, "ulimit -n is {descriptors} at most: this test needs 11000");
+    let config = Pooler::config().setting("max_client_conn", "10100").setting("auth_type", "trust");
+    let (pooler, address) = with_pages(config).await;
+    let mut busy = pooler.client().await;
+    let (_, alone) = get(address, "/metrics").await;
+    let mut idle = Vec::new();
+    while idle.len() < 10_000 {
+        let logins = (0..100).map(|_| Raw::login_owned(pooler.unix(), Login::new("app", "app")));
+        idle.extend(join_all(logins).await);
+    }
+    let (_, crowded) = get(address, "/metrics").await;
+    let more = crowded.len() as f64 / alone.len() as f64;
+    assert!(more < 1.1, "the page has grown from {} to {} bytes", alone.len(), crowded.len());
+    let (mut calm, mut scraped) = (0, 0);
+    for _ in 0..4 {
+        calm += queries_in(&mut busy, Duration::from_millis(500)).await;
+        let scraping = tokio::spawn(async move {
+            // Ten times as often as anybody does.
+            let mut pause = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                pause.tick().await;
+                get(address, "/metrics").await;
+            }
+        });
+        scraped += queries_in(&mut busy, Duration::from_millis(500)).await;
+        scraping.abort();
+    }
+    let kept = f64::from(scraped) / f64::from(calm);
+    println!("  queries answered: {calm} without scrapes, {scraped} with ten a second: {kept:.2}");
+    assert!(kept > 0.5, "{calm} queries without scrapes, {scraped} with ten a second");
 }
 
 /// As `pgbouncer_exporter` of Prometheus' community has them, with its labels and units.

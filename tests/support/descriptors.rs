@@ -1,8 +1,17 @@
 //! The sockets of a running pooler, looked at from outside: what it has set on them.
 
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getrlimit, pidfd_getfd, pidfd_open, setrlimit,
+};
 use socket2::Socket;
 use std::fs;
+
+/// Lets this process open as many files as it may. Returns how many.
+pub fn raise_limit() -> u64 {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it is not above the maximum");
+    maximum.unwrap_or(u64::MAX)
+}
 
 /// Each TCP socket of the process that is connected.
 pub fn connected_sockets(process: u32) -> Vec<Socket> {
