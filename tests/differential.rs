@@ -11,6 +11,7 @@
 //! | `PGWEIR_DIFFERENTIAL_SESSIONS` | 2000 | how many random sessions |
 //! | `PGWEIR_DIFFERENTIAL_SEED` | 22; by chance in `make differential` | which |
 //! | `PGWEIR_DIFFERENTIAL_SESSION` | all | only the one of this number |
+//! | `PGWEIR_DIFFERENTIAL_REPEAT` | 1 | with the last: how often. What it leaves behind may be what it meets |
 
 // None of its parts is anyone's interface.
 #![allow(unreachable_pub, missing_docs)]
@@ -54,6 +55,7 @@ fn number_from(variable: &str) -> Option<u64> {
 struct Run {
     pooler: Arc<Pooler>,
     seed: u64,
+    only: Option<u64>,
     next: AtomicU64,
     end: u64,
     faults: Mutex<Vec<String>>,
@@ -69,7 +71,7 @@ impl Run {
             {
                 return;
             }
-            let script = author::write(self.seed, session);
+            let script = author::write(self.seed, self.only.unwrap_or(session));
             let fault = match lane.play(&script).await {
                 Outcome::Same => continue,
                 Outcome::Unclear(fault) => format!("PostgreSQL itself: {fault}\n{script}"),
@@ -78,8 +80,9 @@ impl Run {
                     format!("{}{note}", difference.shown(&script))
                 }
             };
+            let number = self.only.unwrap_or(session);
             let repeat =
-                format!("PGWEIR_DIFFERENTIAL_SEED={} PGWEIR_DIFFERENTIAL_SESSION={session}", self.seed);
+                format!("PGWEIR_DIFFERENTIAL_SEED={} PGWEIR_DIFFERENTIAL_SESSION={number}", self.seed);
             self.faults.lock().expect("nobody panics with it").push(format!("{repeat}\n{fault}"));
             lane.patience = support::PATIENCE;
         }
@@ -95,10 +98,13 @@ async fn random_sessions_are_answered_as_postgresql_does() {
     let sessions = number_from("PGWEIR_DIFFERENTIAL_SESSIONS").unwrap_or(2000);
     let only = number_from("PGWEIR_DIFFERENTIAL_SESSION");
     println!("PGWEIR_DIFFERENTIAL_SEED={seed} PGWEIR_DIFFERENTIAL_SESSIONS={sessions}");
-    let (first, end) = only.map_or((0, sessions), |only| (only, only + 1));
+    let end = match only {
+        Some(_) => number_from("PGWEIR_DIFFERENTIAL_REPEAT").unwrap_or(1),
+        None => sessions,
+    };
     let pooler = lane::start(LANES).await;
     let faults = Mutex::default();
-    let run = Arc::new(Run { pooler, seed, next: AtomicU64::new(first), end, faults });
+    let run = Arc::new(Run { pooler, seed, only, next: AtomicU64::new(0), end, faults });
     let mut lanes = JoinSet::new();
     for number in 0..LANES {
         lanes.spawn(Arc::clone(&run).lane(number));

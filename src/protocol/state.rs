@@ -297,6 +297,11 @@ impl Question {
         self.parts.contains(Parts::SETTINGS)
     }
 
+    /// Whether a setting may have gone back to what it was at the login.
+    pub fn may_reset(&self) -> bool {
+        self.parts.contains(Parts::RESETS)
+    }
+
     /// Whether some table is to be asked.
     pub fn is_asked(&self) -> bool {
         self.parts.intersects(Parts::TOLD)

@@ -343,7 +343,9 @@ impl Session {
             told.state.add_missing(&wanted.others);
             self.state = shared.server.states.intern(told.state);
             let mut parameters = Arc::clone(&self.parameters);
-            for (index, value) in wanted.tracked.iter().filter(|(index, _)| !told.tracked.contains(index)) {
+            // A server whose default the client has set is not told to set it, and so does not tell of it.
+            let may_be_reset = |index: &usize| question.may_reset() && !told.tracked.contains(index);
+            for (index, value) in wanted.tracked.iter().filter(|(index, _)| may_be_reset(index)) {
                 // One that the server does not report cannot follow the client.
                 if parameters.get(*index).is_some_and(|now| !now.eq_ignore_ascii_case(value)) {
                     parameters = shared.server.parameters.intern(parameters.with(*index, value));

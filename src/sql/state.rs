@@ -29,7 +29,7 @@ const CUSTOM_MAX: usize = 64;
 bitflags! {
     /// Parts of a session's state, by where the server tells of them.
     #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-    pub struct Parts: u16 {
+    pub struct Parts: u32 {
         /// Settings, the role among them: `pg_settings`.
         const SETTINGS = 1;
         /// A setting whose name has a dot and is not known here: it stands in no table.
@@ -62,6 +62,8 @@ bitflags! {
         const LIMITS = 1 << 14;
         /// `pg_listening_channels()` is asked.
         const SHOWS_CHANNELS = 1 << 15;
+        /// Some setting goes back to what it was at the login: RESET, DISCARD ALL, SET … TO DEFAULT.
+        const RESETS = 1 << 16;
     }
 }
 
@@ -149,12 +151,14 @@ impl Touched {
                 self.local_sets -= 1;
                 Parts::empty()
             }
-            b"SET" | b"RESET" => Parts::SETTINGS,
+            b"SET" => Parts::SETTINGS,
+            b"RESET" => Parts::SETTINGS | Parts::RESETS,
             b"LISTEN" | b"UNLISTEN" => Parts::CHANNELS,
             b"NOTIFY" => Parts::NOTIFIES,
             b"LOAD" => Parts::LIBRARIES,
             b"PREPARE" | b"DEALLOCATE" | b"DEALLOCATE ALL" => Parts::PREPARED,
-            b"DO" | b"CALL" | b"DISCARD ALL" => Parts::TOLD,
+            b"DO" | b"CALL" => Parts::TOLD,
+            b"DISCARD ALL" => Parts::TOLD | Parts::RESETS,
             _ => Parts::empty(),
         };
     }
@@ -463,6 +467,9 @@ fn note_set(rest: &[Token<'_>], touched: &mut Touched) {
         ("session", "characteristics" | "authorization") => touched.parts |= Parts::SETTINGS,
         ("session", _) => touched.add_setting(&name(&rest[1..])),
         _ => touched.add_setting(&name(rest)),
+    }
+    if touched.parts.contains(Parts::SETTINGS) && has_word(rest, &["default"]) {
+        touched.parts |= Parts::RESETS;
     }
 }
 

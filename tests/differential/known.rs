@@ -74,6 +74,8 @@ fn settle_unnamed(steps: &mut [Step]) {
             parsed &= !first;
             requests.push(request);
         }
+        // Whoever plays it puts a Sync behind a step that waits for its answers.
+        parsed = false;
         step.requests = requests;
     }
 }

@@ -282,6 +282,24 @@ pub const ROWS: &[(&str, &str)] = &[
 /// What needs the session state of transaction mode to follow the client.
 pub const STATE_ROWS: &[(&str, &str)] = &[
     (
+        "r14 a name of Parse is deallocated where its tables are not found",
+        "Parse s INSERT INTO items VALUES ($1, $2) / Sync
+         Query SET search_path = a
+         B: Query BEGIN
+         Query DEALLOCATE s
+         Bind - s 1 2 / Sync",
+    ),
+    (
+        "s5 a setting that a server has by default is not taken for one that was reset",
+        "Login IntervalStyle=iso_8601
+         Query SET IntervalStyle = 'postgres'
+         B: Query BEGIN
+         Query SET work_mem = '5MB'
+         Query SHOW IntervalStyle
+         B: Query ROLLBACK
+         Query SHOW IntervalStyle",
+    ),
+    (
         "k3 a COPY that failed with Syncs in its data takes nothing of the session away",
         "Query CREATE TEMP TABLE temporary (n int)
          Query COPY items FROM STDIN
