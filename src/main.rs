@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use pgweir::command::demo::{self, DemoArguments};
+use pgweir::command::drill::{self, DrillArguments};
 use pgweir::command::reroute::{self, RerouteArguments};
 use pgweir::command::status::{self, StatusArguments};
 use pgweir::command::switchover::{self, SwitchoverArguments};
@@ -51,6 +52,8 @@ enum Command {
     Switchover(SwitchoverArguments),
     /// Move a database from one cluster to another in every pooler
     Reroute(RerouteArguments),
+    /// Do to a cluster what a bad night would, and say what clients saw
+    Drill(DrillArguments),
     /// How a pooler and the clusters that it follows are
     Status(StatusArguments),
 }
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
             switchover::run(&arguments).map_err(|error| error.to_string())
         }
         (Some(Command::Reroute(arguments)), _) => reroute::run(&arguments).map_err(|error| error.to_string()),
+        (Some(Command::Drill(arguments)), _) => drill::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Status(arguments)), _) => status::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
         (None, Some(config)) => {

@@ -62,7 +62,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper-util", &["command"]),
     ("k8s-openapi", &["topology", "topology::kube"]),
     ("kube", &["topology::kube"]),
-    ("jiff", &["log", "admin", "session", "process"]),
+    ("jiff", &["log", "admin", "session", "process", "command"]),
     ("ldap3_proto", &["auth", "net"]),
     ("libc", &["listener", "worker"]),
     ("listenfd", &["process"]),

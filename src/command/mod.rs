@@ -1,8 +1,9 @@
-//! What an operator runs by hand: `pgweir demo`, `pgweir switchover`, `pgweir reroute` and `pgweir status`. Each subcommand has its arguments (for clap)
+//! What an operator runs by hand: `pgweir demo`, `pgweir switchover`, `pgweir reroute`, `pgweir status` and `pgweir drill`. Each subcommand has its arguments (for clap)
 //! and one `run`; `main` only chooses. Read [`demo`] first.
 
 pub mod consoles;
 pub mod demo;
+pub mod drill;
 pub mod reroute;
 pub mod status;
 pub mod switchover;

@@ -39,7 +39,7 @@ pub struct SwitchoverArguments {
 
 /// Who moves the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Operator {
+pub(super) enum Operator {
     /// CloudNativePG: clusters/status is patched
     Cnpg,
     /// Patroni: the failover object is written
@@ -133,7 +133,7 @@ async fn take_back(
     }
 }
 
-async fn leadership(operated: &Operated, operator: Operator) -> Result<Leadership, ApiFailure> {
+pub(super) async fn leadership(operated: &Operated, operator: Operator) -> Result<Leadership, ApiFailure> {
     match operator {
         Operator::Cnpg => operated.cnpg_leadership().await,
         Operator::Patroni => operated.patroni_leadership().await,

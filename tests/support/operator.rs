@@ -248,6 +248,12 @@ impl Operator {
         took
     }
 
+    /// Waits until somebody else has deleted a server's pod, and takes the server away with it.
+    pub async fn loses(&mut self, number: usize) {
+        eventually_within(ASKED_WITHIN, "a pod is deleted", async || !self.has_pod(number).await).await;
+        self.replicas.kill(number);
+    }
+
     // ---- what else there is ----
 
     /// Fences an instance: its server is stopped, its pod stays.
@@ -339,7 +345,7 @@ impl Operator {
     }
 
     /// A new pod of the same name, with the same data.
-    async fn pod_comes_back(&mut self, number: usize) {
+    pub async fn pod_comes_back(&mut self, number: usize) {
         self.create_pod_that_is(number, false).await;
         self.pause(100).await;
         self.replicas.restart(number).await;

@@ -3,10 +3,10 @@
 
 use std::net::SocketAddr;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Endpoints};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -89,6 +89,14 @@ impl Operated {
         found.sort();
         found.dedup();
         Ok(found)
+    }
+
+    /// Deletes a pod, with no time for what runs in it.
+    pub async fn delete_pod(&self, name: &str) -> Result<(), ApiFailure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        pods.delete(name, &now).await?;
+        Ok(())
     }
 
     /// CloudNativePG: who the cluster's status says is the primary.

@@ -1,0 +1,194 @@
+//! `pgweir drill` in a real cluster: what it says is what the test has measured itself.
+
+mod support;
+
+use pgweir::command::drill::report::Report;
+use std::path::PathBuf;
+use std::time::Duration;
+use support::ledger::{Books, Ledger};
+use support::runs::chance;
+use support::scene::Scene;
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// What the drill and the test may differ in: the clients of both are served one after another.
+const MARGIN: Duration = Duration::from_millis(400);
+
+/// `pgweir drill`, as a person with the administrator's kubeconfig calls it.
+struct Drill {
+    arguments: Vec<String>,
+    kubeconfig: PathBuf,
+    folder: TempDir,
+}
+
+/// What it has said, and the report that it has kept.
+struct Drilled {
+    done: bool,
+    said: String,
+    report: Option<Report>,
+}
+
+impl Drill {
+    fn new(scene: &Scene, arguments: &[&str]) -> Drill {
+        let space = &scene.operator.space.name;
+        let port = scene.pooler.port.to_string();
+        let common = [
+            "--namespace",
+            space,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            &port,
+            "--database",
+            "app",
+            "--user",
+            "app",
+        ];
+        let arguments = [arguments, &["pg", "--clients", "4", "--patience", "60"], &common].concat();
+        Drill {
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            kubeconfig: scene.kube.kubeconfig_file("admin", space),
+            folder: tempfile::tempdir().expect("there is room"),
+        }
+    }
+
+    async fn run(self) -> Drilled {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+        command.arg("drill").args(&self.arguments).arg("--report").arg(self.folder.path());
+        command.env("KUBECONFIG", &self.kubeconfig).env("PGPASSWORD", "app-secret");
+        let output = command.stdin(std::process::Stdio::null()).kill_on_drop(true).output().await;
+        let output = output.expect("our own binary runs");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        println!("  {}", said.trim_end().replace('\n', "\n  "));
+        let files = std::fs::read_dir(self.folder.path()).expect("it is there").flatten();
+        let json =
+            files.map(|file| file.path()).find(|path| path.extension().is_some_and(|end| end == "json"));
+        let report = json.map(|path| {
+            let page = std::fs::read_to_string(path.with_extension("md")).expect("one for people, too");
+            let report: Report =
+                serde_json::from_str(&std::fs::read_to_string(path).expect("a text")).expect("a report");
+            assert_eq!(report.markdown(), page);
+            report
+        });
+        Drilled { done: output.status.success(), said, report }
+    }
+}
+
+impl Drilled {
+    /// It has gone well, and says of the outage what the books of the test's own clients say.
+    fn agrees_with(self, books: &Books, began: Instant) -> Report {
+        assert!(self.done, "{}", self.said);
+        let report = self.report.expect("a report is kept");
+        let said = Duration::from_secs_f64(report.figures.outage_s);
+        let measured = books.outage(began, Instant::now());
+        println!("  the drill says {said:?}, measured was {measured:?}");
+        assert!(said.abs_diff(measured) < MARGIN, "the drill says {said:?}, measured was {measured:?}");
+        assert!(report.figures.acknowledged > 100, "{:#?}", report.figures);
+        assert_eq!(
+            (report.figures.lost, report.figures.lost_rows.len()),
+            (0, 0),
+            "replication is synchronous"
+        );
+        assert!(report.timeline.is_sorted_by(|one, next| one.at_s <= next.at_s), "{:#?}", report.timeline);
+        report
+    }
+}
+
+fn has(report: &Report, words: &[&str]) {
+    for words in words {
+        let is_there = report.timeline.iter().any(|moment| moment.what.contains(words));
+        assert!(is_there, "{words:?} in {:#?}", report.timeline);
+    }
+}
+
+/// A drill leaves nothing behind.
+async fn is_clean(scene: &Scene) {
+    let table = "SELECT count(*) FROM pg_class WHERE relname = 'pgweir_drill'";
+    assert_eq!(scene.operator.replicas.sql(scene.operator.primary, table).await, [["0"]]);
+}
+
+async fn scene(what: &str) -> (Scene, Ledger) {
+    let (seed, _) = chance(what);
+    let scene = Scene::start(seed).await;
+    scene.knows_all().await;
+    scene.operator.replicas.sql(0, "GRANT CREATE ON SCHEMA public TO app").await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), 4, seed);
+    ledger.all_write().await;
+    (scene, ledger)
+}
+
+#[tokio::test]
+async fn a_drill_deletes_the_primary_and_says_what_clients_saw() {
+    let (mut scene, ledger) = scene("drill failover").await;
+    let began = Instant::now();
+    let drill = Drill::new(&scene, &["failover", "--yes"]);
+    let (drilled, ()) = tokio::join!(drill.run(), async {
+        scene.operator.loses(0).await;
+        scene.operator.fail_over().await;
+    });
+    let books = ledger.stop().await;
+    let report = drilled.agrees_with(&books, began);
+    assert_eq!(report.primary.0, "pg-1");
+    assert_eq!(report.primary.1, scene.operator.pod(scene.operator.primary));
+    let figures = &report.figures;
+    assert!(figures.outage_s > 0.1 && figures.longest_wait_s > 0.1, "{figures:#?}");
+    has(
+        &report,
+        &["4 clients begin to write", "pod pg-1, the primary, was deleted with no grace", "is the primary"],
+    );
+    has(&report, &["the first row after it is acknowledged", "every client has written again"]);
+    is_clean(&scene).await;
+}
+
+#[tokio::test]
+async fn a_drill_asks_for_a_switchover_and_says_what_clients_saw() {
+    let (mut scene, ledger) = scene("drill switchover").await;
+    let began = Instant::now();
+    let drill = Drill::new(&scene, &["failover", "--yes", "--switchover", "pg-2"]);
+    let (drilled, _) = tokio::join!(drill.run(), scene.operator.obey());
+    let books = ledger.stop().await;
+    let report = drilled.agrees_with(&books, began);
+    assert_eq!(report.primary, ("pg-1".to_owned(), "pg-2".to_owned()));
+    has(&report, &["a switchover from pg-1 to pg-2 was asked for", "the API says that pg-2 is the primary"]);
+    is_clean(&scene).await;
+}
+
+/// Commits wait while both standbys are gone, and go on when one is back. Nothing is lost.
+#[tokio::test]
+async fn a_drill_takes_the_standbys_and_says_how_long_commits_have_waited() {
+    let (mut scene, ledger) = scene("drill quorum").await;
+    let began = Instant::now();
+    let drill = Drill::new(&scene, &["quorum", "--yes"]);
+    let (drilled, ()) = tokio::join!(drill.run(), async {
+        scene.operator.loses(1).await;
+        scene.operator.loses(2).await;
+        scene.operator.pod_comes_back(1).await;
+        scene.operator.pod_comes_back(2).await;
+    });
+    let books = ledger.stop().await;
+    let report = drilled.agrees_with(&books, began);
+    assert_eq!(report.primary, ("pg-1".to_owned(), "pg-1".to_owned()));
+    assert!(report.figures.errors.is_empty(), "commits wait, and none fails: {:#?}", report.figures);
+    has(
+        &report,
+        &["the pods of standbys were deleted with no grace: pg-2, pg-3", "every client has written again"],
+    );
+    is_clean(&scene).await;
+}
+
+#[tokio::test]
+async fn a_drill_does_nothing_that_nobody_has_agreed_to() {
+    let (scene, ledger) = scene("drill refused").await;
+    let drilled = Drill::new(&scene, &["failover"]).run().await;
+    assert!(!drilled.done && drilled.said.contains("nothing was done: nobody can be asked here; say --yes"));
+    let drilled = Drill::new(&scene, &["failover", "--yes", "--switchover", "pg-1"]).run().await;
+    assert!(!drilled.done && drilled.said.contains("pg-1 is the primary already"), "{}", drilled.said);
+    // The table may be another drill's.
+    let replicas = &scene.operator.replicas;
+    replicas.sql(0, "CREATE TABLE pgweir_drill (other int)").await;
+    let drilled = Drill::new(&scene, &["failover", "--yes"]).run().await;
+    assert!(!drilled.done && drilled.said.contains("DROP TABLE pgweir_drill"), "{}", drilled.said);
+    assert!(drilled.report.is_none());
+    assert_eq!(replicas.sql(0, "SELECT count(*) FROM pgweir_drill").await, [["0"]], "it is still there");
+    ledger.stop().await.agree_with(replicas, 0, &[]).await;
+}
