@@ -125,6 +125,14 @@ impl Socket {
         }
     }
 
+    /// When the certificate that the other side has shown ends, in seconds since 1970; `None` without one.
+    pub fn shown_until(&self) -> Option<i64> {
+        match self {
+            Socket::Tls(stream) => tls::shown_until(stream.connection()),
+            Socket::Tcp(_) | Socket::Unix(_) => None,
+        }
+    }
+
     /// Whether its bytes are encrypted.
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Socket::Tls(_))

@@ -24,7 +24,8 @@ const ROLE_LABEL: &str = "cnpg.io/instanceRole";
 pub const PENDING: &str = "pending";
 /// The phase while a volume is full: the operator then starts no server on it.
 pub const DISK_FULL: &str = "Not enough disk space";
-const HEALTHY: &str = "Cluster in healthy state";
+/// The phase while there is nothing to do.
+pub const HEALTHY: &str = "Cluster in healthy state";
 
 /// Phases in which the primary stays the primary and yet ends what it runs: nothing but the phase announces it.
 /// It restarts, or it was a replica cluster's and is promoted, after which its sessions are ended.

@@ -6,6 +6,7 @@
 //! says that it is not confirmed any more. Nothing is ever written, and only `list` and `watch` are needed,
 //! for the objects that are named in [`follow`](Kubernetes::follow).
 
+pub mod inspect;
 mod known;
 pub mod objects;
 pub mod operate;

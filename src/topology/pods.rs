@@ -13,7 +13,7 @@ use super::{Member, Place};
 use crate::config::Host;
 
 /// The zone of a pod's node; Kubernetes 1.35 and later copy it to the pod.
-const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The servers in these pods, by name. A pod without an address is none yet, and one that has ended is
 /// none any more: its address may be another pod's by now.

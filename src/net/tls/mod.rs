@@ -438,6 +438,23 @@ pub fn channel_of_server(connection: &Connection) -> Option<ChannelBinding> {
     connection.peer_certificates()?.first().and_then(binding::end_point)
 }
 
+/// When the certificate that the other side has shown ends, in seconds since 1970.
+pub fn shown_until(connection: &Connection) -> Option<i64> {
+    connection.peer_certificates()?.first().and_then(end)
+}
+
+/// When the first of these certificates in PEM format ends, in seconds since 1970; `None` if one cannot be read.
+pub fn valid_until(pem: &[u8]) -> Option<i64> {
+    let certificates = CertificateDer::pem_slice_iter(pem);
+    let ends: Option<Vec<i64>> = certificates.map(|one| end(&one.ok()?)).collect();
+    ends?.into_iter().min()
+}
+
+fn end(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}
+
 fn is_required(mode: SslMode) -> bool {
     match mode {
         SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,

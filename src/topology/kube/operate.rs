@@ -55,9 +55,9 @@ impl Leadership {
 /// One CloudNativePG cluster or Patroni scope, in the hands of an operator.
 #[derive(Clone)]
 pub struct Operated {
-    client: Client,
-    namespace: String,
-    name: String,
+    pub(super) client: Client,
+    pub(super) namespace: String,
+    pub(super) name: String,
 }
 
 impl Kubernetes {
@@ -182,7 +182,7 @@ impl Operated {
         }
     }
 
-    fn clusters(&self) -> Api<DynamicObject> {
+    pub(super) fn clusters(&self) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("postgresql.cnpg.io", "v1", "Cluster");
         let resource = ApiResource::from_gvk_with_plural(&kind, "clusters");
         Api::namespaced_with(self.client.clone(), &self.namespace, &resource)
