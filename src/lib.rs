@@ -21,7 +21,7 @@
 //! | 3 | [`worker`], [`listener`], [`limits`] | the data plane's threads; accept and hand over; open files |
 //! | 3 | [`follow`] | one task for each cluster: who is the primary now, and who is fresh enough |
 //! | 4 | [`process`] | start, signals, reload, drain, exit |
-//! | 4 | [`command`] | what an operator runs by hand: the demo |
+//! | 4 | [`command`] | what an operator runs by hand: the demo, a switchover, whether all is green |
 
 pub mod admin;
 pub mod auth;

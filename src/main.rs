@@ -11,9 +11,13 @@ use pgweir::command::drill::{self, DrillArguments};
 use pgweir::command::reroute::{self, RerouteArguments};
 use pgweir::command::status::{self, StatusArguments};
 use pgweir::command::switchover::{self, SwitchoverArguments};
+use pgweir::command::verify::{self, VerifyArguments};
 use pgweir::process::{self, Options, StartError};
 
 const TRY_HELP: &str = "Try \"pgweir --help\" for more information.";
+
+/// The exit code of `pgweir verify` when there is nothing to judge.
+const NOTHING_SEEN: u8 = 2;
 
 /// A connection pooler for PostgreSQL, a drop-in replacement for PgBouncer.
 #[derive(Debug, Parser)]
@@ -56,6 +60,8 @@ enum Command {
     Drill(DrillArguments),
     /// How a pooler and the clusters that it follows are
     Status(StatusArguments),
+    /// Say whether all is green that a cluster in Kubernetes needs: 0 if so, 1 if not, 2 if it cannot be seen
+    Verify(VerifyArguments),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +88,15 @@ fn main() -> ExitCode {
         (Some(Command::Reroute(arguments)), _) => reroute::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Drill(arguments)), _) => drill::run(&arguments).map_err(|error| error.to_string()),
         (Some(Command::Status(arguments)), _) => status::run(&arguments).map_err(|error| error.to_string()),
+        (Some(Command::Verify(arguments)), _) => match verify::run(&arguments) {
+            Ok(true) => Ok(()),
+            // The lines say what.
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("pgweir: {error}");
+                return ExitCode::from(NOTHING_SEEN);
+            }
+        },
         (Some(Command::Demo(demo)), _) => demo::run(&demo).map_err(|error| error.to_string()),
         (None, Some(config)) => {
             let options = Options {

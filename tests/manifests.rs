@@ -20,7 +20,7 @@ use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DynamicObject, PostParams};
 use pgweir::config::{Cluster, Config, SourceKind};
@@ -191,6 +191,8 @@ fn lost_when_read(object: &Value) -> Option<Vec<String>> {
         ("autoscaling/v2", "HorizontalPodAutoscaler") => lost_as::<HorizontalPodAutoscaler>(object),
         ("networking.k8s.io/v1", "NetworkPolicy") => lost_as::<NetworkPolicy>(object),
         ("policy/v1", "PodDisruptionBudget") => lost_as::<PodDisruptionBudget>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => lost_as::<ClusterRole>(object),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => lost_as::<ClusterRoleBinding>(object),
         ("rbac.authorization.k8s.io/v1", "Role") => lost_as::<Role>(object),
         ("rbac.authorization.k8s.io/v1", "RoleBinding") => lost_as::<RoleBinding>(object),
         ("storage.k8s.io/v1", "StorageClass") => lost_as::<StorageClass>(object),

@@ -1,4 +1,5 @@
-//! The consoles of all poolers, for commands that must be obeyed by every one or by none: `Consoles`.
+//! The consoles of all poolers, for commands that must be obeyed by every one or by none, and for questions:
+//! `Consoles`.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use crate::config::{Host, RESERVED_DATABASE};
 use crate::net::endpoint::{Dialing, Endpoint};
 use crate::net::tls::Connector;
 use crate::protocol::parameters::Tracked;
-use crate::server::Session;
 use crate::server::login::Recipe;
+use crate::server::{QueryError, ServerConnection, Session};
 use crate::topology::kube::operate::{ApiFailure, Operated};
 
 /// How long a pooler may take to log us in.
@@ -45,6 +46,9 @@ impl PoolerArguments {
         !self.pooler.is_empty()
     }
 }
+
+/// What a console answers to one command; NULL is `None`.
+pub(super) type Rows = Vec<Vec<Option<String>>>;
 
 /// Why not every pooler obeyed.
 #[derive(Debug, Error)]
@@ -155,15 +159,52 @@ impl Consoles {
         refusal.map_or(Ok(()), Err)
     }
 
+    /// What each pooler answers to these commands, or why it does not.
+    pub(super) async fn ask(
+        &self,
+        commands: &'static [&'static str],
+    ) -> Vec<(SocketAddr, Result<Vec<Rows>, String>)> {
+        let mut asking = JoinSet::new();
+        for pooler in self.poolers.iter().copied() {
+            let consoles = self.clone();
+            asking.spawn(async move { (pooler, consoles.ask_one(pooler, commands).await) });
+        }
+        let mut answers = asking.join_all().await;
+        answers.sort_by_key(|(pooler, _)| *pooler);
+        answers
+    }
+
+    async fn ask_one(&self, pooler: SocketAddr, commands: &[&str]) -> Result<Vec<Rows>, String> {
+        let mut console = self.enter(pooler).await?;
+        let mut answers = Vec::new();
+        for command in commands {
+            let answer = within(COMMAND_MAX, console.rows(command, &self.session)).await?;
+            answers.push(answer);
+        }
+        Ok(answers)
+    }
+
     async fn tell(&self, pooler: SocketAddr, command: &str, limit: Duration) -> Result<(), String> {
+        let mut console = self.enter(pooler).await?;
+        within(limit, console.run(command, &self.session)).await
+    }
+
+    async fn enter(&self, pooler: SocketAddr) -> Result<ServerConnection, String> {
         let endpoint = Endpoint { host: Host::Tcp(pooler.ip().to_string()), port: pooler.port() };
         let own = Recipe::own(endpoint, &self.user, RESERVED_DATABASE, Arc::clone(&self.secret));
         let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing: self.dialing.clone(), ..own };
-        let (mut console, _) = recipe.open(&self.session, 0, 0).await.map_err(|error| error.to_string())?;
-        match tokio::time::timeout(limit, console.run(command, &self.session)).await {
-            Ok(outcome) => outcome.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
-        }
+        let opened = recipe.open(&self.session, 0, 0).await;
+        opened.map(|(console, _)| console).map_err(|error| error.to_string())
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, QueryError>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What an operator runs by hand: `pgweir demo`, `pgweir switchover`, `pgweir reroute`, `pgweir status` and `pgweir drill`. Each subcommand has its arguments (for clap)
+//! What an operator runs by hand: `pgweir demo`, `switchover`, `reroute`, `status`, `verify` and `drill`. Each subcommand has
+//! its arguments (for clap)
 //! and one `run`; `main` only chooses. Read [`demo`] first.
 
 pub mod consoles;
@@ -7,6 +8,7 @@ pub mod drill;
 pub mod reroute;
 pub mod status;
 pub mod switchover;
+pub mod verify;
 
 mod pgbench;
 mod postgres;

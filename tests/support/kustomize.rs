@@ -65,7 +65,7 @@ struct GeneratorOptions {
 /// others by their elements' names, which is not done here.
 const PATCHED: [&str; 3] = ["ConfigMap", "NetworkPolicy", "Role"];
 
-const CLUSTER_WIDE: [&str; 1] = ["StorageClass"];
+const CLUSTER_WIDE: [&str; 3] = ["StorageClass", "ClusterRole", "ClusterRoleBinding"];
 
 /// Every object in a file of `config/kubernetes`.
 pub fn documents() -> Vec<Document> {
