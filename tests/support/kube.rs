@@ -217,7 +217,8 @@ impl Drop for Kube {
     }
 }
 
-/// A namespace of a test. Objects are given as they stand in a manifest.
+/// A namespace of a test. Objects are given as they stand in a manifest; those of no namespace need names that no
+/// other test has.
 #[derive(Clone)]
 pub struct Space {
     pub client: kube::Client,
@@ -309,7 +310,13 @@ impl Space {
 
     fn api_of(&self, kind: &str) -> Api<DynamicObject> {
         let (version, kind) = kind.rsplit_once('/').expect("apiVersion/Kind");
-        Api::namespaced_with(self.client.clone(), &self.name, &resource(version, kind))
+        let resource = resource(version, kind);
+        match kind {
+            "Node" | "StorageClass" | "ClusterRole" | "ClusterRoleBinding" => {
+                Api::all_with(self.client.clone(), &resource)
+            }
+            _ => Api::namespaced_with(self.client.clone(), &self.name, &resource),
+        }
     }
 }
 
