@@ -1,6 +1,5 @@
 //! What an operator runs by hand: `pgweir demo`, `switchover`, `reroute`, `status`, `verify` and `drill`. Each subcommand has
-//! its arguments (for clap)
-//! and one `run`; `main` only chooses. Read [`demo`] first.
+//! its arguments (for clap) and one `run`; `main` only chooses. Read [`demo`] first.
 
 pub mod consoles;
 pub mod demo;
