@@ -54,7 +54,7 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	$(TEST) --lib --bins
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
-	@scripts/setup build postgres postgres18 auth drivers kube page pgbouncer
+	@scripts/setup build postgres postgres18 auth drivers kube page monitoring pgbouncer
 	$(TEST) --test '*'
 	PGWEIR_TEST_PG=18 $(TEST) $(SCENARIOS)
 
