@@ -67,9 +67,9 @@ const PATCHED: [&str; 3] = ["ConfigMap", "NetworkPolicy", "Role"];
 
 const CLUSTER_WIDE: [&str; 3] = ["StorageClass", "ClusterRole", "ClusterRoleBinding"];
 
-/// Every object in a file of `config/kubernetes`.
+/// Every object in a file of `config/kubernetes`, and the alerts.
 pub fn documents() -> Vec<Document> {
-    let mut files = Vec::new();
+    let mut files = vec![root().join("../monitoring/prometheusrule.yaml")];
     walk(&root(), &mut files);
     files.retain(|file| !file.ends_with("kustomization.yaml"));
     files.iter().flat_map(|file| read(file).into_iter().map(|value| document(file, value))).collect()
