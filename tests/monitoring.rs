@@ -1,22 +1,39 @@
-//! The alerts of `config/monitoring` and the runbook `docs/runbook.md`: they ask for what there is, belong together, and
-//! come when they should. promtool is Debian's (`scripts/setup monitoring`).
+//! The alerts, the dashboard and the runbook of `config/monitoring` and `docs/runbook.md`: they ask for what there is,
+//! belong together, and show what happens.
+//!
+//! promtool and Prometheus are Debian's (`scripts/setup monitoring`). Start at
+//! [`every_panel_shows_something_of_a_cluster_under_load_and_in_trouble`].
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pgweir::metrics::{self, Kind};
 use pgweir::topology::health::HealthState;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::kustomize::text;
-use support::process::{memory_directory, run};
+use support::ledger::Ledger;
+use support::message::query;
+use support::process::{free_port, memory_directory, reap, run, spawn};
+use support::runs::chance;
+use support::scene::Scene;
+use support::{Kube, Login, PATIENCE, Pooler, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 
 const RULES: &str = "config/monitoring/prometheusrule.yaml";
 const TESTS: &str = "config/monitoring/rules-test.yaml";
+const DASHBOARD: &str = "config/monitoring/grafana-dashboard.json";
 const RUNBOOK: &str = "docs/runbook.md";
+
+/// How often is looked whether the panels have something to show.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What each section of the runbook has, in this order.
 const PARTS: [&str; 4] = ["**Meaning.**", "**Evidence.**", "**Do.**", "**Do not.**"];
@@ -56,10 +73,11 @@ fn every_alert_is_tested_both_ways() {
 
 #[test]
 fn every_metric_that_is_asked_for_exists() {
-    let rules = yaml(RULES);
-    let expressions = alerts(&rules).into_iter().map(|alert| text(alert, "/expr"));
-    let asked: BTreeSet<&str> = expressions.flat_map(names).collect();
-    assert!(asked.len() > 15, "they are not found: {asked:?}");
+    let (rules, dashboard) = (yaml(RULES), dashboard());
+    let mut expressions: Vec<&str> = alerts(&rules).iter().map(|alert| text(alert, "/expr")).collect();
+    expressions.extend(questions(&dashboard).iter().map(|question| question.expression));
+    let asked: BTreeSet<&str> = expressions.iter().flat_map(|expression| names(expression)).collect();
+    assert!(asked.len() > 40, "they are not found: {asked:?}");
     let known: BTreeSet<String> = metrics::ALL.iter().flat_map(series).collect();
     let unknown: Vec<_> = asked.iter().filter(|name| !known.contains(**name)).collect();
     assert!(unknown.is_empty(), "there is no metric {unknown:?}");
@@ -191,6 +209,323 @@ fn sections(runbook: &str) -> Vec<Section<'_>> {
     parts.map(section).collect()
 }
 
+/// What stands in blocks of this language.
+fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let inside = page.split("\n```").skip(1).step_by(2);
+    inside.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
+// ---- the dashboard ----
+
+/// A question of the dashboard.
+struct Question<'a> {
+    panel: &'a str,
+    expression: &'a str,
+    legend: &'a str,
+}
+
+/// What its panels ask, and what marks moments in all of them.
+fn questions(dashboard: &Value) -> Vec<Question<'_>> {
+    let mut questions = Vec::new();
+    for panel in list(dashboard, "/panels").iter().filter(|panel| panel["type"] != "row") {
+        let targets = list(panel, "/targets");
+        assert!(!targets.is_empty(), "it asks nothing: {panel}");
+        questions.extend(targets.iter().map(|target| Question {
+            panel: text(panel, "/title"),
+            expression: text(target, "/expr"),
+            legend: text(target, "/legendFormat"),
+        }));
+    }
+    questions.extend(list(dashboard, "/annotations/list").iter().map(|mark| Question {
+        panel: text(mark, "/name"),
+        expression: text(mark, "/expr"),
+        legend: text(mark, "/titleFormat"),
+    }));
+    questions
+}
+
+#[test]
+fn the_dashboard_can_be_imported_anywhere_and_its_panels_have_their_places() {
+    let dashboard = dashboard();
+    let panels = list(&dashboard, "/panels");
+    let ids: BTreeSet<u64> = panels.iter().filter_map(|panel| panel["id"].as_u64()).collect();
+    assert_eq!(ids.len(), panels.len(), "each has a number of its own");
+    let mut taken = BTreeMap::new();
+    for panel in panels {
+        let title = text(panel, "/title");
+        let place = |name: &str| panel["gridPos"][name].as_u64().expect("a place");
+        for x in place("x")..place("x") + place("w") {
+            assert!(x < 24, "{title} is too wide");
+            for y in place("y")..place("y") + place("h") {
+                let other = taken.insert((x, y), title);
+                assert_eq!(other, None, "{title} lies on another panel");
+            }
+        }
+    }
+    // Whose data it shows is chosen at the top.
+    let mut found = 0;
+    let mut left = vec![&dashboard];
+    while let Some(value) = left.pop() {
+        if let Some(source) = value.get("datasource") {
+            assert_eq!(source, &json!({ "type": "prometheus", "uid": "${datasource}" }));
+            found += 1;
+        }
+        match value {
+            Value::Array(list) => left.extend(list),
+            Value::Object(map) => left.extend(map.values()),
+            _ => {}
+        }
+    }
+    assert!(found > 40, "they are not found");
+}
+
+#[tokio::test]
+async fn every_panel_shows_something_of_a_cluster_under_load_and_in_trouble() {
+    let (seed, _) = chance("dashboard");
+    let change = |config: support::pooler::Config| config.setting("query_wait_timeout", "30");
+    let mut scene = Scene::of(Kube::shared().await, &["archive_mode=on"], seed, change).await;
+    scene.operator.replicas.sql(0, "GRANT pg_monitor TO app").await;
+    scene.knows_all().await;
+    let prometheus = Prometheus::start(scene.metrics).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), 12, seed);
+    ledger.all_write().await;
+    prometheus.shows("pgweir_cluster_health{cluster=\"pg\",state=\"healthy\"} == 1").await;
+    runbook_sql_runs_at(&scene).await;
+
+    let trouble = Trouble::begin(&scene, &prometheus).await;
+    let moved = scene.operator.switch_over(1).await;
+    println!("  the primary moved {:?} ago", moved.named.elapsed());
+    prometheus.shows("pgweir_cluster_timeline == 2").await;
+    commits_are_blocked_and_prometheus_says_so(&mut scene, &prometheus).await;
+    ledger.writes(100).await;
+    prometheus.answers_all(&dashboard(), &scene.pooler).await;
+    drop(trouble);
+    println!("  {}", ledger.stop().await.summary());
+}
+
+/// Whoever looks at the runbook may paste this.
+async fn runbook_sql_runs_at(scene: &Scene) {
+    let runbook = read(RUNBOOK);
+    let statements: Vec<&str> =
+        blocks(&runbook, "sql").into_iter().flat_map(|block| block.split(";\n")).collect();
+    let statements: Vec<&str> = statements.into_iter().map(str::trim).filter(|sql| !sql.is_empty()).collect();
+    assert!(statements.len() > 5, "they are not found");
+    for sql in statements {
+        assert!(sql.starts_with("SELECT "), "this is not only a look: {sql}");
+        scene.operator.replicas.sql(0, sql).await;
+    }
+}
+
+/// What must be wrong for some panels to have something to show.
+struct Trouble {
+    _pinned: support::Raw,
+    _listens: support::Raw,
+}
+
+impl Trouble {
+    async fn begin(scene: &Scene, prometheus: &Prometheus) -> Trouble {
+        let replicas = &scene.operator.replicas;
+        let mut pinned = scene.pooler.client().await;
+        pinned.query("CREATE TEMPORARY TABLE kept (n int)").await.succeeds("CREATE TEMPORARY TABLE");
+        let mut listens = scene.pooler.client().await;
+        listens.query("LISTEN news").await.succeeds("LISTEN");
+        replicas.sql(0, "SELECT pg_create_physical_replication_slot('kept', true)").await;
+        // A file is archived, the next one cannot be.
+        for (command, shown) in [
+            ("true", "pgweir_member_archived_total > 0"),
+            ("false", "pgweir_member_archive_failures_total > 0"),
+        ] {
+            replicas.sql(0, &format!("ALTER SYSTEM SET archive_command = '{command}'")).await;
+            replicas.sql(0, "SELECT pg_reload_conf()").await;
+            replicas.sql(0, "SELECT pg_switch_wal()").await;
+            prometheus.shows(shown).await;
+        }
+        replicas.sql(0, "ALTER SYSTEM SET archive_command = 'true'").await;
+        replicas.sql(0, "SELECT pg_reload_conf()").await;
+        Trouble { _pinned: pinned, _listens: listens }
+    }
+}
+
+/// That night: both standbys go, commits wait, and the alert says what it is.
+async fn commits_are_blocked_and_prometheus_says_so(scene: &mut Scene, prometheus: &Prometheus) {
+    let replicas = &mut scene.operator.replicas;
+    replicas.kill(0);
+    replicas.kill(2);
+    let mut writer = scene.pooler.client().await;
+    writer.send(query("INSERT INTO ledger VALUES (-1)")).await;
+    let alerts = "ALERTS{alertname=\"PgweirCommitsBlocked\",alertstate=\"firing\",cluster=\"pg\"}";
+    prometheus.shows(alerts).await;
+    prometheus.shows("pgweir_member_sync_waiters > 0").await;
+    let firing = prometheus.ask("/api/v1/alerts", &[]).await;
+    let is_it = |alert: &&Value| alert["labels"]["alertname"] == "PgweirCommitsBlocked";
+    let alert = list(&firing, "/alerts").iter().find(is_it).expect("it is there still");
+    let summary = text(alert, "/annotations/summary");
+    assert!(summary.contains("designed behaviour, not an outage"), "{summary}");
+    println!("  {summary}\n  {}", text(alert, "/annotations/description"));
+    scene.operator.replicas.restart(0).await;
+    writer.ready(1).await.is("C Z(I)");
+    scene.operator.replicas.restart(2).await;
+    scene.operator.replicas.are_streaming(2).await;
+}
+
+// ---- Prometheus ----
+
+/// A real one, that scrapes a pooler each second and knows our alerts. It ends with its value.
+struct Prometheus {
+    port: u16,
+    child: Child,
+    started: f64,
+    _directory: tempfile::TempDir,
+}
+
+impl Prometheus {
+    async fn start(pooler: SocketAddr) -> Prometheus {
+        let directory = memory_directory("weir-prometheus-");
+        let file = |name: &str| directory.path().join(name);
+        let mut rules = yaml(RULES)["spec"].clone();
+        let groups = rules["groups"].as_array_mut().expect("groups").iter_mut();
+        for rule in groups.flat_map(|group| group["rules"].as_array_mut().expect("rules")) {
+            // promtool has seen when they come; here they come at once.
+            rule.as_object_mut().expect("a rule").remove("for");
+        }
+        let config = json!({
+            "global": { "scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s" },
+            "rule_files": ["rules.yaml"],
+            "scrape_configs": [{ "job_name": "pgweir", "static_configs": [{ "targets": [pooler.to_string()] }] }],
+        });
+        fs::write(file("rules.yaml"), rules.to_string()).expect("our own directory");
+        fs::write(file("prometheus.yaml"), config.to_string()).expect("our own directory");
+        let port = free_port();
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program("prometheus"));
+        command.arg(format!("--config.file={}", file("prometheus.yaml").display()));
+        command.arg(format!("--storage.tsdb.path={}", file("data").display()));
+        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+        command.arg("--log.level=warn").stdin(Stdio::null()).stdout(Stdio::null());
+        let mut prometheus =
+            Prometheus { port, child: spawn(command), started: now(), _directory: directory };
+        eventually("Prometheus is ready", async || {
+            assert!(matches!(prometheus.child.try_wait(), Ok(None)), "Prometheus has ended");
+            prometheus.get("/-/ready").await.is_some_and(|(status, _)| status == "200")
+        })
+        .await;
+        prometheus
+    }
+
+    /// Waits until the expression has a result.
+    async fn shows(&self, expression: &str) {
+        eventually(&format!("Prometheus shows {expression}"), async || {
+            let found = self.ask("/api/v1/query", &[("query", expression)]).await;
+            !list(&found, "/result").is_empty()
+        })
+        .await;
+    }
+
+    /// Waits until each question of the dashboard, and each of its variables, has had an answer since the
+    /// start.
+    async fn answers_all(&self, dashboard: &Value, pooler: &Pooler) {
+        for (variable, expected) in [("cluster", "pg"), ("database", "app")] {
+            let of = list(dashboard, "/templating/list").iter().find(|one| one["name"] == variable);
+            let query = text(of.expect("a variable"), "/query/query");
+            let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
+            let (metric, label) = inside.and_then(|inside| inside.split_once(", ")).expect("label_values");
+            let values = self.ask(&format!("/api/v1/label/{label}/values"), &[("match[]", metric)]).await;
+            assert!(values.as_array().expect("a list").contains(&json!(expected)), "{query}: {values}");
+        }
+        let mut open = questions(dashboard);
+        let count = open.len();
+        assert!(count > 50, "they are not found");
+        let deadline = Instant::now() + 2 * PATIENCE;
+        loop {
+            // A rate needs a second one.
+            pooler.refuses(&Login::new("app", "nowhere")).await;
+            let mut left = Vec::new();
+            for question in open {
+                if !self.answers(&question).await {
+                    left.push(question);
+                }
+            }
+            open = left;
+            if open.is_empty() {
+                break;
+            }
+            let shown: Vec<_> = open.iter().map(|one| format!("{}: {}", one.panel, one.expression)).collect();
+            assert!(Instant::now() < deadline, "these show nothing:\n{}", shown.join("\n"));
+            sleep(LOOK).await;
+        }
+        println!("  {count} questions of the dashboard have answers");
+    }
+
+    /// Whether a question has an answer at some moment since the start, and its legend something to say.
+    async fn answers(&self, question: &Question<'_>) -> bool {
+        let mut expression = question.expression.to_owned();
+        for (variable, value) in
+            [("$__rate_interval", "5s"), ("$__interval", "5s"), ("$cluster", "pg"), ("$database", ".*")]
+        {
+            expression = expression.replace(variable, value);
+        }
+        assert!(!expression.contains('$'), "a variable that is not known here: {expression}");
+        let (start, end) = (self.started.to_string(), now().to_string());
+        let range = [("query", expression.as_str()), ("start", &start), ("end", &end), ("step", "1")];
+        let found = self.ask("/api/v1/query_range", &range).await;
+        let is_number = |sample: &Value| sample[1].as_str().is_some_and(|value| value != "NaN");
+        let has_data = |series: &&Value| list(series, "/values").iter().any(is_number);
+        let Some(series) = list(&found, "/result").iter().find(has_data) else {
+            return false;
+        };
+        for label in question.legend.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()) {
+            let has_it = series["metric"].get(label).is_some();
+            assert!(has_it, "{}: the legend {} of {series}", question.panel, question.legend);
+        }
+        true
+    }
+
+    /// What the API says to these parameters.
+    async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
+        let pairs: Vec<String> =
+            parameters.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
+        let answer = self.get(&format!("{path}?{}", pairs.join("&"))).await;
+        let (status, body) = answer.expect("Prometheus answers");
+        assert_eq!(status, "200", "{parameters:?}: {body}");
+        let mut answer: Value = serde_json::from_str(&body).expect("JSON");
+        answer["data"].take()
+    }
+
+    /// Status and body, if anybody is there.
+    async fn get(&self, path: &str) -> Option<(String, String)> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("it listens");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("text");
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1).expect("a status");
+        Some((status.to_owned(), body.to_owned()))
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        support::process::signal(self.child.id(), "TERM");
+        reap(&mut self.child, PATIENCE);
+    }
+}
+
+/// For an address: each byte that may mean something there as a number.
+fn escaped(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
+/// Seconds of Unix time.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
 // ---- the files ----
 
 /// The one that `scripts/setup monitoring` has put here, or the machine's own.
@@ -201,6 +536,10 @@ fn program(name: &str) -> PathBuf {
 
 fn alerts(rules: &Value) -> Vec<&Value> {
     list(rules, "/spec/groups").iter().flat_map(|group| list(group, "/rules")).collect()
+}
+
+fn dashboard() -> Value {
+    serde_json::from_str(&read(DASHBOARD)).unwrap_or_else(|error| panic!("{DASHBOARD}: {error}"))
 }
 
 fn yaml(file: &str) -> Value {

@@ -6,6 +6,7 @@ use super::ledger::{Books, Entry, Outcome};
 use super::operator::{Moved, Operator};
 use super::pooler::{Config, Pooler};
 use super::process::free_port;
+use super::replicas::Replicas;
 use super::{Login, eventually};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -59,9 +60,20 @@ impl Scene {
     }
 
     pub async fn at(kube: Arc<Kube>, seed: u64, change: impl FnOnce(Config) -> Config) -> Scene {
+        Scene::of(kube, &[], seed, change).await
+    }
+
+    /// With these settings of the servers.
+    pub async fn of(
+        kube: Arc<Kube>,
+        settings: &[&str],
+        seed: u64,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Scene {
         let turn = ONE_AT_A_TIME.lock().await;
         let space = kube.space().await;
-        let operator = Operator::start(space.clone(), "pg", seed).await;
+        let replicas = Replicas::of(None, settings).await;
+        let operator = Operator::of(replicas, space.clone(), "pg", seed).await;
         space.grant("follower", operator.rules()).await;
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let config = following(&kube, &operator, "follower");
