@@ -33,10 +33,10 @@ const CONTENT: &str = "
     GRANT USAGE ON SCHEMA a, b TO app, differential_role;
     GRANT CREATE ON SCHEMA public TO app;";
 
-/// What is left of a script in its database.
-const REMAINS: &str = "SELECT (SELECT string_agg(items::text, ' ') FROM items), \
-     (SELECT string_agg(log::text, ' ') FROM log), (SELECT string_agg(child::text, ' ') FROM child), \
-     (SELECT last_value FROM numbers)";
+/// What is left of a script in its database. Where a row lies in its file is nobody's business.
+const REMAINS: &str = "SELECT (SELECT string_agg(items::text, ' ' ORDER BY items::text) FROM items), \
+     (SELECT string_agg(log::text, ' ' ORDER BY log::text) FROM log), \
+     (SELECT string_agg(child::text, ' ' ORDER BY child::text) FROM child), (SELECT last_value FROM numbers)";
 
 /// What became of a script.
 #[derive(Debug)]
