@@ -310,17 +310,7 @@ async fn cnpg_sizes_of_volumes_are_those_of_the_pods_claims() {
             }))
             .await;
         for (_, claim) in claims {
-            let size = if claim.ends_with("wal") { "2Gi" } else { "10Gi" };
-            space
-                .create(json!({
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": { "name": claim },
-                    // What was asked for is not what there is while a volume is enlarged.
-                    "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": "1Gi" } } },
-                    "status": { "phase": "Bound", "capacity": { "storage": size } },
-                }))
-                .await;
+            space.claim(claim, if claim.ends_with("wal") { "2Gi" } else { "10Gi" }).await;
         }
     }
     let kubernetes =

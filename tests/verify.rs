@@ -704,7 +704,7 @@ async fn of_patroni_all_is_said_that_its_objects_and_its_servers_show() {
     let mut shown = verify(&kubeconfig, &arguments).await;
     eventually("the standbys stream", async || {
         shown = verify(&kubeconfig, &arguments).await;
-        shown.wrong().get("standbys_streaming").is_none()
+        !shown.wrong().contains_key("standbys_streaming")
     })
     .await;
     for id in ["primary_confirmed", "standbys_synchronous", "quorum_instances", "pooler_rights"] {

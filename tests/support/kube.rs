@@ -271,12 +271,28 @@ impl Space {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": { "name": name, "labels": labels },
-            "spec": { "nodeName": "node", "containers": [{ "name": "postgres", "image": "postgres" }] },
+            "spec": {
+                "nodeName": "node",
+                "containers": [{ "name": "postgres", "image": "postgres" }],
+                "volumes": [{ "name": "pg-wal", "persistentVolumeClaim": { "claimName": name } }],
+            },
             "status": {
                 "phase": "Running",
                 "podIP": address,
                 "conditions": [{ "type": "Ready", "status": ready }],
             },
+        }))
+        .await;
+    }
+
+    /// The claim of a pod's volume, which is there.
+    pub async fn claim(&self, name: &str, size: &str) {
+        self.create(json!({
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": { "name": name },
+            "spec": { "accessModes": ["ReadWriteOnce"], "resources": { "requests": { "storage": size } } },
+            "status": { "phase": "Bound", "capacity": { "storage": size } },
         }))
         .await;
     }

@@ -67,6 +67,7 @@ impl Operator {
         let mut operator = Operator { replicas, space, cluster, primary: 0, timeline: 1, chance };
         for number in 0..3 {
             operator.create_pod(number).await;
+            operator.space.claim(&operator.pod(number), "10Gi").await;
         }
         operator.create_cluster().await;
         operator
@@ -88,6 +89,7 @@ impl Operator {
             rule("coordination.k8s.io", "leases", &[name]),
             rule("", "pods", &[]),
             rule("discovery.k8s.io", "endpointslices", &[]),
+            rule("", "persistentvolumeclaims", &[]),
         ])
     }
 
