@@ -121,7 +121,7 @@ async fn scene(what: &str) -> (Scene, Ledger) {
 async fn a_drill_deletes_the_primary_and_says_what_clients_saw() {
     let (mut scene, ledger) = scene("drill failover").await;
     let began = Instant::now();
-    let drill = Drill::new(&scene, &["failover", "--yes"]);
+    let drill = Drill::new(&scene, &["failover", "--yes", "--force"]);
     let (drilled, ()) = tokio::join!(drill.run(), async {
         scene.operator.loses(0).await;
         scene.operator.fail_over().await;
@@ -144,7 +144,7 @@ async fn a_drill_deletes_the_primary_and_says_what_clients_saw() {
 async fn a_drill_asks_for_a_switchover_and_says_what_clients_saw() {
     let (mut scene, ledger) = scene("drill switchover").await;
     let began = Instant::now();
-    let drill = Drill::new(&scene, &["failover", "--yes", "--switchover", "pg-2"]);
+    let drill = Drill::new(&scene, &["failover", "--yes", "--force", "--switchover", "pg-2"]);
     let (drilled, _) = tokio::join!(drill.run(), scene.operator.obey());
     let books = ledger.stop().await;
     let report = drilled.agrees_with(&books, began);
@@ -158,7 +158,7 @@ async fn a_drill_asks_for_a_switchover_and_says_what_clients_saw() {
 async fn a_drill_takes_the_standbys_and_says_how_long_commits_have_waited() {
     let (mut scene, ledger) = scene("drill quorum").await;
     let began = Instant::now();
-    let drill = Drill::new(&scene, &["quorum", "--yes"]);
+    let drill = Drill::new(&scene, &["quorum", "--yes", "--force"]);
     let (drilled, ()) = tokio::join!(drill.run(), async {
         scene.operator.loses(1).await;
         scene.operator.loses(2).await;
@@ -179,14 +179,22 @@ async fn a_drill_takes_the_standbys_and_says_how_long_commits_have_waited() {
 #[tokio::test]
 async fn a_drill_does_nothing_that_nobody_has_agreed_to() {
     let (scene, ledger) = scene("drill refused").await;
-    let drilled = Drill::new(&scene, &["failover"]).run().await;
+    let drilled = Drill::new(&scene, &["failover", "--force"]).run().await;
     assert!(!drilled.done && drilled.said.contains("nothing was done: nobody can be asked here; say --yes"));
-    let drilled = Drill::new(&scene, &["failover", "--yes", "--switchover", "pg-1"]).run().await;
+    let drilled = Drill::new(&scene, &["failover", "--yes", "--force", "--switchover", "pg-1"]).run().await;
     assert!(!drilled.done && drilled.said.contains("pg-1 is the primary already"), "{}", drilled.said);
+    // All instances of this cluster are on one node.
+    let drilled = Drill::new(&scene, &["failover", "--yes"]).run().await;
+    assert!(
+        !drilled.done && drilled.said.contains("the cluster is not well, --force goes on"),
+        "{}",
+        drilled.said
+    );
+    assert!(drilled.said.contains("\n  different_nodes: "), "{}", drilled.said);
     // The table may be another drill's.
     let replicas = &scene.operator.replicas;
     replicas.sql(0, "CREATE TABLE pgweir_drill (other int)").await;
-    let drilled = Drill::new(&scene, &["failover", "--yes"]).run().await;
+    let drilled = Drill::new(&scene, &["failover", "--yes", "--force"]).run().await;
     assert!(!drilled.done && drilled.said.contains("DROP TABLE pgweir_drill"), "{}", drilled.said);
     assert!(drilled.report.is_none());
     assert_eq!(replicas.sql(0, "SELECT count(*) FROM pgweir_drill").await, [["0"]], "it is still there");

@@ -518,7 +518,9 @@ async fn recovery(scene: &Scene) {
 
 async fn volumes(scene: &Scene) {
     scene.space.status(CLAIM, "pg-2", json!({ "phase": "Lost" })).await;
-    scene.fails("data_volumes", "claim pg-2 of pg-2 is Lost, not Bound", "the claim's events").await;
+    scene
+        .fails("data_volumes", "claim pg-2 of pg-2 is Lost, and bound to no volume", "the claim's events")
+        .await;
     scene.space.status(CLAIM, "pg-2", json!({ "phase": "Bound" })).await;
 
     scene.make_pod_anew(3, 2, false).await;

@@ -40,9 +40,9 @@ pub struct SwitchoverArguments {
 /// Who moves the primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Operator {
-    /// CloudNativePG: clusters/status is patched
+    /// CloudNativePG
     Cnpg,
-    /// Patroni: the failover object is written
+    /// Patroni, alone or with the operators of Zalando and Crunchy
     Patroni,
 }
 

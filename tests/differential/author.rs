@@ -235,6 +235,9 @@ impl Author {
         if known::resets_what_the_login_set(&script) {
             script.login.clear();
         }
+        if known::notifies_and_unlistens(&script.steps) {
+            script.steps.truncate(1);
+        }
         script
     }
 

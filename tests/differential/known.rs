@@ -7,7 +7,10 @@ use std::collections::{HashMap, HashSet};
 pub fn has_known(script: &Script) -> bool {
     let mut settled = script.steps.clone();
     settle(&mut settled);
-    settled != script.steps || abuses_copy(&script.steps) || resets_what_the_login_set(script)
+    settled != script.steps
+        || abuses_copy(&script.steps)
+        || resets_what_the_login_set(script)
+        || notifies_and_unlistens(&script.steps)
 }
 
 /// RESET goes back to the StartupMessage's value only in what is asked behind its answer, and a setting with a dot is
@@ -38,6 +41,7 @@ pub fn settle(steps: &mut Vec<Step>) {
     leave_out_descriptions(steps);
     leave_out_wrong_arguments(steps);
     leave_out_portals_of_queries(steps);
+    leave_out_late_questions_for_channels(steps);
     settle_unnamed(steps);
     steps.retain(|step| !step.requests.is_empty());
 }
@@ -158,6 +162,53 @@ fn leave_out_portals_of_queries(steps: &mut [Step]) {
             true
         });
     }
+}
+
+/// What a client listens to is told on a server that does not listen for it by a question in front of its transaction,
+/// and a batch without its Sync is one.
+fn leave_out_late_questions_for_channels(steps: &mut [Step]) {
+    let mut in_batch = false;
+    for step in steps.iter_mut().filter(|step| step.who == Who::Client) {
+        step.requests.retain(|request| {
+            let is_late =
+                matches!(request, Request::Query(sql) if in_batch && sql.contains("listening_channels"));
+            in_batch = match request {
+                Request::Sync => false,
+                Request::Query(_) => in_batch && is_late,
+                _ => true,
+            };
+            !is_late
+        });
+    }
+}
+
+/// A client that notifies itself in the very transaction in which it stops listening hears that once more.
+pub fn notifies_and_unlistens(steps: &[Step]) -> bool {
+    let has = |sql: &str, words: &[&str]| words.iter().any(|word| sql.contains(word));
+    let (mut notifies, mut unlistens, mut in_block) = (false, false, false);
+    let mut texts: HashMap<&str, &str> = HashMap::new();
+    let requests = steps.iter().filter(|step| step.who == Who::Client).flat_map(|step| &step.requests);
+    for request in requests {
+        let sql = match request {
+            Request::Query(sql) => sql.as_str(),
+            Request::Parse { name, sql, .. } => {
+                texts.insert(name, sql);
+                ""
+            }
+            Request::Bind { statement, .. } => texts.get(statement.as_str()).copied().unwrap_or_default(),
+            _ => "",
+        };
+        notifies |= has(sql, &["NOTIFY", "notify"]);
+        unlistens |= has(sql, &["UNLISTEN", "DISCARD"]);
+        if notifies && unlistens {
+            return true;
+        }
+        in_block =
+            in_block && !has(sql, &["COMMIT", "ROLLBACK", "END", "ABORT"]) || has(sql, &["BEGIN", "START"]);
+        let ends = matches!(request, Request::Query(_) | Request::Sync);
+        (notifies, unlistens) = if ends && !in_block { (false, false) } else { (notifies, unlistens) };
+    }
+    false
 }
 
 /// The highest number of a parameter in the text.

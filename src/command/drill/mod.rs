@@ -10,12 +10,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use jiff::{Timestamp, Unit};
 use thiserror::Error;
 
 use self::report::{Figures, Moment, Report};
 use self::workload::{Met, TABLE, Workload, rows, session};
 use super::switchover::{Operator, leadership};
+use super::verify::checks::Line;
+use super::verify::{self, VerifyError};
 use crate::auth::{Password, ServerSecret};
 use crate::config::Host;
 use crate::topology::kube::operate::{ApiFailure, Operated};
@@ -86,6 +89,12 @@ struct Common {
     /// Folder for the report, as Markdown and as JSON
     #[arg(long, default_value = ".")]
     report: PathBuf,
+    /// The pooler's settings, for what `pgweir verify` looks at before
+    #[arg(long, value_name = "FILE")]
+    config: Option<String>,
+    /// Go on although `pgweir verify` fails
+    #[arg(long)]
+    force: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -100,6 +109,12 @@ pub enum DrillError {
     /// The API refused.
     #[error("the Kubernetes API: {0}")]
     Api(ApiFailure),
+    /// It cannot be seen whether the cluster is well.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// It is not.
+    #[error("nothing was done: the cluster is not well, --force goes on all the same{0}")]
+    NotWell(String),
     /// Nobody said yes.
     #[error("nothing was done: {0}")]
     NotAgreed(String),
@@ -181,6 +196,9 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
         let kubernetes = Kubernetes::infer().await?;
         let operated = kubernetes.operate(common.namespace.as_deref(), &common.cluster);
         let harm = choose(&arguments.drill, common, &operated).await?;
+        if !common.force {
+            verify(common).await?;
+        }
         agree(common, &harm)?;
         let target = target(common);
         prepare(&target).await?;
@@ -214,6 +232,21 @@ async fn choose(drill: &Drill, common: &Common, operated: &Operated) -> Result<H
             let count = standbys.unwrap_or(others.len()).min(others.len());
             Ok(Harm::DeleteStandbys(others.into_iter().take(count).collect()))
         }
+    }
+}
+
+/// A drill is for a cluster that is expected to stand it.
+async fn verify(common: &Common) -> Result<(), DrillError> {
+    let operator = common.operator.to_possible_value();
+    let mut arguments = vec![common.cluster.as_str()];
+    arguments.extend(common.namespace.iter().flat_map(|namespace| ["--namespace", namespace]));
+    arguments.extend(common.config.iter().flat_map(|config| ["--config", config]));
+    arguments.extend(operator.iter().flat_map(|value| ["--operator", value.get_name()]));
+    let lines = verify::failures(&arguments).await?;
+    let shown = |line: &Line| format!("\n  {}: {}", line.id, line.found);
+    match lines.is_empty() {
+        true => Ok(()),
+        false => Err(DrillError::NotWell(lines.iter().map(shown).collect())),
     }
 }
 

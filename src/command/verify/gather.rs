@@ -12,9 +12,10 @@ use super::facts::{
     UNARCHIVED_QUESTION,
 };
 use super::pools::pools;
-use super::{Operator, VerifyArguments, VerifyError};
+use super::{VerifyArguments, VerifyError};
 use crate::auth::{Credentials, Password, Proof, Secret, ServerSecret};
 use crate::command::consoles::{Consoles, PoolerError, Rows};
+use crate::command::switchover::Operator;
 use crate::config::{Cluster, Config, Host, SourceKind};
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
 use crate::net::tls::{self, Connector, Tls};

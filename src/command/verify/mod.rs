@@ -9,9 +9,12 @@ mod print;
 
 use std::path::PathBuf;
 
+use clap::{Args, FromArgMatches};
 use thiserror::Error;
 
+use self::checks::{Line, Verdict};
 use super::consoles::PoolerArguments;
+use super::switchover::Operator;
 use crate::config::ConfigError;
 use crate::net::tls::TlsError;
 use crate::topology::kube::NoApi;
@@ -66,15 +69,6 @@ pub struct VerifyArguments {
     strict: bool,
 }
 
-/// Who runs the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Operator {
-    /// CloudNativePG
-    Cnpg,
-    /// Patroni, alone or with the operators of Zalando and Crunchy
-    Patroni,
-}
-
 /// How the lines are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Output {
@@ -105,6 +99,15 @@ pub enum VerifyError {
     /// No runtime.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+/// What fails of the cluster behind these arguments, as of the command line; poolers are not looked at.
+pub(super) async fn failures(arguments: &[&str]) -> Result<Vec<Line>, VerifyError> {
+    let command = VerifyArguments::augment_args(clap::Command::new("verify").no_binary_name(true));
+    let matches = command.get_matches_from([arguments, &["--no-pooler"]].concat());
+    let arguments = VerifyArguments::from_arg_matches(&matches).expect("they are as the caller says");
+    let lines = checks::lines(&gather::facts(&arguments).await?);
+    Ok(lines.into_iter().filter(|line| line.verdict == Verdict::Fail).collect())
 }
 
 /// Looks, and prints the lines on standard output. Returns whether nothing fails; with `--strict` warnings do.

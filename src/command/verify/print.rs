@@ -1,4 +1,4 @@
-//! How the lines are printed: [`table`] for people, [`json`] for programs.
+//! How the lines are printed: [`table`] for people, [`json`](json()) for programs.
 
 use std::fmt::Write;
 

@@ -24,7 +24,7 @@ pub(super) fn data_volumes(facts: &Facts) -> Result<Outcome, String> {
         let Some(volume) = claim.volume.as_ref().filter(|_| claim.phase == "Bound") else {
             let phase = if claim.phase.is_empty() { "of no phase" } else { &claim.phase };
             return Ok(Outcome::fail(
-                format!("claim {claim_name} of {name} is {phase}, not Bound"),
+                format!("claim {claim_name} of {name} is {phase}, and bound to no volume"),
                 "look at the claim's events: the provisioner, its quota, the zone",
             ));
         };
