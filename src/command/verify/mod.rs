@@ -1,5 +1,5 @@
 //! `pgweir verify`: what has to be green before a cluster is called done, asked of the Kubernetes API, of the servers and
-//! of the poolers. Nothing is changed. Read [`run`] first; [`checks`] judges what [`gather`] has found.
+//! of the poolers. Nothing is changed. Read [`run`] first; [`checks`] judges what `gather` has found.
 
 pub mod checks;
 pub mod facts;

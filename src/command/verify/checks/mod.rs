@@ -1,4 +1,4 @@
-//! The judgement: [`lines`] makes of [`Facts`] one [`Line`] for each row of [`CHECKS`]. No clock, no network: the same facts give
+//! The judgement: [`lines`] makes of [`Facts`] one [`Line`] for each row of `CHECKS`. No clock, no network: the same facts give
 //! the same lines.
 
 mod pooling;
