@@ -7,16 +7,19 @@ mod support;
 
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use support::kube::Kube;
 use support::ledger::Ledger;
 use support::message::query;
 use support::pooler::Config;
+use support::process::{self, private_directory};
 use support::replicas::Replicas;
 use support::runs::chance;
 use support::scene::{self, ONE_AT_A_TIME};
-use support::{Address, Login, Pooler, Raw, eventually, eventually_within};
+use support::{Address, Login, Pooler, Postgres, Raw, eventually, eventually_within};
+use tempfile::TempDir;
 use tokio::sync::MutexGuard;
 use tokio::time::{Instant, sleep};
 
@@ -300,6 +303,70 @@ async fn a_killed_primary_is_no_primary_until_another_one_is_there() {
     let row = scene.becomes("isolated").await;
     assert!(gone.elapsed() < PROMISED * 2, "3 s are its rule: {:?}", gone.elapsed());
     assert!(row["evidence"].starts_with("none of 3 servers can be reached for "), "{}", row["evidence"]);
+}
+
+/// A file system of eight megabytes. It goes with its value.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount() -> SmallDisk {
+        let directory = private_directory("weir-disk-");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(directory.path());
+        process::run(mount);
+        process::give(directory.path());
+        SmallDisk(directory)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a server that is not down yet may have files open there.
+        let mut unmount = Command::new("umount");
+        unmount.arg("--lazy").arg(self.0.path());
+        process::run(unmount);
+    }
+}
+
+/// No standby: on one machine it cannot have a tablespace of the same path.
+#[tokio::test]
+async fn a_disk_that_is_really_full_is_said_to_be_full() {
+    if !process::is_root() {
+        return println!("skipped: only root may mount a file system");
+    }
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let disk = SmallDisk::mount();
+    let postgres = Arc::new(Postgres::start(&[]).await);
+    let port = postgres.port;
+    let pooler = Pooler::config()
+        .postgres(postgres)
+        .database_line("filled = cluster=c1 dbname={database}")
+        .setting("monitor_user", "app")
+        .sections(&format!("\n[clusters]\nc1 = source=static hosts=127.0.0.1 port={port}\n"))
+        .start()
+        .await;
+    pooler.sql("GRANT pg_monitor TO app").await;
+    becomes(&pooler, "healthy").await;
+    let folder = disk.0.path().display();
+    pooler.postgres.sql("postgres", &format!("CREATE TABLESPACE small LOCATION '{folder}'")).await;
+    pooler.sql("CREATE TABLE filled (word text) TABLESPACE small; GRANT ALL ON filled TO app").await;
+    let mut client = Raw::login(&pooler.tcp(), &Login::new("app", "filled")).await;
+    let fill = "INSERT INTO filled SELECT repeat('x', 1000) FROM generate_series(1, 20000)";
+    client.query(fill).await.is("E(53100) Z(I)");
+    let shown = Instant::now();
+    let row = becomes(&pooler, "disk_full").await;
+    is_in_time("disk_full", shown);
+    let evidence = &row["evidence"];
+    assert!(
+        evidence.starts_with("127.0.0.1 refused a statement ") && evidence.contains("(53100)"),
+        "{evidence}"
+    );
+    assert!(row["advice"].starts_with("Enlarge the volume. Delete nothing from pg_wal"), "{}", row["advice"]);
+    // Nobody is refused any more.
+    pooler.sql("DROP TABLE filled; CREATE TABLE filled (word text); GRANT ALL ON filled TO app").await;
+    client.query("INSERT INTO filled VALUES ('fits')").await.is("C(INSERT 0 1) Z(I)");
+    becomes(&pooler, "healthy").await;
+    pooler.postgres.sql("postgres", "DROP TABLESPACE small").await;
 }
 
 #[tokio::test]
