@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use support::process::{free_port, private_directory, signal, spawn};
-use support::{Login, Pooler, Raw, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::{Login, Pooler, Raw, eventually, http};
 use tokio::net::TcpStream;
 
 /// All that `prometheus-pgbouncer-exporter` makes of a PgBouncer, by the table that it reads.
@@ -67,10 +66,7 @@ impl Exporter {
 
     /// Each series with its value.
     async fn scrape(&self) -> HashMap<String, f64> {
-        let mut page = TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        page.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-        let mut text = String::new();
-        page.read_to_string(&mut text).await.unwrap();
+        let (_, text) = http::get(("127.0.0.1", self.port), "/metrics").await;
         let series = text.lines().filter(|line| line.starts_with("pgbouncer_"));
         series
             .map(|line| line.rsplit_once(' ').unwrap())

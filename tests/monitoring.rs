@@ -22,9 +22,7 @@ use support::message::query;
 use support::process::{free_port, memory_directory, reap, run, spawn};
 use support::runs::chance;
 use support::scene::Scene;
-use support::{Kube, Login, PATIENCE, Pooler, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use support::{Kube, Login, PATIENCE, Pooler, eventually, http};
 use tokio::time::{Instant, sleep};
 
 const RULES: &str = "config/monitoring/prometheusrule.yaml";
@@ -406,7 +404,7 @@ impl Prometheus {
             Prometheus { port, child: spawn(command), started: now(), _directory: directory };
         eventually("Prometheus is ready", async || {
             assert!(matches!(prometheus.child.try_wait(), Ok(None)), "Prometheus has ended");
-            prometheus.get("/-/ready").await.is_some_and(|(status, _)| status == "200")
+            http::try_get(("127.0.0.1", port), "/-/ready").await.is_some_and(|(status, _)| status == 200)
         })
         .await;
         prometheus
@@ -484,23 +482,11 @@ impl Prometheus {
     async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Value {
         let pairs: Vec<String> =
             parameters.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
-        let answer = self.get(&format!("{path}?{}", pairs.join("&"))).await;
-        let (status, body) = answer.expect("Prometheus answers");
-        assert_eq!(status, "200", "{parameters:?}: {body}");
+        let path = format!("{path}?{}", pairs.join("&"));
+        let (status, body) = http::get(("127.0.0.1", self.port), &path).await;
+        assert_eq!(status, 200, "{parameters:?}: {body}");
         let mut answer: Value = serde_json::from_str(&body).expect("JSON");
         answer["data"].take()
-    }
-
-    /// Status and body, if anybody is there.
-    async fn get(&self, path: &str) -> Option<(String, String)> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("it listens");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("text");
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1).expect("a status");
-        Some((status.to_owned(), body.to_owned()))
     }
 }
 

@@ -11,11 +11,11 @@ use std::fs;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+use support::http::get;
 use support::message::{parse, query, run_of, sync, terminate};
 use support::pooler::{Config, is_ours};
 use support::process::{free_port, unprivileged};
 use support::{Gate, Login, Pooler, Raw, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 // ---- pages ----
@@ -26,17 +26,6 @@ async fn with_pages(config: Config) -> (Pooler, SocketAddr) {
     // The kernel takes clients' connections from an earlier moment on.
     eventually("the pages are served", async || TcpStream::connect(address).await.is_ok()).await;
     (pooler, address)
-}
-
-/// Status and body.
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.expect("the pages are served");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
 /// Every sample by its name and labels. Panics where the text is not Prometheus' format.

@@ -18,8 +18,8 @@ use std::time::Duration;
 use support::message::{cancel_request, query};
 use support::pooler::{Config, is_ours};
 use support::process::free_port;
-use support::{Address, Kube, Login, PROMPTLY, Pooler, Raw, Space, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use support::{Address, Kube, Login, PROMPTLY, Pooler, Raw, Space, eventually, http};
+use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -151,11 +151,7 @@ impl Group {
 
     /// Cancel requests of the pooler by their result.
     async fn cancels(&self, pooler: usize) -> BTreeMap<String, u64> {
-        let mut stream = TcpStream::connect(self.pages[pooler]).await.expect("the page is served");
-        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await.expect("the page is served");
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.expect("the page is text");
+        let (_, page) = http::get(self.pages[pooler], "/metrics").await;
         let samples = page.lines().filter_map(|line| {
             let (result, count) =
                 line.strip_prefix("pgweir_cancel_requests_total{result=\"")?.split_once("\"} ")?;

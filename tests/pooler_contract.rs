@@ -14,8 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use support::message::{query, startup};
 use support::pod::{ARBITRARY_USER, Cluster, PoolerPod, Specification, nobody};
-use support::{Login, Raw, eventually};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::{Login, Raw, eventually, http};
 
 /// The manager's tries to pause a new pooler are over after this time.
 const UP_WITHIN: Duration = Duration::from_millis(300);
@@ -558,10 +557,7 @@ async fn our_metrics_have_a_port_of_their_own_beside_the_managers() {
     let Some(cluster) = Cluster::start().await else { return };
     let environment = vec![("PGWEIR_METRICS_LISTEN_ADDR", "0.0.0.0:9128")];
     let pod = PoolerPod::start(&cluster, Specification { environment, ..Specification::default() }).await;
-    let mut page = tokio::net::TcpStream::connect((pod.address(), 9128)).await.unwrap();
-    page.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    page.read_to_string(&mut text).await.unwrap();
+    let (_, text) = http::get((pod.address(), 9128), "/metrics").await;
     assert!(text.contains("pgweir_"), "{text}");
     assert!(TcpStream::connect((pod.address(), 9127)).is_err(), "9127 is the manager's");
 }

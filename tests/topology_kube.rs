@@ -296,19 +296,7 @@ async fn cnpg_sizes_of_volumes_are_those_of_the_pods_claims() {
     for (pod, claims) in
         [("c-1", &[("pgdata", "c-1"), ("pg-wal", "c-1-wal")][..]), ("c-2", &[("pgdata", "c-2")])]
     {
-        let volume = |(name, claim): &(&str, &str)| json!({ "name": name, "persistentVolumeClaim": { "claimName": claim } });
-        space
-            .create(json!({
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": { "name": pod, "labels": labels },
-                "spec": {
-                    "nodeName": "node",
-                    "containers": [{ "name": "postgres", "image": "postgres" }],
-                    "volumes": claims.iter().map(volume).collect::<Vec<_>>(),
-                },
-            }))
-            .await;
+        space.pod_with(claims, true, pod, "10.0.0.1", labels.clone()).await;
         for (_, claim) in claims {
             space.claim(claim, if claim.ends_with("wal") { "2Gi" } else { "10Gi" }).await;
         }

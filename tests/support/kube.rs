@@ -266,6 +266,19 @@ impl Space {
 
     /// The same, ready or not yet.
     pub async fn pod_that_is(&self, ready: bool, name: &str, address: &str, labels: Value) {
+        self.pod_with(&[("pg-wal", name)], ready, name, address, labels).await;
+    }
+
+    /// The same, with these volumes and their claims.
+    pub async fn pod_with(
+        &self,
+        claims: &[(&str, &str)],
+        ready: bool,
+        name: &str,
+        address: &str,
+        labels: Value,
+    ) {
+        let volume = |(name, claim): &(&str, &str)| json!({ "name": name, "persistentVolumeClaim": { "claimName": claim } });
         let ready = if ready { "True" } else { "False" };
         self.create(json!({
             "apiVersion": "v1",
@@ -274,7 +287,7 @@ impl Space {
             "spec": {
                 "nodeName": "node",
                 "containers": [{ "name": "postgres", "image": "postgres" }],
-                "volumes": [{ "name": "pg-wal", "persistentVolumeClaim": { "claimName": name } }],
+                "volumes": claims.iter().map(volume).collect::<Vec<_>>(),
             },
             "status": {
                 "phase": "Running",

@@ -10,6 +10,7 @@ pub mod certificates;
 pub mod clients;
 pub mod descriptors;
 pub mod directory;
+pub mod http;
 pub mod kube;
 pub mod kustomize;
 pub mod ledger;

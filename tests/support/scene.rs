@@ -1,6 +1,7 @@
 //! [`Scene`]: a real cluster in the hands of an [`Operator`], a real Kubernetes API, and a pooler that follows
 //! with the least rights.
 
+use super::http;
 use super::kube::{Kube, Space};
 use super::ledger::{Books, Entry, Outcome};
 use super::operator::{Moved, Operator};
@@ -11,8 +12,6 @@ use super::{Login, eventually};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Writing clients of a planned move; three times as many as there are server connections.
@@ -127,11 +126,7 @@ impl Scene {
 
     /// The value of a metric, if it has one, and the page.
     async fn sample(&self, sample: &str) -> (Option<f64>, String) {
-        let mut stream = TcpStream::connect(self.metrics).await.expect("the page is served");
-        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await.expect("the page is served");
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.expect("the page is text");
+        let (_, page) = http::get(self.metrics, "/metrics").await;
         let found = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
         (found.map(|value| value.parse().expect("a number")), page)
     }
