@@ -8,11 +8,10 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::task::JoinSet;
 
-use crate::auth::{Password, ServerSecret};
+use super::login;
+use crate::auth::ServerSecret;
 use crate::config::{Host, RESERVED_DATABASE};
 use crate::net::endpoint::{Dialing, Endpoint};
-use crate::net::tls::Connector;
-use crate::protocol::parameters::Tracked;
 use crate::server::login::Recipe;
 use crate::server::{QueryError, ServerConnection, Session};
 use crate::topology::kube::operate::{ApiFailure, Operated};
@@ -92,17 +91,12 @@ impl Consoles {
         if poolers.is_empty() {
             return Err(PoolerError::NoPoolers(service.clone(), port_name.clone()));
         }
-        let secret = match std::env::var("PGPASSWORD") {
-            Ok(password) => ServerSecret::plain(Password::new(&password)),
-            Err(_) => ServerSecret::None,
-        };
-        let session = Session::new(Tracked::new(std::iter::empty()));
         Ok(Consoles {
             poolers,
             user: admin_user.clone(),
-            secret: Arc::new(secret),
-            dialing: Dialing { tls: Connector::opportunistic(), ..Dialing::default() },
-            session: Arc::new(session),
+            secret: login::secret(),
+            dialing: login::dialing(),
+            session: Arc::new(Session::untracked()),
         })
     }
 

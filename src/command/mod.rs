@@ -9,6 +9,7 @@ pub mod status;
 pub mod switchover;
 pub mod verify;
 
+mod login;
 mod pgbench;
 mod postgres;
 mod process;

@@ -49,9 +49,7 @@ impl Follower {
                 {
                     tracing::warn!("cluster {cluster}: of server {member}, {unseen}");
                 }
-                if let Some(bytes) = signals.wal_bytes
-                    && known.samples.last().and_then(|last| last.wal_asked) != signals.wal_asked
-                {
+                if let Some(bytes) = signals.wal_bytes {
                     known.growth.note(bytes, now);
                 }
                 known.samples.hear(*signals, now);
@@ -94,8 +92,6 @@ impl Follower {
                 HealthState::Healthy => tracing::info!("cluster {name}: {health} health={state} was={was}"),
                 _ => tracing::warn!("cluster {name}: {health}. {advice} health={state} was={was}"),
             }
-        }
-        if let (Some(_), Some(health)) = (change, judge.health()) {
             self.note_event("health", health.to_string());
         }
         self.judge = judge;

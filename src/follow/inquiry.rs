@@ -78,37 +78,33 @@ impl Inquiry {
     async fn exchange(&mut self, mut open: ServerConnection, session: &Session, now: Instant) -> Inquired {
         let signals = self.questions(&mut open, session, now).await;
         let session_lost = matches!(signals, Err(QueryError::Io(_) | QueryError::OutOfStep(_)));
-        let signals = signals.map_err(|error| Arc::from(error.to_string())).and_then(|text| {
-            let mut signals = Signals::read(&text).map_err(Arc::<str>::from)?;
-            signals.wal_bytes = self.wal_bytes.filter(|_| signals.reads_wal);
-            signals.wal_asked = self.wal_asked;
-            Ok(signals)
-        });
+        let signals = signals.map_err(|error| error.to_string()).flatten().map_err(Arc::from);
         Inquired { connection: (!session_lost).then_some(open), session_lost, signals }
     }
 
+    /// The inner error is what cannot be read.
     async fn questions(
         &mut self,
         open: &mut ServerConnection,
         session: &Session,
         now: Instant,
-    ) -> Result<String, QueryError> {
-        let text = first_cell(open.first_row(QUESTION, session).await?);
-        let may = Signals::read(&text).is_ok_and(|signals| signals.reads_wal);
+    ) -> Result<Result<Signals, String>, QueryError> {
+        let text = open.first_value(QUESTION, session).await?.unwrap_or_default();
+        let mut signals = match Signals::read(&text) {
+            Ok(signals) => signals,
+            Err(error) => return Ok(Err(error)),
+        };
         let is_due = |asked: Instant| now.saturating_duration_since(asked) >= WAL_INTERVAL;
-        if may && self.wal_asked.is_none_or(is_due) {
+        if signals.reads_wal && self.wal_asked.is_none_or(is_due) {
             self.wal_asked = Some(now);
-            match open.first_row(WAL_QUESTION, session).await {
-                Ok(row) => self.wal_bytes = first_cell(row).parse().ok(),
+            match open.first_value(WAL_QUESTION, session).await {
+                Ok(bytes) => self.wal_bytes = bytes.and_then(|bytes| bytes.parse().ok()),
                 // A file went away between listing and looking; the next time will do.
                 Err(QueryError::Refused(_)) => {}
                 Err(lost) => return Err(lost),
             }
         }
-        Ok(text)
+        signals.wal_bytes = self.wal_bytes.filter(|_| signals.reads_wal);
+        Ok(Ok(signals))
     }
-}
-
-fn first_cell(row: Vec<Option<String>>) -> String {
-    row.into_iter().next().flatten().unwrap_or_default()
 }

@@ -270,22 +270,21 @@ impl Follower {
             News::Event(SourceEvent::Observed(observation)) => self.observe(observation),
             News::Event(SourceEvent::Unreachable(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API cannot be reached: {error}");
-                self.note_event("source", format!("the Kubernetes API cannot be reached: {error}"));
-                self.go_on_without_source();
+                self.go_on_without_source("cannot be reached", &error);
             }
             News::Event(SourceEvent::Denied(error)) => {
                 tracing::warn!("cluster {name}: the Kubernetes API denies what is needed: {error}");
-                self.note_event("source", format!("the Kubernetes API denies what is needed: {error}"));
-                self.go_on_without_source();
+                self.go_on_without_source("denies what is needed", &error);
             }
         }
     }
 
     /// What was known stays true until the servers say otherwise. Who never saw anything goes by the
     /// operator's Services, where there are such.
-    fn go_on_without_source(&mut self) {
+    fn go_on_without_source(&mut self, what: &str, error: &str) {
         if !matches!(self.last_source, Some((_, false))) {
             self.last_source = Some((Instant::now(), false));
+            self.note_event("source", format!("the Kubernetes API {what}: {error}"));
         }
         if !self.heard && self.cluster.source == Some(SourceKind::Cnpg) {
             let observation = source::by_services(&self.cluster);

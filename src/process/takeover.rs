@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::auth::ServerSecret;
 use crate::config::{RESERVED_DATABASE, Settings};
 use crate::net::endpoint::Endpoint;
-use crate::protocol::parameters::Tracked;
 use crate::server::login::Recipe;
 use crate::server::{ServerConnection, Session};
 
@@ -24,7 +23,7 @@ impl Predecessor {
     /// Logs in at the console on the Unix socket, where the same system user may. `None` when nobody is there.
     pub(super) async fn find(settings: &Settings) -> Option<Predecessor> {
         let endpoint = Endpoint { host: settings.default_host()?, port: settings.listen_port };
-        let session = Session::new(Tracked::new(std::iter::empty()));
+        let session = Session::untracked();
         let own = Recipe::own(endpoint, RESERVED_DATABASE, RESERVED_DATABASE, Arc::new(ServerSecret::None));
         let recipe = Recipe { timeout: Some(ANSWER_MAX), ..own };
         match recipe.open(&session, 0, 0).await {

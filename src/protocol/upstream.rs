@@ -34,9 +34,6 @@ const QUERY_MAX: usize = 32 * 1024;
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
 
-/// Of a Parse: no command, no parameter types.
-const EMPTY_DEFINITION: &[u8] = b"\0\0\0";
-
 /// The client message whose header was read, while its body still comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Body {
@@ -435,10 +432,7 @@ impl Upstream<'_> {
         message: Message<'_>,
         output: &mut Output<'_>,
     ) -> Fate {
-        let taken = match self.server.touch(statement.id) {
-            true => statement,
-            false => self.interner.intern(EMPTY_DEFINITION, &[]),
-        };
+        let taken = self.present_or_empty(statement);
         if self.pipeline.awaits_statement(taken.id) {
             // Only if the server has it, the name is in use there.
             return Fate::Wait;

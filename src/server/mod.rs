@@ -66,6 +66,11 @@ impl Session {
             versions: Versions::default(),
         }
     }
+
+    /// One for connections whose parameters follow nobody.
+    pub fn untracked() -> Self {
+        Session::new(Tracked::new(std::iter::empty()))
+    }
 }
 
 /// A connection that is logged in. It belongs to one client at a time, or to the pool.
@@ -332,6 +337,13 @@ impl ServerConnection {
         self.heard.extend_from_slice(&length.to_be_bytes());
         self.heard.extend_from_slice(body);
         Ok(())
+    }
+
+    /// Runs a query of our own and returns the first value of its first row; NULL is `None`.
+    ///
+    /// Fails as [`ServerConnection::first_row`] does.
+    pub async fn first_value(&mut self, sql: &str, session: &Session) -> Result<Option<String>, QueryError> {
+        Ok(self.first_row(sql, session).await?.into_iter().next().flatten())
     }
 
     /// Runs a query of our own and returns its first row; NULL is `None`.

@@ -101,8 +101,8 @@ pub struct MemberStatus {
 }
 
 impl ClusterStatus {
-    /// As the console and the metrics show it.
-    pub fn view(&self, name: &str, now: Instant) -> ClusterView {
+    /// As the console and the metrics show it. So many clients wait for a primary.
+    pub fn view(&self, name: &str, held_clients: usize, now: Instant) -> ClusterView {
         ClusterView {
             name: name.to_owned(),
             state: self.state,
@@ -113,7 +113,7 @@ impl ClusterStatus {
             timeline: self.timeline,
             moves: self.moves,
             severed: self.severed,
-            held_clients: 0,
+            held_clients,
             split: self.split,
             source_age_ms: self.source.map(|(at, _)| millis(at, now)),
             source_ok: self.source.is_some_and(|(_, reached)| reached),

@@ -310,10 +310,8 @@ fn clusters(shared: &Shared, now: Instant) -> Vec<ClusterView> {
         let pools = shared.databases.pools_of(name, Role::ReadWrite);
         pools.iter().filter(|pool| pool.held().is_some()).map(|pool| pool.counts(now).waiting).sum()
     };
-    let view = |(name, handle): &(Arc<str>, Arc<ClusterHandle>)| ClusterView {
-        held_clients: waiting(name),
-        ..handle.status.load().view(name, now)
-    };
+    let view =
+        |(name, handle): &(Arc<str>, Arc<ClusterHandle>)| handle.status.load().view(name, waiting(name), now);
     shared.clusters.all().iter().map(view).collect()
 }
 

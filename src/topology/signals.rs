@@ -87,9 +87,6 @@ pub struct Signals {
     /// Size of all files of WAL, in bytes, as of some seconds ago. Not part of the same answer.
     #[serde(skip)]
     pub wal_bytes: Option<u64>,
-    /// When that was looked at.
-    #[serde(skip)]
-    pub wal_asked: Option<Instant>,
 }
 
 /// One row of `pg_stat_replication`.

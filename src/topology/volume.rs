@@ -13,6 +13,9 @@ use super::pods;
 /// Growth is that of the last ten minutes: WAL comes and goes in files of 16 MB.
 const LOOKED_BACK: Duration = Duration::from_secs(600);
 
+/// Of its sizes one in so long is enough.
+const NOTED_EVERY: Duration = Duration::from_secs(10);
+
 /// Of less than this nothing is said.
 const LOOKED_AT_LEAST: Duration = Duration::from_secs(60);
 
@@ -92,8 +95,11 @@ fn bytes(quantity: &Quantity) -> Option<u64> {
 pub struct Growth(VecDeque<(Instant, u64)>);
 
 impl Growth {
-    /// Notes a new size; the same one again is noted, too.
+    /// Notes its size, which may be the same as before; one in ten seconds is enough.
     pub fn note(&mut self, bytes: u64, now: Instant) {
+        if self.0.back().is_some_and(|(last, _)| now.saturating_duration_since(*last) < NOTED_EVERY) {
+            return;
+        }
         self.0.push_back((now, bytes));
         let is_old = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) >= LOOKED_BACK;
         // The newest of the old ones is where the ten minutes begin.

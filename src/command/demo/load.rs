@@ -12,7 +12,6 @@ use crate::auth::ServerSecret;
 use crate::command::postgres::{DATABASE, USER};
 use crate::config::Host;
 use crate::net::endpoint::Endpoint;
-use crate::protocol::parameters::Tracked;
 use crate::server::Session;
 use crate::server::login::Recipe;
 
@@ -71,7 +70,7 @@ impl Load {
 }
 
 async fn client(number: u64, port: u16, counts: Arc<Counts>) {
-    let session = Session::new(Tracked::new(std::iter::empty()));
+    let session = Session::untracked();
     let endpoint = Endpoint { host: Host::Tcp(Ipv4Addr::LOCALHOST.to_string()), port };
     let recipe = Recipe::own(endpoint, USER, DATABASE, Arc::new(ServerSecret::None));
     let sql = format!("INSERT INTO demo_rows (client) VALUES ({number})");

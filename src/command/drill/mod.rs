@@ -15,12 +15,14 @@ use jiff::{Timestamp, Unit};
 use thiserror::Error;
 
 use self::report::{Figures, Moment, Report};
-use self::workload::{Met, TABLE, Workload, rows, session};
+use self::workload::{Met, TABLE, Workload, rows};
+use super::login;
 use super::switchover::{Operator, leadership};
 use super::verify::checks::Line;
 use super::verify::{self, VerifyError};
-use crate::auth::{Password, ServerSecret};
+use crate::auth::ServerSecret;
 use crate::config::Host;
+use crate::server::Session;
 use crate::topology::kube::operate::{ApiFailure, Operated};
 use crate::topology::kube::{Kubernetes, NoApi};
 
@@ -195,7 +197,7 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
         };
         let kubernetes = Kubernetes::infer().await?;
         let operated = kubernetes.operate(common.namespace.as_deref(), &common.cluster);
-        let harm = choose(&arguments.drill, common, &operated).await?;
+        let (primary, harm) = choose(&arguments.drill, common, &operated).await?;
         if !common.force {
             verify(common).await?;
         }
@@ -203,7 +205,7 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
         let target = target(common);
         prepare(&target).await?;
         let outcome = tokio::select! {
-            outcome = play(name, common, &operated, &target, harm) => outcome,
+            outcome = play(name, common, &operated, &target, primary, harm) => outcome,
             _ = tokio::signal::ctrl_c() => Err(DrillError::Interrupted),
         };
         clean_up(&target).await;
@@ -211,18 +213,19 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
     })
 }
 
-async fn choose(drill: &Drill, common: &Common, operated: &Operated) -> Result<Harm, DrillError> {
+/// The primary, and what is to be done.
+async fn choose(drill: &Drill, common: &Common, operated: &Operated) -> Result<(String, Harm), DrillError> {
     let now = leadership(operated, common.operator).await?;
     let none =
         || DrillError::Cluster("the cluster has no primary now: this is not the time for a drill".into());
     let primary = now.primary.ok_or_else(none)?;
-    match drill {
-        Drill::Failover { switchover: None, .. } => Ok(Harm::DeletePrimary(primary)),
+    let harm = match drill {
+        Drill::Failover { switchover: None, .. } => Harm::DeletePrimary(primary.clone()),
         Drill::Failover { switchover: Some(to), .. } if *to == primary => {
-            Err(DrillError::Cluster(format!("{to} is the primary already")))
+            return Err(DrillError::Cluster(format!("{to} is the primary already")));
         }
         Drill::Failover { switchover: Some(to), .. } => {
-            Ok(Harm::Switchover { from: primary, to: to.clone() })
+            Harm::Switchover { from: primary.clone(), to: to.clone() }
         }
         Drill::Quorum { standbys, .. } => {
             let others: Vec<String> = now.members.into_iter().filter(|member| *member != primary).collect();
@@ -230,9 +233,10 @@ async fn choose(drill: &Drill, common: &Common, operated: &Operated) -> Result<H
                 return Err(DrillError::Cluster("the cluster's object names no standbys".into()));
             }
             let count = standbys.unwrap_or(others.len()).min(others.len());
-            Ok(Harm::DeleteStandbys(others.into_iter().take(count).collect()))
+            Harm::DeleteStandbys(others.into_iter().take(count).collect())
         }
-    }
+    };
+    Ok((primary, harm))
 }
 
 /// A drill is for a cluster that is expected to stand it.
@@ -269,16 +273,12 @@ fn agree(common: &Common, harm: &Harm) -> Result<(), DrillError> {
 }
 
 fn target(common: &Common) -> Target {
-    let secret = match std::env::var("PGPASSWORD") {
-        Ok(password) => ServerSecret::plain(Password::new(&password)),
-        Err(_) => ServerSecret::None,
-    };
     Target {
         host: Host::Tcp(common.host.clone()),
         port: common.port,
         database: common.database.clone(),
         user: common.user.clone(),
-        secret: Arc::new(secret),
+        secret: login::secret(),
     }
 }
 
@@ -300,7 +300,7 @@ async fn clean_up(target: &Target) {
 }
 
 async fn execute(target: &Target, sql: &str) -> Result<(), String> {
-    let session = session();
+    let session = Session::untracked();
     let mut connection = target.open(&session).await?;
     connection.run(sql, &session).await.map_err(|error| error.to_string())
 }
@@ -332,10 +332,10 @@ async fn play(
     common: &Common,
     operated: &Operated,
     target: &Target,
+    before: String,
     harm: Harm,
 ) -> Result<(), DrillError> {
     let started = Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now());
-    let before = leadership(operated, common.operator).await?.primary.unwrap_or_default();
     let mut timeline = Timeline { began: Instant::now(), moments: Vec::new() };
     let workload = Workload::start(target, common.clients);
     timeline.note(timeline.began, format!("{} clients begin to write", common.clients));
@@ -408,7 +408,6 @@ async fn wait(
 ) -> Option<String> {
     let mut primary = before.to_owned();
     let mut all_back = None;
-    let moves = !matches!(harm, Harm::DeleteStandbys(_));
     while harmed.elapsed() < Duration::from_secs(common.patience.into()) {
         // The API may be away for a moment.
         if let Ok(now) = leadership(operated, common.operator).await
@@ -418,8 +417,12 @@ async fn wait(
             timeline.note(Instant::now(), format!("the API says that {name} is the primary"));
             primary = name;
         }
-        // Before the primary has gone, clients still write to it.
-        let may_be_back = !moves || primary != before || harmed.elapsed() > CALM;
+        // Before the primary has gone, clients still write to it. One that is deleted may come back.
+        let may_be_back = match harm {
+            Harm::DeletePrimary(_) => primary != before || harmed.elapsed() > CALM,
+            Harm::Switchover { .. } => primary != before,
+            Harm::DeleteStandbys(_) => true,
+        };
         if all_back.is_none() && may_be_back && workload.is_back() {
             timeline.note(Instant::now(), "every client has written again".to_owned());
             all_back = Some(Instant::now());
@@ -433,9 +436,8 @@ async fn wait(
 }
 
 fn fill(report: &mut Report, met: &Met, present: &BTreeSet<(u32, u64)>, timeline: &mut Timeline) {
-    if let Some(at) = met.first_error {
-        let error = met.errors.keys().next().map_or("", String::as_str);
-        timeline.note(at, format!("the first error of a client: {error}"));
+    if let Some((at, error)) = &met.first_error {
+        timeline.note(*at, format!("the first error of a client: {error}"));
     }
     if let Some((gap, end)) = met.outage {
         timeline.note(end - gap, "the last row before the longest pause is acknowledged".to_owned());

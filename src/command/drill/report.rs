@@ -63,8 +63,7 @@ impl Report {
         let figures = &self.figures;
         let errors: u64 = figures.errors.values().sum();
         let (there, gone) = figures.unknown;
-        // Writing to a String cannot fail.
-        let _ = write!(
+        write!(
             text,
             "# Drill: {} of cluster {}\n\n{}: {}. The primary was {}, and is {}.\n\n\
              | figure | |\n|---|---|\n\
@@ -83,20 +82,23 @@ impl Report {
             figures.lost,
             figures.acknowledged,
             figures.longest_wait_s,
-        );
+        )
+        .expect("a String takes any text");
         for moment in &self.timeline {
-            let _ = writeln!(text, "- {:.3} s: {}", moment.at_s, moment.what);
+            writeln!(text, "- {:.3} s: {}", moment.at_s, moment.what).expect("a String takes any text");
         }
         if !figures.errors.is_empty() {
             text.push_str("\n## What clients were told\n\n");
             for (error, count) in &figures.errors {
-                let _ = writeln!(text, "- {count} times: {}", error.replace('\n', " "));
+                writeln!(text, "- {count} times: {}", error.replace('\n', " "))
+                    .expect("a String takes any text");
             }
         }
         if figures.lost > 0 {
             let shown: Vec<_> =
                 figures.lost_rows.iter().map(|(client, number)| format!("{client}/{number}")).collect();
-            let _ = writeln!(text, "\n## Lost rows (client/number)\n\n{}", shown.join(", "));
+            writeln!(text, "\n## Lost rows (client/number)\n\n{}", shown.join(", "))
+                .expect("a String takes any text");
         }
         text
     }

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use crate::net::endpoint::{Dialing, Endpoint};
-use crate::net::tls::Connector;
-use crate::protocol::parameters::Tracked;
+use crate::command::login;
+use crate::net::endpoint::Endpoint;
 use crate::server::login::Recipe;
 use crate::server::{QueryError, ServerConnection, Session};
 
@@ -40,8 +39,8 @@ pub(super) struct Met {
     pub(super) unknown: BTreeSet<Row>,
     /// What clients were told, and how often.
     pub(super) errors: BTreeMap<String, u64>,
-    /// When the first of them came.
-    pub(super) first_error: Option<Instant>,
+    /// The first of them, and when it came.
+    pub(super) first_error: Option<(Instant, String)>,
     /// When a row was last acknowledged.
     pub(super) last: Option<Instant>,
     /// Since the harm: the longest time in which no row was acknowledged, with its end.
@@ -71,8 +70,8 @@ impl Met {
     }
 
     fn fail(&mut self, error: String, now: Instant) {
+        self.first_error.get_or_insert_with(|| (now, error.clone()));
         *self.errors.entry(error).or_default() += 1;
-        self.first_error.get_or_insert(now);
     }
 }
 
@@ -112,7 +111,7 @@ impl Workload {
 }
 
 async fn client(number: u32, target: Target, met: Arc<Mutex<Met>>) {
-    let session = session();
+    let session = Session::untracked();
     let mut row = 0;
     loop {
         let mut connection = match target.open(&session).await {
@@ -145,33 +144,27 @@ async fn client(number: u32, target: Target, met: Arc<Mutex<Met>>) {
     }
 }
 
-/// Of a client that asks for no parameters.
-pub(super) fn session() -> Session {
-    Session::new(Tracked::new(std::iter::empty()))
-}
-
 impl Target {
     /// A connection through the pooler.
     pub(super) async fn open(&self, session: &Session) -> Result<ServerConnection, String> {
         let endpoint = Endpoint { host: self.host.clone(), port: self.port };
         let own = Recipe::own(endpoint, &self.user, &self.database, Arc::clone(&self.secret));
-        let dialing = Dialing { tls: Connector::opportunistic(), ..Dialing::default() };
-        let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing, ..own };
+        let recipe = Recipe { timeout: Some(LOGIN_MAX), dialing: login::dialing(), ..own };
         recipe.open(session, 0, 0).await.map(|(connection, _)| connection).map_err(|error| error.to_string())
     }
 }
 
 /// The rows that are in the table. Rows of one client come as one text.
 pub(super) async fn rows(target: &Target, clients: u32) -> Result<BTreeSet<Row>, String> {
-    let session = session();
+    let session = Session::untracked();
     let mut connection = target.open(&session).await?;
     let mut rows = BTreeSet::new();
     for client in 0..clients {
         let sql = format!(
             "SELECT coalesce(string_agg(number::text, ','), '') FROM {TABLE} WHERE client = {client}"
         );
-        let row = connection.first_row(&sql, &session).await.map_err(|error| error.to_string())?;
-        let text = row.into_iter().next().flatten().unwrap_or_default();
+        let text = connection.first_value(&sql, &session).await.map_err(|error| error.to_string())?;
+        let text = text.unwrap_or_default();
         let numbers = text.split(',').filter(|number| !number.is_empty());
         for number in numbers {
             let number = number.parse().map_err(|_| format!("{TABLE} has the number {number:?}"))?;
@@ -197,10 +190,12 @@ mod tests {
         met.acknowledge((0, 2), at(950), at(1200));
         assert_eq!((met.outage, met.back.len()), (Some((Duration::from_millis(300), at(1200))), 0));
         met.fail("lost".to_owned(), at(1300));
+        met.fail("and refused".to_owned(), at(1350));
         met.acknowledge((1, 3), at(1400), at(5200));
         met.acknowledge((0, 4), at(5000), at(5300));
         assert_eq!(met.outage, Some((Duration::from_millis(4000), at(5200))));
         assert_eq!(met.longest_wait, Duration::from_millis(3800));
         assert_eq!((met.back.len(), met.errors["lost"]), (2, 1));
+        assert_eq!(met.first_error, Some((at(1300), "lost".to_owned())), "not the first in the alphabet");
     }
 }

@@ -15,13 +15,13 @@ use super::pools::pools;
 use super::{VerifyArguments, VerifyError};
 use crate::auth::{Credentials, Password, Proof, Secret, ServerSecret};
 use crate::command::consoles::{Consoles, PoolerError, Rows};
+use crate::command::login;
 use crate::command::switchover::Operator;
 use crate::config::{Cluster, Config, Host, SourceKind};
 use crate::net::endpoint::{Dialing, Endpoint, TcpOptions};
-use crate::net::tls::{self, Connector, Tls};
-use crate::protocol::parameters::Tracked;
+use crate::net::tls::{self, Tls};
 use crate::server::login::Recipe;
-use crate::server::{QueryError, ServerConnection, Session};
+use crate::server::{ServerConnection, Session};
 use crate::topology::kube::Kubernetes;
 use crate::topology::kube::inspect::{Inspection, SecretFile, Seen};
 use crate::topology::kube::operate::Operated;
@@ -123,7 +123,7 @@ impl Subject {
                 tls_name: Some(settings.server_tls_name.clone().unwrap_or(format!("{}-rw", self.object))),
                 dns: None,
             },
-            None => Dialing { tls: Connector::opportunistic(), ..Dialing::default() },
+            None => login::dialing(),
         };
         let in_settings = || settings.map(|settings| settings.monitor_dbname.clone());
         let database = arguments.dbname.clone().or_else(in_settings).unwrap_or_else(|| "postgres".to_owned());
@@ -180,7 +180,7 @@ async fn servers(api: &Inspection, recipe: &Recipe, port: u16) -> Vec<Server> {
 }
 
 async fn said(recipe: Recipe) -> Seen<Said> {
-    let session = Session::new(Tracked::new(std::iter::empty()));
+    let session = Session::untracked();
     let (mut open, _) = recipe.open(&session, 0, 0).await.map_err(|error| error.to_string())?;
     match tokio::time::timeout(SERVER_MAX, answers(&mut open, &session)).await {
         Ok(answers) => answers,
@@ -202,8 +202,8 @@ async fn answers(open: &mut ServerConnection, session: &Session) -> Seen<Said> {
 }
 
 async fn cell(open: &mut ServerConnection, sql: &str, session: &Session) -> Seen<String> {
-    let row = open.first_row(sql, session).await.map_err(|error: QueryError| error.to_string())?;
-    row.into_iter().next().flatten().ok_or_else(|| "an answer without a value".to_owned())
+    let value = open.first_value(sql, session).await.map_err(|error| error.to_string())?;
+    value.ok_or_else(|| "an answer without a value".to_owned())
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Seen<T> {

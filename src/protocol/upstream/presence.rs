@@ -8,6 +8,9 @@ use crate::protocol::statements::{Change, ClientStatements, Statement, text_of};
 use crate::protocol::{Answer, RequestKind};
 use crate::wire::HEADER_LENGTH;
 
+/// Of a Parse: no command, no parameter types.
+const EMPTY_DEFINITION: &[u8] = b"\0\0\0";
+
 /// Whether a statement has a string in it, which may be a date, or mean something else after all.
 pub(super) fn has_literal(definition: &[u8]) -> bool {
     let text = text_of(definition);
@@ -41,6 +44,15 @@ impl Upstream<'_> {
         let now = self.interner.intern(statement.definition(), &environment);
         self.client.get_or_insert_default().insert(name, Arc::clone(&now));
         now
+    }
+
+    /// The statement if the server has it, else one that any server takes at any time, also in a failed transaction and
+    /// whatever tables are found: for what needs no more than a name that is in use.
+    pub(super) fn present_or_empty(&mut self, statement: Arc<Statement>) -> Arc<Statement> {
+        match self.server.touch(statement.id) {
+            true => statement,
+            false => self.interner.intern(EMPTY_DEFINITION, &[]),
+        }
     }
 
     /// Prepares a statement that the server lacks, in front of what needs it.

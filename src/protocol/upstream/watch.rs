@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EMPTY_DEFINITION, Fate, Message, Output, Upstream, write_header};
+use super::{Fate, Message, Output, Upstream, write_header};
 use crate::protocol::channels::statements;
 use crate::protocol::statements::{Statement, text_of};
 use crate::protocol::{Answer, RequestKind};
@@ -72,9 +72,8 @@ impl Upstream<'_> {
         if verb == Verb::Execute {
             statement = self.in_force(&name, statement);
         }
-        if verb == Verb::Deallocate && !self.server.touch(statement.id) {
-            // An empty one goes as well: this one's tables may not be found here.
-            statement = self.interner.intern(EMPTY_DEFINITION, &[]);
+        if verb == Verb::Deallocate {
+            statement = self.present_or_empty(statement);
         }
         if verb == Verb::Execute && self.prepare_session(statement.parts(), message.at, output) {
             return Some(Fate::OthersSequences);
