@@ -8,7 +8,7 @@ use super::status::EventStatus;
 use super::table::{Columns, Table, Value, int4, number, text};
 use crate::metrics::{self, Metric, Page};
 use crate::topology::health::HealthState;
-use crate::topology::signals::Signals;
+use crate::topology::signals::{Signals, is_synchronous};
 use crate::topology::volume::Volume;
 use crate::wire::originate::ColumnType::{Int4, Int8, Text};
 
@@ -219,7 +219,6 @@ pub(super) fn publish(view: &ClusterView, page: &mut Page) {
             page.gauge(&metrics::MEMBER_LAG, &labels, seconds(age));
         }
         if let Some(standby) = &member.standby {
-            let is_synchronous = |state: &str| matches!(state, "sync" | "quorum");
             let synchronous = standby.sync_state.as_deref().map(is_synchronous);
             gauge(page, &metrics::MEMBER_STREAMS, &labels, standby.streams.map(f64::from));
             gauge(page, &metrics::MEMBER_SYNCHRONOUS, &labels, synchronous.map(f64::from));

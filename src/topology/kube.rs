@@ -131,14 +131,10 @@ impl Kubernetes {
     pub async fn volumes(&self, cluster: &Cluster) -> Result<BTreeMap<Arc<str>, Volume>, String> {
         let namespace = cluster.namespace.as_ref().unwrap_or(&self.namespace);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let asked = async {
             let claims = claims.list(&ListParams::default()).await?;
-            let mut found = Vec::new();
-            for selector in selectors(cluster) {
-                found.extend(pods.list(&ListParams::default().labels(&selector)).await?);
-            }
-            Ok::<_, kube::Error>(volume::volumes(&found, &claims.items))
+            let pods = pods_of(&self.client, namespace, &selectors(cluster)).await?;
+            Ok::<_, kube::Error>(volume::volumes(&pods, &claims.items))
         };
         match timeout(VOLUMES_LIMIT, asked).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
@@ -302,6 +298,17 @@ impl Watches {
         };
         self.tasks.spawn(watch::keep(api, selection, as_news, speaker));
     }
+}
+
+/// The pods that any of these label selectors chooses, each once, by name.
+async fn pods_of(client: &Client, namespace: &str, selectors: &[String]) -> Result<Vec<Pod>, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let mut found = BTreeMap::new();
+    for selector in selectors {
+        let list = api.list(&ListParams::default().labels(selector)).await?;
+        found.extend(list.items.into_iter().map(|pod| (pods::name(&pod).to_owned(), pod)));
+    }
+    Ok(found.into_values().collect())
 }
 
 /// The label selectors of the cluster's pods.

@@ -89,19 +89,37 @@ pub fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
 
+/// Where the pod is, once it is somewhere.
+pub fn address(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.pod_ip.as_deref().filter(|address| !address.is_empty())
+}
+
+/// Whether Kubernetes takes it for ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Its volumes that are claimed: name, and name of the claim.
+pub fn claims(pod: &Pod) -> impl Iterator<Item = (&str, &str)> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| {
+        let claim = volume.persistent_volume_claim.as_ref()?;
+        Some((volume.name.as_str(), claim.claim_name.as_str()))
+    })
+}
+
 fn member(pod: &Pod, slices: &[EndpointSlice], port: u16) -> Option<Member> {
-    let status = pod.status.as_ref()?;
-    let address = status.pod_ip.as_ref().filter(|address| !address.is_empty())?;
-    let mut conditions = status.conditions.iter().flatten();
+    let address = address(pod)?;
     Some(Member {
         name: name(pod).into(),
         place: Place {
             uid: pod.metadata.uid.as_deref().map(Arc::from),
-            host: Host::Tcp(address.clone()),
+            host: Host::Tcp(address.to_owned()),
             port,
         },
         zone: label(pod, ZONE_LABEL).map(Arc::from).or_else(|| zone_of(name(pod), slices)),
-        ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        ready: is_ready(pod),
         terminating: pod.metadata.deletion_timestamp.is_some(),
         fenced: None,
     })

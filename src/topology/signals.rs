@@ -241,12 +241,17 @@ impl Standby {
 
     /// Whether commits wait for it now; `None` when that is hidden.
     pub fn is_synchronous(&self) -> Option<bool> {
-        self.sync_state.as_deref().map(|state| matches!(state, "sync" | "quorum"))
+        self.sync_state.as_deref().map(is_synchronous)
     }
 
     fn may_acknowledge(&self) -> bool {
         self.streams() != Some(false) && self.sync_state.as_deref() != Some("async")
     }
+}
+
+/// Whether commits wait for a standby of this `sync_state`.
+pub fn is_synchronous(sync_state: &str) -> bool {
+    matches!(sync_state, "sync" | "quorum")
 }
 
 impl From<String> for SyncRule {

@@ -55,12 +55,7 @@ pub fn volumes(pods: &[Pod], claims: &[PersistentVolumeClaim]) -> BTreeMap<Arc<s
 
 /// CloudNativePG's volumes are `pgdata` and `pg-wal`, Crunchy's `postgres-data` and `postgres-wal`, Zalando's `pgdata`.
 fn claim_of(pod: &Pod) -> Option<(&str, bool)> {
-    let volumes = pod.spec.as_ref()?.volumes.as_ref()?;
-    let claims = volumes.iter().filter_map(|volume| {
-        let claim = volume.persistent_volume_claim.as_ref()?;
-        Some((volume.name.as_str(), claim.claim_name.as_str()))
-    });
-    let claims: Vec<_> = claims.collect();
+    let claims: Vec<_> = pods::claims(pod).collect();
     let named = |word: &str| claims.iter().find(|(name, _)| name.contains(word)).map(|(_, claim)| *claim);
     let data = named("data").or_else(|| claims.first().map(|(_, claim)| *claim));
     named("wal").map(|claim| (claim, true)).or_else(|| data.map(|claim| (claim, false)))

@@ -235,13 +235,8 @@ impl Operated {
     }
 
     async fn instances(&self, selectors: &[String]) -> Result<(Vec<Pod>, Vec<Instance>), ApiFailure> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let mut found = BTreeMap::new();
-        for selector in selectors {
-            let list = api.list(&ListParams::default().labels(selector)).await.map_err(words)?;
-            found.extend(list.items.into_iter().map(|pod| (pods::name(&pod).to_owned(), pod)));
-        }
-        let pods: Vec<Pod> = pods::running(&found.into_values().collect::<Vec<_>>()).cloned().collect();
+        let found = super::pods_of(&self.client, &self.namespace, selectors).await.map_err(words)?;
+        let pods: Vec<Pod> = pods::running(&found).cloned().collect();
         let instances = pods.iter().map(instance).collect();
         Ok((pods, instances))
     }
@@ -427,18 +422,12 @@ impl Wish {
 }
 
 fn instance(pod: &Pod) -> Instance {
-    let spec = pod.spec.as_ref();
-    let status = pod.status.as_ref();
-    let mut conditions = status.into_iter().flat_map(|status| status.conditions.iter().flatten());
-    let volumes = spec.into_iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let claims =
-        volumes.filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone()));
     Instance {
         name: pods::name(pod).to_owned(),
-        address: status.and_then(|status| status.pod_ip.clone()).filter(|address| !address.is_empty()),
-        ready: conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True"),
-        node: spec.and_then(|spec| spec.node_name.clone()),
-        claims: claims.collect(),
+        address: pods::address(pod).map(str::to_owned),
+        ready: pods::is_ready(pod),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        claims: pods::claims(pod).map(|(_, claim)| claim.to_owned()).collect(),
     }
 }
 
