@@ -114,6 +114,25 @@ async fn a_client_is_told_what_it_listens_to() {
     assert!(heard(&stage.a.query("SELECT 1").await).is_empty());
 }
 
+/// The server that runs the statement has to be given it first.
+#[tokio::test]
+async fn what_a_client_notifies_itself_of_by_execute_comes_in_front_of_ready_for_query_too() {
+    let pooler = Pooler::config().pool_size(2).start().await;
+    let (mut client, mut other) = (pooler.client().await, pooler.client().await);
+    client.query("LISTEN x").await.is("C(LISTEN) Z(I)");
+    nobody_is_pinned(&pooler).await;
+    for round in 0..20 {
+        let name = format!("s{round}");
+        let notify = run_of([parse(&name, &format!("SELECT pg_notify('x', '{round}')")), sync()]);
+        client.ask(notify).await.is("1 Z(I)");
+        // The other client has the server that knows it.
+        other.query("BEGIN").await.succeeds("BEGIN");
+        client.send(query(&format!("EXECUTE {name}"))).await;
+        assert_eq!(heard(&client.until(b'Z').await), [format!("x {round}")]);
+        other.query("COMMIT").await.succeeds("COMMIT");
+    }
+}
+
 #[tokio::test]
 async fn what_a_client_notifies_itself_of_comes_in_front_of_ready_for_query() {
     let pooler = Pooler::config().start().await;

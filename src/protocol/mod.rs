@@ -368,12 +368,17 @@ impl Pipeline {
     /// message is half read.
     #[inline]
     pub fn is_idle(&self) -> bool {
-        self.requests.is_empty()
-            && self.status == TransactionStatus::Idle
+        self.requests.is_empty() && self.owes_client_nothing()
+    }
+
+    /// The same, but for what answers us alone, as a Sync of ours behind the client's query.
+    pub fn owes_client_nothing(&self) -> bool {
+        self.status == TransactionStatus::Idle
             && !self.batch_open
             && !self.skipping
             && !self.is_in_doubt()
             && self.body_left == 0
+            && self.requests.iter().all(|request| request.answer == Answer::Discard)
     }
 
     /// Whether the client owes the server nothing and the server owes the client nothing, be it

@@ -397,8 +397,10 @@ impl Upstream<'_> {
         if present && self.pipeline.may_fail_transaction() {
             return Fate::Wait;
         }
-        // In a failed transaction the server refuses all but its end: it has to see the Parse.
-        let answered_here = present && self.pipeline.status() != TransactionStatus::Failed;
+        // In a failed transaction the server refuses all but its end, and behind a SET of the search_path it may not
+        // find the tables: it has to see the Parse.
+        let may_refuse = self.pipeline.status() == TransactionStatus::Failed || self.pipeline.may_set();
+        let answered_here = present && !may_refuse;
         self.counts.client_parses += 1;
         self.client.get_or_insert_default().insert(parse.name, Arc::clone(&statement));
         let change = Change::ClientParse {

@@ -89,7 +89,7 @@ impl Session {
         let lease = self.lease();
         let pipeline = &lease.pipeline;
         let withholds = pipeline.touched.parts.contains(Parts::NOTIFIES)
-            && pipeline.is_idle()
+            && pipeline.owes_client_nothing()
             && lease.backlog.is_empty()
             && !lease.loan().proving
             && !lease.loan().closing;

@@ -42,6 +42,7 @@ pub fn settle(steps: &mut Vec<Step>) {
     leave_out_wrong_arguments(steps);
     leave_out_portals_of_queries(steps);
     leave_out_late_questions_for_channels(steps);
+    leave_out_old_literals(steps);
     settle_unnamed(steps);
     steps.retain(|step| !step.requests.is_empty());
 }
@@ -164,14 +165,17 @@ fn leave_out_portals_of_queries(steps: &mut [Step]) {
     }
 }
 
-/// What a client listens to is told on a server that does not listen for it by a question in front of its transaction,
-/// and a batch without its Sync is one.
+/// What a client listens to is told on a server that does not listen for it by a question in front of its transaction;
+/// in a transaction block, or in a batch without its Sync, it is too late for that.
 fn leave_out_late_questions_for_channels(steps: &mut [Step]) {
-    let mut in_batch = false;
+    let (mut in_batch, mut in_block) = (false, false);
     for step in steps.iter_mut().filter(|step| step.who == Who::Client) {
         step.requests.retain(|request| {
-            let is_late =
-                matches!(request, Request::Query(sql) if in_batch && sql.contains("listening_channels"));
+            let is_late = matches!(request, Request::Query(sql)
+                if (in_batch || in_block) && sql.contains("listening_channels"));
+            if let Request::Query(sql) | Request::Parse { sql, .. } = request {
+                in_block = is_in_block_behind(sql, in_block);
+            }
             in_batch = match request {
                 Request::Sync => false,
                 Request::Query(_) => in_batch && is_late,
@@ -179,6 +183,43 @@ fn leave_out_late_questions_for_channels(steps: &mut [Step]) {
             };
             !is_late
         });
+    }
+}
+
+/// Whether a transaction block may be open behind a text.
+fn is_in_block_behind(sql: &str, in_block: bool) -> bool {
+    let has = |words: &[&str]| words.iter().any(|word| sql.contains(word));
+    in_block && !has(&["COMMIT", "ROLLBACK", "END", "ABORT"]) || has(&["BEGIN", "START"])
+}
+
+/// A literal means what it meant when its statement was prepared; a server that has yet to prepare it takes it by the
+/// settings of now.
+fn leave_out_old_literals(steps: &mut [Step]) {
+    let has = |sql: &str, words: &[&str]| words.iter().any(|word| sql.contains(word));
+    let (mut names, mut outdated) = (HashSet::new(), HashSet::new());
+    let mut sets = false;
+    for step in steps.iter_mut().filter(|step| step.who == Who::Client) {
+        step.requests.retain(|request| match request {
+            Request::Bind { statement, .. } => !outdated.contains(statement),
+            Request::Query(sql) => sql.strip_prefix("EXECUTE ").is_none_or(|name| !outdated.contains(name)),
+            _ => true,
+        });
+        for request in &step.requests {
+            let (Request::Query(sql) | Request::Parse { sql, .. }) = request else { continue };
+            if has(sql, &["TimeZone", "DateStyle", "IntervalStyle", "standard_conforming_strings"]) {
+                sets = true;
+                outdated.extend(names.iter().cloned());
+            }
+            if sets && has(sql, &["RESET", "DISCARD", "ROLLBACK", "ABORT", "COMMIT", "END"]) {
+                outdated.extend(names.iter().cloned());
+            }
+            if let Request::Parse { name, sql, .. } = request
+                && sql.contains('\'')
+                && has(sql, &["date", "time", "interval", "\\"])
+            {
+                names.insert(name.clone());
+            }
+        }
     }
 }
 
@@ -203,8 +244,7 @@ pub fn notifies_and_unlistens(steps: &[Step]) -> bool {
         if notifies && unlistens {
             return true;
         }
-        in_block =
-            in_block && !has(sql, &["COMMIT", "ROLLBACK", "END", "ABORT"]) || has(sql, &["BEGIN", "START"]);
+        in_block = is_in_block_behind(sql, in_block);
         let ends = matches!(request, Request::Query(_) | Request::Sync);
         (notifies, unlistens) = if ends && !in_block { (false, false) } else { (notifies, unlistens) };
     }

@@ -454,6 +454,14 @@ pub const STATE_ROWS: &[(&str, &str)] = &[
          Bind - s / Describe P - / Execute - / Sync",
     ),
     (
+        "r9 a Parse behind a SET search_path of its batch does not find what another one would",
+        "Parse s SELECT n, word FROM items / Sync
+         Parse path SET search_path = a / Bind - path / Execute - / Parse again SELECT n, word FROM items / Sync
+         Query BEGIN / Query SET LOCAL search_path = b
+         Parse again SELECT n, word FROM items / Sync
+         Query ROLLBACK",
+    ),
+    (
         "r9 the same text means another date under another DateStyle",
         "B: Query SET DateStyle = 'ISO, MDY' / Parse x SELECT '01/02/2026'::date / Bind - x / Execute - / Sync
          Query SET DateStyle = 'ISO, DMY'
