@@ -126,6 +126,14 @@ impl SqlError {
         self.hint = Some(hint.into());
         self
     }
+
+    /// What stands in the log of it, whose beginning is PgBouncer's line.
+    pub fn line(&self) -> Cow<'static, str> {
+        match &self.detail {
+            Some(detail) => format!("{}: {detail}", self.message).into(),
+            None => self.message.clone(),
+        }
+    }
 }
 
 impl fmt::Display for SqlError {

@@ -2,10 +2,15 @@
 
 mod support;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use pgweir::command::drill::report::Report;
 use std::path::PathBuf;
 use std::time::Duration;
-use support::ledger::{Books, Ledger};
+use support::archive::Archive;
+use support::kube::Kube;
+use support::ledger::{Books, Ledger, Outcome};
+use support::operator::Operator;
+use support::replicas::Replicas;
 use support::runs::chance;
 use support::scene::Scene;
 use tempfile::TempDir;
@@ -13,6 +18,9 @@ use tokio::time::Instant;
 
 /// What the drill and the test may differ in: the clients of both are served one after another.
 const MARGIN: Duration = Duration::from_millis(400);
+
+/// By how much the clocks of a server and of the test may seem to differ.
+const CLOCKS: SignedDuration = SignedDuration::from_millis(10);
 
 /// `pgweir drill`, as a person with the administrator's kubeconfig calls it.
 struct Drill {
@@ -108,8 +116,22 @@ async fn is_clean(scene: &Scene) {
 }
 
 async fn scene(what: &str) -> (Scene, Ledger) {
+    scene_of(what, &[]).await
+}
+
+/// A cluster whose WAL is archived, and that has a base backup.
+async fn archived(what: &str) -> (Scene, Ledger, Archive) {
+    let archive = Archive::new();
+    let settings = archive.settings();
+    let (scene, ledger) = scene_of(what, &[&settings[0], &settings[1]]).await;
+    archive.back_up(&scene.operator.replicas, 0).await;
+    scene.operator.archives_to(&archive).await;
+    (scene, ledger, archive)
+}
+
+async fn scene_of(what: &str, settings: &[&str]) -> (Scene, Ledger) {
     let (seed, _) = chance(what);
-    let scene = Scene::start(seed).await;
+    let scene = Scene::of(Kube::shared().await, settings, seed, |config| config).await;
     scene.knows_all().await;
     scene.operator.replicas.sql(0, "GRANT CREATE ON SCHEMA public TO app").await;
     let mut ledger = Ledger::start(&scene.pooler.tcp(), 4, seed);
@@ -176,6 +198,114 @@ async fn a_drill_takes_the_standbys_and_says_how_long_commits_have_waited() {
     is_clean(&scene).await;
 }
 
+/// What the restored server has of the test's own clients is what was acknowledged before the moment, and nothing that
+/// was begun after it.
+async fn is_as_of(replicas: &Replicas, number: usize, books: &Books, target_time: &str) {
+    let target: Timestamp = target_time.parse().expect("a moment in UTC");
+    let (here, now) = (Instant::now(), Timestamp::now());
+    let date = |moment: Instant| {
+        now - SignedDuration::try_from(here.duration_since(moment)).expect("the test is short")
+    };
+    let mut rows = [Vec::new(), Vec::new()];
+    for entry in &books.0 {
+        assert_eq!(entry.outcome, Outcome::Acknowledged, "{entry:?}");
+        if date(entry.ended) + CLOCKS < target {
+            rows[0].extend(entry.rows.clone().map(|row| row.to_string()));
+        } else if date(entry.began) > target + CLOCKS {
+            rows[1].extend(entry.rows.clone().map(|row| row.to_string()));
+        }
+    }
+    for (rows, there) in rows.iter().zip([rows[0].len(), 0]) {
+        assert!(rows.len() > 100, "the clients write all the time");
+        let sql = format!("SELECT count(*) FROM ledger WHERE n IN ({})", rows.join(", "));
+        assert_eq!(replicas.number(number, &sql).await, there as i64);
+    }
+}
+
+#[tokio::test]
+async fn a_drill_restores_the_moment_before_the_damage_and_clients_can_be_moved_there() {
+    let (mut scene, ledger, _archive) = archived("drill pitr").await;
+    let port = scene.operator.replicas.port.to_string();
+    let began = Instant::now();
+    let drill = Drill::new(&scene, &["pitr", "--yes", "--force", "--keep", "--server-port", &port]);
+    let (drilled, made) =
+        tokio::join!(drill.run(), scene.operator.restores("pg-pitr", |moment| moment.to_owned()));
+    let books = ledger.stop().await;
+    let said = drilled.said.clone();
+    let report = drilled.agrees_with(&books, began);
+    let replicas = &scene.operator.replicas;
+    let restored = report.restored.clone().expect("a cluster was restored");
+    assert_eq!((restored.cluster.as_str(), &restored.target_time), ("pg-pitr", &made.target_time));
+    let rows = replicas.number(made.number, "SELECT count(*) FROM pgweir_drill").await as u64;
+    assert!(rows > 100, "{restored:?}");
+    assert_eq!((restored.rows_then, restored.rows_restored, restored.rows_too_many), (rows, rows, 0));
+    assert!(report.figures.acknowledged > rows, "clients have written after the damage, too: {report:#?}");
+    let took = Duration::from_secs_f64(restored.restored_s);
+    println!("  restored after {took:?}, measured {:?}", made.took);
+    assert!(took.abs_diff(made.took) < 2 * MARGIN, "{took:?}, measured {:?}", made.took);
+    has(&report, &["all rows of pgweir_drill are deleted", "is archived", "the clients have ended"]);
+    has(
+        &report,
+        &[
+            "Cluster pg-pitr is asked for, as of ",
+            "pg-pitr: Cluster in healthy state",
+            "after archive_timeout",
+        ],
+    );
+    is_as_of(replicas, made.number, &books, &made.target_time).await;
+    is_clean(&scene).await;
+
+    // What it offers works as it stands there.
+    let offer = said.lines().find_map(|line| line.trim().strip_prefix("pgweir reroute ")).expect("an offer");
+    let offer: Vec<&str> = offer.split(' ').collect();
+    scene.operator.space.grant_as("restored", "follower", Operator::rules_for("pg-pitr")).await;
+    let line =
+        format!("[clusters]\npg-pitr = source=cnpg namespace={} port={port}", scene.operator.space.name);
+    scene.pooler.edit("[clusters]", &line);
+    scene.pooler.admin("RELOAD").await;
+    reroute(&scene, &offer).await;
+    let mut client = scene.pooler.client().await;
+    assert_eq!(client.query("SELECT count(*) FROM pgweir_drill").await.rows(), [[rows.to_string()]]);
+    reroute(&scene, &["app", "--from", "pg-pitr", "--to", "pg"]).await;
+    let gone = client.query("SELECT count(*) FROM pgweir_drill").await;
+    assert!(gone.rows().is_empty(), "the cluster itself has it no more: {gone}");
+}
+
+async fn reroute(scene: &Scene, arguments: &[&str]) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    let pooler = format!("127.0.0.1:{}", scene.pooler.port);
+    command.arg("reroute").args(arguments).args(["--pooler", &pooler, "--admin-user", "admin"]);
+    let output = command.kill_on_drop(true).output().await.expect("our own binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// An archive that ends too early, or an operator that does not do what it was asked for.
+#[tokio::test]
+async fn a_drill_says_which_rows_a_restored_cluster_lacks_and_deletes_it() {
+    let (mut scene, ledger, _archive) = archived("drill pitr lost").await;
+    let replicas = &scene.operator.replicas;
+    replicas.sql(0, "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO app").await;
+    let port = replicas.port.to_string();
+    let arguments = ["pitr", "--yes", "--force", "--restore-as", "older", "--server-port", &port];
+    let drill = Drill::new(&scene, &arguments);
+    let one_second_early = |moment: &str| {
+        let moment: Timestamp = moment.parse().expect("a moment in UTC");
+        format!("{}", (moment - SignedDuration::from_secs(1)).strftime("%Y-%m-%d %H:%M:%S.%6f+00"))
+    };
+    let (drilled, ()) = tokio::join!(drill.run(), async {
+        let made = scene.operator.restores("older", one_second_early).await;
+        scene.operator.removes(&made).await;
+    });
+    ledger.stop().await.agree_with(&scene.operator.replicas, 0, &[]).await;
+    assert!(!drilled.done && drilled.said.contains(" acknowledged rows are lost: "), "{}", drilled.said);
+    let report = drilled.report.expect("a report is kept");
+    assert!(report.timeline.iter().all(|moment| !moment.what.contains("archive_timeout")), "{report:#?}");
+    let restored = report.restored.expect("a cluster was restored");
+    assert!(restored.rows_restored < restored.rows_then && restored.rows_restored > 0, "{restored:?}");
+    assert_eq!(report.figures.lost, restored.rows_then - restored.rows_restored);
+    is_clean(&scene).await;
+}
+
 #[tokio::test]
 async fn a_drill_does_nothing_that_nobody_has_agreed_to() {
     let (scene, ledger) = scene("drill refused").await;
@@ -183,6 +313,14 @@ async fn a_drill_does_nothing_that_nobody_has_agreed_to() {
     assert!(!drilled.done && drilled.said.contains("nothing was done: nobody can be asked here; say --yes"));
     let drilled = Drill::new(&scene, &["failover", "--yes", "--force", "--switchover", "pg-1"]).run().await;
     assert!(!drilled.done && drilled.said.contains("pg-1 is the primary already"), "{}", drilled.said);
+    for (arguments, words) in [
+        (&["pitr"][..], "there is no archive to restore it from"),
+        (&["pitr", "--restore-as", "pg"], "there is a Cluster pg already: --restore-as takes another name"),
+        (&["pitr", "--operator", "patroni"], "pitr asks CloudNativePG for the new cluster"),
+    ] {
+        let drilled = Drill::new(&scene, &[arguments, &["--yes", "--force"]].concat()).run().await;
+        assert!(!drilled.done && drilled.said.contains(words), "{}", drilled.said);
+    }
     // All instances of this cluster are on one node.
     let drilled = Drill::new(&scene, &["failover", "--yes"]).run().await;
     assert!(

@@ -142,7 +142,10 @@ async fn commits_that_wait_for_both_lost_standbys_are_said_to_by_design() {
     // Reads and logins work.
     reader.query("SELECT count(*) FROM ledger").await.is("T D(0) C(SELECT 1) Z(I)");
     scene.client().await.query("SELECT 1").await.is("T D C(SELECT 1) Z(I)");
-    scene.pooler.logs("WARNING cluster c1: commits_blocked_on_sync_quorum: 127.0.0.2: 0 of 1 required").await;
+    scene
+        .pooler
+        .logs("WARNING cluster c1: commits_blocked_on_sync_quorum (by design): 127.0.0.2: 0 of 1 required")
+        .await;
     scene.pooler.logs("health=commits_blocked_on_sync_quorum was=healthy").await;
     // Who waits behind them is told why.
     let mut others = Vec::new();
@@ -156,7 +159,7 @@ async fn commits_that_wait_for_both_lost_standbys_are_said_to_by_design() {
     let last = told.messages.last().expect("it is told");
     let detail = last.field(b'D');
     assert!(
-        detail.contains("Cluster \"c1\" is commits_blocked_on_sync_quorum: 127.0.0.2: 0 of 1"),
+        detail.contains("Cluster \"c1\" is commits_blocked_on_sync_quorum (by design): 127.0.0.2: 0 of 1"),
         "{detail}"
     );
     assert!(last.field(b'H').contains("Do not switch to asynchronous"), "{}", last.field(b'H'));

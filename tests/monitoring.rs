@@ -294,7 +294,7 @@ async fn every_panel_shows_something_of_a_cluster_under_load_and_in_trouble() {
     let moved = scene.operator.switch_over(1).await;
     println!("  the primary moved {:?} ago", moved.named.elapsed());
     prometheus.shows("pgweir_cluster_timeline == 2").await;
-    commits_are_blocked_and_prometheus_says_so(&mut scene, &prometheus).await;
+    commits_are_blocked_for_a_while(&mut scene, &prometheus).await;
     ledger.writes(100).await;
     prometheus.answers_all(&dashboard(), &scene.pooler).await;
     drop(trouble);
@@ -344,26 +344,97 @@ impl Trouble {
     }
 }
 
-/// That night: both standbys go, commits wait, and the alert says what it is.
-async fn commits_are_blocked_and_prometheus_says_so(scene: &mut Scene, prometheus: &Prometheus) {
+/// Both standbys go, and commits wait, until they are back.
+async fn commits_are_blocked_for_a_while(scene: &mut Scene, prometheus: &Prometheus) {
     let replicas = &mut scene.operator.replicas;
     replicas.kill(0);
     replicas.kill(2);
+    let mut writer = writes(scene).await;
+    prometheus.shows("pgweir_member_sync_waiters > 0").await;
+    scene.operator.replicas.restart(0).await;
+    writer.ready(1).await.is("C Z(I)");
+    scene.operator.replicas.restart(2).await;
+    scene.operator.replicas.are_streaming(2).await;
+}
+
+/// A client whose commit nobody waits for yet.
+async fn writes(scene: &Scene) -> support::Raw {
     let mut writer = scene.pooler.client().await;
     writer.send(query("INSERT INTO ledger VALUES (-1)")).await;
+    writer
+}
+
+// ---- that night ----
+
+/// Of three instances with `ANY 1` both standbys are gone. Commits hang as they were configured to, and whatever on-call
+/// looks at says so: the state, the alert, what waiting clients are told, and the log of that.
+#[tokio::test]
+async fn the_night_of_the_blocked_quorum_is_said_to_be_by_design_and_nothing_is_lost() {
+    const WRITERS: usize = 4;
+    const SERVERS: usize = 8;
+    let (seed, _) = chance("night");
+    let change = |config: support::pooler::Config| config.setting("query_wait_timeout", "3");
+    let mut scene = Scene::of(Kube::shared().await, &[], seed, change).await;
+    scene.operator.replicas.sql(0, "GRANT pg_monitor TO app").await;
+    scene.knows_all().await;
+    let prometheus = Prometheus::start(scene.metrics).await;
+    let mut ledger = Ledger::start(&scene.pooler.tcp(), WRITERS, seed);
+    ledger.all_write().await;
+    prometheus.shows("pgweir_cluster_health{cluster=\"pg\",state=\"healthy\"} == 1").await;
     let alerts = "ALERTS{alertname=\"PgweirCommitsBlocked\",alertstate=\"firing\",cluster=\"pg\"}";
+    prometheus.shows(&format!("absent({alerts})")).await;
+
+    scene.operator.replicas.kill(1);
+    scene.operator.replicas.kill(2);
+    becomes(&scene, "commits_blocked_on_sync_quorum").await;
+    let shown = scene.shown().await;
+    assert!(shown["evidence"].starts_with("pg-1: 0 of 1 required synchronous standbys stream"), "{shown:?}");
+    assert!(shown["advice"].starts_with("By design, not an outage"), "{shown:?}");
+    assert!(!ledger.writes_within(Duration::from_secs(2)).await, "it is on one server only");
+    let mut reader = scene.pooler.client().await;
+    reader.query("SELECT count(*) > 0 FROM ledger").await.is("T D(t) C(SELECT 1) Z(I)");
     prometheus.shows(alerts).await;
-    prometheus.shows("pgweir_member_sync_waiters > 0").await;
     let firing = prometheus.ask("/api/v1/alerts", &[]).await;
     let is_it = |alert: &&Value| alert["labels"]["alertname"] == "PgweirCommitsBlocked";
     let alert = list(&firing, "/alerts").iter().find(is_it).expect("it is there still");
     let summary = text(alert, "/annotations/summary");
     assert!(summary.contains("designed behaviour, not an outage"), "{summary}");
     println!("  {summary}\n  {}", text(alert, "/annotations/description"));
-    scene.operator.replicas.restart(0).await;
-    writer.ready(1).await.is("C Z(I)");
-    scene.operator.replicas.restart(2).await;
-    scene.operator.replicas.are_streaming(2).await;
+
+    // When commits hold all servers, whoever waits behind them is told, too, and the log says what.
+    let mut held = Vec::new();
+    for _ in WRITERS..SERVERS {
+        held.push(writes(&scene).await);
+    }
+    let told = writes(&scene).await.rest().await;
+    assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
+    let last = told.messages.last().expect("it is told");
+    let why = "Cluster \"pg\" is commits_blocked_on_sync_quorum (by design): pg-1: 0 of 1 required";
+    assert!(last.field(b'D').contains(why), "{}", last.field(b'D'));
+    assert!(last.field(b'H').starts_with("By design, not an outage"), "{}", last.field(b'H'));
+    scene
+        .pooler
+        .logs(" pooler error: query_wait_timeout: No server connection became free within 3 s. ")
+        .await;
+    let log = scene.pooler.log();
+    let line = log.lines().find(|line| line.contains(" pooler error: query_wait_timeout: "));
+    assert!(line.is_some_and(|line| line.contains(why)), "{log}");
+
+    // One standby is enough, and nobody has to be told.
+    scene.operator.replicas.restart(1).await;
+    for mut writer in held {
+        writer.ready(1).await.is("C Z(I)");
+    }
+    ledger.writes(100).await;
+    becomes(&scene, "healthy").await;
+    prometheus.shows(&format!("absent({alerts})")).await;
+    ledger.stop().await.agree_with(&scene.operator.replicas, 0, &[]).await;
+    let written = "SELECT count(*) FROM ledger WHERE n = -1";
+    assert_eq!(scene.operator.replicas.number(0, written).await, (SERVERS - WRITERS) as i64);
+}
+
+async fn becomes(scene: &Scene, health: &str) {
+    eventually(&format!("the cluster is {health}"), async || scene.shown().await["health"] == health).await;
 }
 
 // ---- Prometheus ----

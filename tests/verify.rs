@@ -14,11 +14,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use support::archive::Archive;
 use support::certificates::{Authority, Identity, text};
 use support::kube::{Kube, Space, resource};
 use support::kustomize::{self, Document};
 use support::operator::{CLUSTER, POD, Patroni};
-use support::process::{self, private_directory};
 use support::replicas::Replicas;
 use support::scene::config_for;
 use support::{Login, Pooler, Raw, eventually, eventually_within};
@@ -42,8 +42,7 @@ struct Scene {
     authority: Authority,
     /// What the servers show.
     identity: Identity,
-    /// Where WAL is archived, with a folder for it.
-    archive: tempfile::TempDir,
+    archive: Archive,
 }
 
 /// What the command said.
@@ -84,16 +83,14 @@ async fn verify(kubeconfig: &Path, arguments: &[&str]) -> Shown {
 
 impl Scene {
     async fn start() -> Scene {
-        let archive = private_directory("weir-archive-");
-        fs::create_dir(archive.path().join("wal")).expect("our own directory");
-        process::give(archive.path());
-        process::give(&archive.path().join("wal"));
+        let archive = Archive::new();
         let authority = Authority::new();
         let identity = authority.issue("pg-rw", "DNS:pg-rw");
+        let [archive_mode, archive_command] = archive.settings();
         let settings = [
-            "archive_mode=on".to_owned(),
+            archive_mode,
             "archive_timeout=60".to_owned(),
-            format!("archive_command=cp %p {}/wal/%f", archive.path().display()),
+            archive_command,
             "ssl=on".to_owned(),
             format!("ssl_cert_file={}", text(&identity.certificate)),
             format!("ssl_key_file={}", text(&identity.key)),

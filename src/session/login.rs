@@ -573,7 +573,7 @@ impl Newcomer {
                 self.plane.metrics.borrow_mut().errors.record(&error.code);
                 closing(&error.message);
                 if settings.log_pooler_errors {
-                    tracing::warn!("{tag} pooler error: {}", error.message);
+                    tracing::warn!("{tag} pooler error: {}", error.line());
                 }
                 let mut out = BytesMut::new();
                 originate::error(&error, &mut out);

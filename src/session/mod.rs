@@ -437,7 +437,7 @@ impl Session {
         if let Some(error) = error {
             self.plane.metrics.borrow_mut().errors.record(&error.code);
             if settings.log_pooler_errors {
-                tracing::warn!("{} pooler error: {}", self.tag(), error.message);
+                tracing::warn!("{} pooler error: {}", self.tag(), error.line());
             }
             let mut bytes = BytesMut::new();
             originate::error(&error, &mut bytes);

@@ -99,7 +99,7 @@ impl Session {
             && pipeline.owed() > 0
             && since(began, now) > limit
         {
-            return Some(over("query timeout", "A query ran", limit, "query_timeout"));
+            return Some(self.explained(over("query timeout", "A query ran", limit, "query_timeout")));
         }
         if pipeline.is_over() {
             // A client that keeps its server, between transactions.
@@ -117,8 +117,13 @@ impl Session {
             return Some(over("idle transaction timeout", what, limit, "idle_transaction_timeout"));
         }
         let limit = policy.transaction_timeout?;
-        (since(loan.began, now) > limit)
-            .then(|| over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
+        (since(loan.began, now) > limit).then(|| {
+            self.explained(over("transaction timeout", "A transaction lasted", limit, "transaction_timeout"))
+        })
+    }
+
+    fn explained(&self, error: SqlError) -> SqlError {
+        explained(error, &self.plane.shared, &self.group.pool)
     }
 }
 
@@ -147,30 +152,32 @@ pub(super) fn query_wait_timeout(shared: &Shared, pool: &Pool, user: &str, limit
         size => size.to_string(),
     };
     let timeout = SqlError::fatal(sqlstate::PROTOCOL_VIOLATION, "query_wait_timeout");
-    let ailment = ailment(shared, pool);
     if let Some(why) = pool.held() {
         let mut detail = format!("No server could be used within {} s: {why}.", limit.as_secs_f64());
-        if let Some((cluster, health)) = ailment {
+        if let Some((cluster, health)) = ailment(shared, pool) {
             // Its evidence is why the pool is held.
             write!(detail, " Cluster \"{cluster}\" is {}.", health.state.name())
                 .expect("a String takes any text");
         }
         return timeout.detail(detail).hint("Look at SHOW CLUSTERS, or raise query_wait_timeout.");
     }
-    let mut detail = format!(
+    let detail = format!(
         "No server connection became free within {} s. Pool \"{}\" for user \"{user}\" has {} of {size} in use; {} clients are waiting.",
         limit.as_secs_f64(),
         pool.target.database,
         counts.active + counts.tested,
         counts.waiting,
     );
-    let Some((cluster, health)) = ailment else {
-        return timeout
-            .detail(detail)
-            .hint("Raise default_pool_size, shorten transactions, or raise query_wait_timeout.");
-    };
-    write!(detail, " Cluster \"{cluster}\" is {health}.").expect("a String takes any text");
-    timeout.detail(detail).hint(health.state.advice())
+    let hint = "Raise default_pool_size, shorten transactions, or raise query_wait_timeout.";
+    explained(timeout.detail(detail).hint(hint), shared, pool)
+}
+
+/// What lasts too long may do so because its cluster is not well.
+fn explained(error: SqlError, shared: &Shared, pool: &Pool) -> SqlError {
+    let Some((cluster, health)) = ailment(shared, pool) else { return error };
+    let detail = error.detail.as_deref().unwrap_or_default();
+    let detail = format!("{detail} Cluster \"{cluster}\" is {health}.");
+    error.detail(detail).hint(health.state.advice())
 }
 
 /// How the pool's cluster is, if it is not well.

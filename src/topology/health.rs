@@ -134,6 +134,10 @@ pub struct Health {
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.state.name())?;
+        if self.state == HealthState::CommitsBlocked {
+            // Whoever reads nothing but this must not take it for an outage.
+            f.write_str(" (by design)")?;
+        }
         for (number, text) in self.evidence.iter().enumerate() {
             write!(f, "{} {text}", if number == 0 { ":" } else { ";" })?;
         }

@@ -10,6 +10,7 @@ pub mod inspect;
 mod known;
 pub mod objects;
 pub mod operate;
+pub mod restore;
 mod watch;
 
 use std::collections::BTreeMap;

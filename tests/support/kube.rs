@@ -319,15 +319,20 @@ impl Space {
 
     /// Lets a user do what these rules of a Role say.
     pub async fn grant(&self, user: &str, rules: Value) {
+        self.grant_as(user, user, rules).await;
+    }
+
+    /// The same, beside what the user may do already: by a Role of this name.
+    pub async fn grant_as(&self, role: &str, user: &str, rules: Value) {
         let version = "rbac.authorization.k8s.io/v1";
-        let metadata = json!({ "name": user });
+        let metadata = json!({ "name": role });
         self.create(json!({ "apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules }))
             .await;
         self.create(json!({
             "apiVersion": version,
             "kind": "RoleBinding",
             "metadata": metadata,
-            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": user },
+            "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role },
             "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user }],
         }))
         .await;

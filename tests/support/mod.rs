@@ -6,6 +6,7 @@
 // Each test binary uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
+pub mod archive;
 pub mod certificates;
 pub mod clients;
 pub mod descriptors;
@@ -29,6 +30,7 @@ pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod replicas;
+pub mod restore;
 pub mod rules;
 pub mod runs;
 pub mod scene;

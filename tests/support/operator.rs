@@ -20,7 +20,7 @@ pub const CLUSTER: &str = "postgresql.cnpg.io/v1/Cluster";
 pub const POD: &str = "v1/Pod";
 const LEASE: &str = "coordination.k8s.io/v1/Lease";
 
-const HEALTHY: &str = "Cluster in healthy state";
+pub const HEALTHY: &str = "Cluster in healthy state";
 pub const RESTARTS: &str = "Primary instance is being restarted in-place";
 pub const RESTARTS_POD: &str = "Primary instance is being restarted without a switchover";
 const UPGRADES: &str = "Upgrading cluster";
@@ -75,6 +75,11 @@ impl Operator {
 
     /// The rules of a Role with the least that pgweir needs, and the lease.
     pub fn rules(&self) -> Value {
+        Operator::rules_for(&self.cluster)
+    }
+
+    /// The same for a cluster of this name.
+    pub fn rules_for(name: &str) -> Value {
         let rule = |group: &str, resource: &str, names: &[&str]| {
             let verbs = ["get", "list", "watch"];
             let mut rule = json!({ "apiGroups": [group], "resources": [resource], "verbs": verbs });
@@ -83,7 +88,6 @@ impl Operator {
             }
             rule
         };
-        let name = self.cluster.as_str();
         json!([
             rule("postgresql.cnpg.io", "clusters", &[name]),
             rule("coordination.k8s.io", "leases", &[name]),
@@ -505,7 +509,8 @@ impl Operator {
             .await;
     }
 
-    fn clusters(&self) -> Api<DynamicObject> {
+    /// All Clusters of the namespace.
+    pub fn clusters(&self) -> Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("postgresql.cnpg.io", "v1", "Cluster");
         Api::namespaced_with(self.space.client.clone(), &self.space.name, &ApiResource::from_gvk(&kind))
     }
@@ -632,6 +637,6 @@ impl Patroni {
 }
 
 /// RFC 3339 with microseconds, as Go's operators write it.
-fn now() -> String {
+pub fn now() -> String {
     format!("{:.6}", k8s_openapi::jiff::Timestamp::now())
 }

@@ -79,6 +79,8 @@ struct Node {
     child: Option<Child>,
     /// Its own host's, if it has one.
     network: Option<Network>,
+    /// Nobody replicates it, and it archives nothing.
+    alone: bool,
 }
 
 /// Three servers; number 0 is the primary at first.
@@ -88,7 +90,7 @@ pub struct Replicas {
     settings: Vec<String>,
     /// The server that standbys are told to follow.
     leader: usize,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Replicas {
@@ -114,12 +116,13 @@ impl Replicas {
                 directory: directory.path().join(format!("n{number}")),
                 child: None,
                 network,
+                alone: false,
             }
         });
         let port = free_port();
         let settings = SETTINGS.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
         let nodes = nodes.collect();
-        let mut replicas = Replicas { port, nodes, settings, leader: 0, _directory: directory };
+        let mut replicas = Replicas { port, nodes, settings, leader: 0, directory };
         for number in 0..3 {
             replicas.create(number);
         }
@@ -268,6 +271,38 @@ impl Replicas {
         }
     }
 
+    // ---- a cluster of its own ----
+
+    /// A server that is made of a base backup and of archived WAL, up to a moment. Returns its number at once; it is
+    /// a primary when it answers and is not in recovery any more.
+    pub fn restore(&mut self, base: &Path, wal: &Path, target_time: &str) -> usize {
+        let number = self.nodes.len();
+        let last = u8::try_from(2 + number).expect("there are few servers");
+        let directory = self.directory.path().join(format!("n{number}"));
+        fs::create_dir(&directory).expect("our directory is writable");
+        process::give(&directory);
+        process::copy_directory(base, &directory.join("data"));
+        let address = Ipv4Addr::new(127, 0, 0, last);
+        self.nodes.push(Node { address, directory, child: None, network: None, alone: true });
+        let signal = self.nodes[number].directory.join("data/recovery.signal");
+        fs::write(&signal, "").expect("our directory is writable");
+        process::give(&signal);
+        let settings = [
+            format!("restore_command = 'cp {}/%f %p'\n", wal.display()),
+            format!("recovery_target_time = '{target_time}'\n"),
+            "recovery_target_action = 'promote'\n".to_owned(),
+        ];
+        self.configure(number, &settings.concat());
+        self.launch(number);
+        number
+    }
+
+    /// Waits until a server is a primary.
+    pub async fn is_primary(&self, number: usize) {
+        let sql = "SELECT pg_is_in_recovery()::int";
+        eventually("recovery has ended", async || self.try_number(number, sql).await == Some(0)).await;
+    }
+
     // ---- what can be asked of it ----
 
     /// The name that the pooler has for a server.
@@ -387,6 +422,9 @@ impl Replicas {
         for setting in &self.settings {
             command.args(["-c", setting]);
         }
+        if node.alone {
+            command.args(["-c", "synchronous_standby_names=", "-c", "archive_mode=off"]);
+        }
         if let Some(network) = &node.network {
             command = network.inside(&command);
         }
@@ -471,15 +509,15 @@ fn signal_all(pids: &[u32], name: &str) {
     let _ = kill.output();
 }
 
-/// A port that is free at all three addresses.
+/// A port that is free at all addresses that servers may have.
 fn free_port() -> u16 {
     for attempt in 0..1000_u32 {
         let chance = RandomState::new().hash_one(attempt);
         let port = 10_240 + u16::try_from(chance % 20_000).expect("20000 fits 16 bits");
         let is_free = |last: u8| TcpListener::bind((Ipv4Addr::new(127, 0, 0, last), port)).is_ok();
-        if [1, 2, 3, 4].into_iter().all(is_free) {
+        if [1, 2, 3, 4, 5, 6].into_iter().all(is_free) {
             return port;
         }
     }
-    panic!("no port below 30240 is free at 127.0.0.1 to 127.0.0.4 in 1000 attempts");
+    panic!("no port below 30240 is free at 127.0.0.1 to 127.0.0.6 in 1000 attempts");
 }

@@ -1,12 +1,15 @@
 //! `pgweir drill`: does to a cluster what a bad night would, while clients write numbered rows through the pooler, and says
-//! what they saw: how long nothing was acknowledged, and what was lost. Read [`run`] first.
+//! what they saw: how long nothing was acknowledged, and what was lost. Read [`run`] first; `harm` takes pods away,
+//! `pitr` restores a moment.
 
+mod harm;
+mod pitr;
 pub mod report;
 mod workload;
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +17,12 @@ use clap::ValueEnum;
 use jiff::{Timestamp, Unit};
 use thiserror::Error;
 
-use self::report::{Figures, Moment, Report};
-use self::workload::{Met, TABLE, Workload, rows};
+use self::harm::Harmful;
+use self::pitr::{Pitr, PitrArguments};
+use self::report::{Moment, Report};
+use self::workload::{Met, Row, TABLE, Workload};
 use super::login;
-use super::switchover::{Operator, leadership};
+use super::switchover::Operator;
 use super::verify::checks::Line;
 use super::verify::{self, VerifyError};
 use crate::auth::ServerSecret;
@@ -28,9 +33,6 @@ use crate::topology::kube::{Kubernetes, NoApi};
 
 /// How long clients write before the harm, and after they are all back.
 const CALM: Duration = Duration::from_secs(3);
-
-/// How often is looked.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// The arguments of `pgweir drill`.
 #[derive(Clone, Debug, clap::Args)]
@@ -57,6 +59,23 @@ enum Drill {
         #[arg(long)]
         standbys: Option<usize>,
     },
+    /// A table loses its rows: a new cluster is restored to the moment before, and must have them
+    Pitr {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        own: PitrArguments,
+    },
+}
+
+impl Drill {
+    fn common(&self) -> &Common {
+        match self {
+            Drill::Failover { common, .. } | Drill::Quorum { common, .. } | Drill::Pitr { common, .. } => {
+                common
+            }
+        }
+    }
 }
 
 /// What all drills need to know.
@@ -132,8 +151,14 @@ pub enum DrillError {
     /// Something is gone that was acknowledged.
     #[error("{0} acknowledged rows are lost: the report is {1}")]
     Lost(u64, String),
+    /// The restored cluster is not there in time.
+    #[error("{0}")]
+    NotRestored(String),
+    /// It is not what the cluster was.
+    #[error("the restored cluster is not as the cluster was at {0}: the report is {1}")]
+    OtherRows(String, String),
     /// Somebody has interrupted it.
-    #[error("interrupted; the table {TABLE} is dropped")]
+    #[error("interrupted")]
     Interrupted,
     /// No runtime, or no report.
     #[error(transparent)]
@@ -156,87 +181,66 @@ struct Target {
     secret: Arc<ServerSecret>,
 }
 
-/// What is done to the cluster.
-enum Harm {
-    DeletePrimary(String),
-    Switchover { from: String, to: String },
-    DeleteStandbys(Vec<String>),
+/// What every drill works with.
+struct Site<'a> {
+    common: &'a Common,
+    operated: Operated,
+    target: Target,
 }
 
-impl Harm {
-    fn words(&self) -> String {
-        match self {
-            Harm::DeletePrimary(pod) => format!("pod {pod}, the primary, was deleted with no grace"),
-            Harm::Switchover { from, to } => format!("a switchover from {from} to {to} was asked for"),
-            Harm::DeleteStandbys(pods) => {
-                format!("the pods of standbys were deleted with no grace: {}", pods.join(", "))
-            }
-        }
-    }
-
-    fn question(&self) -> String {
-        match self {
-            Harm::DeletePrimary(pod) => format!("This deletes pod {pod}, the primary, with no grace."),
-            Harm::Switchover { from, to } => format!("This moves the primary from {from} to {to}."),
-            Harm::DeleteStandbys(pods) => {
-                format!("This deletes the pods {} with no grace: commits may wait for them.", pods.join(", "))
-            }
-        }
-    }
+/// Which drill, with what it has found out beforehand.
+enum Plan {
+    Harm(Harmful),
+    Pitr(Pitr),
 }
 
-/// Runs the drill, and says on standard output what it has found. The table of the drill is dropped in any case.
+/// Runs the drill, and says on standard output what it has found. What it has made is taken away in any case.
 ///
-/// Fails when acknowledged rows are lost, and when not every client comes back in time.
+/// Fails when acknowledged rows are lost, and when not every client, or the restored cluster, comes in time.
 pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let (name, common) = match &arguments.drill {
-            Drill::Failover { common, .. } => ("failover", common),
-            Drill::Quorum { common, .. } => ("quorum", common),
-        };
+        let common = arguments.drill.common();
         let kubernetes = Kubernetes::infer().await?;
         let operated = kubernetes.operate(common.namespace.as_deref(), &common.cluster);
-        let (primary, harm) = choose(&arguments.drill, common, &operated).await?;
+        let site = Site { common, operated, target: target(common) };
+        let plan = match &arguments.drill {
+            Drill::Failover { .. } | Drill::Quorum { .. } => {
+                Plan::Harm(Harmful::choose(&arguments.drill, &site).await?)
+            }
+            Drill::Pitr { own, .. } => Plan::Pitr(Pitr::choose(own, &kubernetes, &site).await?),
+        };
         if !common.force {
             verify(common).await?;
         }
-        agree(common, &harm)?;
-        let target = target(common);
-        prepare(&target).await?;
+        agree(common, &plan.question())?;
+        prepare(&site.target).await?;
         let outcome = tokio::select! {
-            outcome = play(name, common, &operated, &target, primary, harm) => outcome,
+            outcome = plan.play(&site) => outcome,
             _ = tokio::signal::ctrl_c() => Err(DrillError::Interrupted),
         };
-        clean_up(&target).await;
+        if let Plan::Pitr(pitr) = &plan {
+            pitr.clean_up().await;
+        }
+        clean_up(&site.target).await;
         outcome
     })
 }
 
-/// The primary, and what is to be done.
-async fn choose(drill: &Drill, common: &Common, operated: &Operated) -> Result<(String, Harm), DrillError> {
-    let now = leadership(operated, common.operator).await?;
-    let none =
-        || DrillError::Cluster("the cluster has no primary now: this is not the time for a drill".into());
-    let primary = now.primary.ok_or_else(none)?;
-    let harm = match drill {
-        Drill::Failover { switchover: None, .. } => Harm::DeletePrimary(primary.clone()),
-        Drill::Failover { switchover: Some(to), .. } if *to == primary => {
-            return Err(DrillError::Cluster(format!("{to} is the primary already")));
+impl Plan {
+    fn question(&self) -> String {
+        match self {
+            Plan::Harm(harmful) => harmful.question(),
+            Plan::Pitr(pitr) => pitr.question(),
         }
-        Drill::Failover { switchover: Some(to), .. } => {
-            Harm::Switchover { from: primary.clone(), to: to.clone() }
+    }
+
+    async fn play(&self, site: &Site<'_>) -> Result<(), DrillError> {
+        match self {
+            Plan::Harm(harmful) => harmful.play(site).await,
+            Plan::Pitr(pitr) => pitr.play(site).await,
         }
-        Drill::Quorum { standbys, .. } => {
-            let others: Vec<String> = now.members.into_iter().filter(|member| *member != primary).collect();
-            if others.is_empty() {
-                return Err(DrillError::Cluster("the cluster's object names no standbys".into()));
-            }
-            let count = standbys.unwrap_or(others.len()).min(others.len());
-            Harm::DeleteStandbys(others.into_iter().take(count).collect())
-        }
-    };
-    Ok((primary, harm))
+    }
 }
 
 /// A drill is for a cluster that is expected to stand it.
@@ -254,22 +258,29 @@ async fn verify(common: &Common) -> Result<(), DrillError> {
     }
 }
 
-fn agree(common: &Common, harm: &Harm) -> Result<(), DrillError> {
+fn agree(common: &Common, question: &str) -> Result<(), DrillError> {
     if common.yes {
         return Ok(());
     }
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
+    if !io::stdin().is_terminal() {
         return Err(DrillError::NotAgreed("nobody can be asked here; say --yes".into()));
     }
-    print!("{} Clients of it will notice. Type the cluster's name to go on: ", harm.question());
-    io::stdout().flush()?;
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer)?;
-    match answer.trim() == common.cluster {
+    match ask(&format!("{question} Type the cluster's name to go on"))? == common.cluster {
         true => Ok(()),
         false => Err(DrillError::NotAgreed("that is not its name".into())),
     }
+}
+
+fn ask(question: &str) -> io::Result<String> {
+    print!("{question}: ");
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim().to_owned())
+}
+
+fn no_primary() -> DrillError {
+    DrillError::Cluster("the cluster has no primary now: this is not the time for a drill".into())
 }
 
 fn target(common: &Common) -> Target {
@@ -308,10 +319,18 @@ async fn execute(target: &Target, sql: &str) -> Result<(), String> {
 /// What has happened, in order, from the beginning on.
 struct Timeline {
     began: Instant,
+    /// The beginning, RFC 3339.
+    date: String,
     moments: Vec<(Instant, String)>,
 }
 
 impl Timeline {
+    fn begin() -> Timeline {
+        let now = Timestamp::now();
+        let date = now.round(Unit::Second).unwrap_or(now).to_string();
+        Timeline { began: Instant::now(), date, moments: Vec::new() }
+    }
+
     fn note(&mut self, at: Instant, what: String) {
         println!("{:>8.3} s  {what}", at.saturating_duration_since(self.began).as_secs_f64());
         self.moments.push((at, what));
@@ -327,115 +346,37 @@ impl Timeline {
     }
 }
 
-async fn play(
-    name: &str,
-    common: &Common,
-    operated: &Operated,
-    target: &Target,
-    before: String,
-    harm: Harm,
-) -> Result<(), DrillError> {
-    let started = Timestamp::now().round(Unit::Second).unwrap_or_else(|_| Timestamp::now());
-    let mut timeline = Timeline { began: Instant::now(), moments: Vec::new() };
-    let workload = Workload::start(target, common.clients);
-    timeline.note(timeline.began, format!("{} clients begin to write", common.clients));
+/// Clients that have written for a while, undisturbed.
+async fn calm(site: &Site<'_>, timeline: &mut Timeline) -> Result<Workload, DrillError> {
+    let clients = site.common.clients;
+    let workload = Workload::start(&site.target, clients);
+    timeline.note(timeline.began, format!("{clients} clients begin to write"));
     tokio::time::sleep(CALM).await;
-    if workload.met.lock().acknowledged.is_empty() {
-        let errors = workload.stop().await.lock().errors.keys().cloned().collect::<Vec<_>>().join("; ");
-        return Err(DrillError::Sql(format!(
-            "no row was acknowledged within {} s: {errors}",
-            CALM.as_secs()
-        )));
+    if !workload.met.lock().acknowledged.is_empty() {
+        return Ok(workload);
     }
-    let harmed = Instant::now();
-    workload.begin_harm(harmed);
-    timeline.note(harmed, harm.words());
-    let after = match do_harm(&harm, common, operated).await {
-        Ok(()) => wait(&harm, common, operated, &workload, &mut timeline, &before, harmed).await,
-        Err(error) => {
-            workload.stop().await;
-            return Err(error);
-        }
-    };
-    let met = workload.stop().await;
-    let mut report = Report {
-        drill: name.to_owned(),
-        cluster: common.cluster.clone(),
-        harm: harm.words(),
-        began: started.to_string(),
-        primary: (before, after.clone().unwrap_or_default()),
-        timeline: Vec::new(),
-        figures: Figures::default(),
-    };
-    let present = rows(target, common.clients).await.map_err(DrillError::Sql)?;
-    fill(&mut report, &met.lock(), &present, &mut timeline);
+    let errors = workload.stop().await.lock().errors.keys().cloned().collect::<Vec<_>>().join("; ");
+    Err(DrillError::Sql(format!("no row was acknowledged within {} s: {errors}", CALM.as_secs())))
+}
+
+/// Puts what clients have met into the report, beside the rows that are there, prints it and keeps it. Returns where.
+fn conclude(
+    report: &mut Report,
+    met: &Met,
+    present: &BTreeSet<Row>,
+    mut timeline: Timeline,
+    folder: &Path,
+) -> Result<String, DrillError> {
+    fill(report, met, present, &mut timeline);
+    report.began.clone_from(&timeline.date);
     report.timeline = timeline.sorted();
-    let kept = report.keep(&common.report)?.display().to_string();
+    let kept = report.keep(folder)?.display().to_string();
     println!("\n{}", report.markdown());
     println!("report: {kept}");
-    match (after, report.figures.lost) {
-        (None, _) => Err(DrillError::NotBack(common.patience, kept)),
-        (Some(_), 0) => Ok(()),
-        (Some(_), lost) => Err(DrillError::Lost(lost, kept)),
-    }
+    Ok(kept)
 }
 
-async fn do_harm(harm: &Harm, common: &Common, operated: &Operated) -> Result<(), DrillError> {
-    match harm {
-        Harm::DeletePrimary(pod) => operated.delete_pod(pod).await?,
-        Harm::Switchover { from, to } => match common.operator {
-            Operator::Cnpg => operated.cnpg_promote(to).await?,
-            Operator::Patroni => operated.patroni_promote(from, to).await?,
-        },
-        Harm::DeleteStandbys(pods) => {
-            for pod in pods {
-                operated.delete_pod(pod).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Until every client has written again, and then for a while; `None` if that does not come. Returns the primary.
-async fn wait(
-    harm: &Harm,
-    common: &Common,
-    operated: &Operated,
-    workload: &Workload,
-    timeline: &mut Timeline,
-    before: &str,
-    harmed: Instant,
-) -> Option<String> {
-    let mut primary = before.to_owned();
-    let mut all_back = None;
-    while harmed.elapsed() < Duration::from_secs(common.patience.into()) {
-        // The API may be away for a moment.
-        if let Ok(now) = leadership(operated, common.operator).await
-            && let Some(name) = now.primary
-            && name != primary
-        {
-            timeline.note(Instant::now(), format!("the API says that {name} is the primary"));
-            primary = name;
-        }
-        // Before the primary has gone, clients still write to it. One that is deleted may come back.
-        let may_be_back = match harm {
-            Harm::DeletePrimary(_) => primary != before || harmed.elapsed() > CALM,
-            Harm::Switchover { .. } => primary != before,
-            Harm::DeleteStandbys(_) => true,
-        };
-        if all_back.is_none() && may_be_back && workload.is_back() {
-            timeline.note(Instant::now(), "every client has written again".to_owned());
-            all_back = Some(Instant::now());
-        }
-        if all_back.is_some_and(|at| at.elapsed() > CALM) {
-            return Some(primary);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    None
-}
-
-fn fill(report: &mut Report, met: &Met, present: &BTreeSet<(u32, u64)>, timeline: &mut Timeline) {
+fn fill(report: &mut Report, met: &Met, present: &BTreeSet<Row>, timeline: &mut Timeline) {
     if let Some((at, error)) = &met.first_error {
         timeline.note(*at, format!("the first error of a client: {error}"));
     }

@@ -12,7 +12,7 @@ const ROWS_SHOWN: usize = 20;
 /// What a drill has found.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// failover or quorum.
+    /// failover, quorum or pitr.
     pub drill: String,
     /// The cluster.
     pub cluster: String,
@@ -26,6 +26,28 @@ pub struct Report {
     pub timeline: Vec<Moment>,
     /// The figures.
     pub figures: Figures,
+    /// Of pitr: what became of the restored cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<Restored>,
+}
+
+/// A cluster that was restored to a moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Its name.
+    pub cluster: String,
+    /// The moment, in PostgreSQL's words and UTC, by the clock of the primary.
+    pub target_time: String,
+    /// Rows of the table at that moment.
+    pub rows_then: u64,
+    /// Rows of it in the restored cluster.
+    pub rows_restored: u64,
+    /// Of these: rows that were not there at that moment.
+    pub rows_too_many: u64,
+    /// From the damage until the WAL that has it was archived, seconds: so long nobody can restore what is newer.
+    pub archived_s: f64,
+    /// From asking for the cluster until its server took a login as a primary, seconds (RTO).
+    pub restored_s: f64,
 }
 
 /// One thing that happened.
@@ -71,7 +93,7 @@ impl Report {
              | acknowledged rows lost (RPO) | {} of {} |\n\
              | errors that clients saw | {errors} |\n\
              | longest wait of one row | {:.3} s |\n\
-             | rows without an answer | {there} there, {gone} not |\n\n## Timeline\n\n",
+             | rows without an answer | {there} there, {gone} not |\n",
             self.drill,
             self.cluster,
             self.began,
@@ -84,6 +106,24 @@ impl Report {
             figures.longest_wait_s,
         )
         .expect("a String takes any text");
+        if let Some(restored) = &self.restored {
+            write!(
+                text,
+                "| restored to | {} |\n\
+                 | rows then, and restored | {} and {}, {} too many |\n\
+                 | WAL archived after | {:.3} s |\n\
+                 | cluster {} restored after (RTO) | {:.3} s |\n",
+                restored.target_time,
+                restored.rows_then,
+                restored.rows_restored,
+                restored.rows_too_many,
+                restored.archived_s,
+                restored.cluster,
+                restored.restored_s,
+            )
+            .expect("a String takes any text");
+        }
+        text.push_str("\n## Timeline\n\n");
         for moment in &self.timeline {
             writeln!(text, "- {:.3} s: {}", moment.at_s, moment.what).expect("a String takes any text");
         }
@@ -143,6 +183,7 @@ mod tests {
                 errors: [("server conn crashed?".to_owned(), 3)].into(),
                 ..Figures::default()
             },
+            restored: None,
         };
         report.set_lost(&[(1, 17), (2, 4)]);
         let page = report.markdown();
@@ -156,6 +197,23 @@ mod tests {
             "- 3.000 s: pod pg-1 is deleted",
             "- 3 times: server conn crashed?",
             "1/17, 2/4",
+        ] {
+            assert!(page.contains(words), "{words} in\n{page}");
+        }
+        assert!(!page.contains("restored"), "{page}");
+        report.restored = Some(Restored {
+            cluster: "pg-pitr".into(),
+            target_time: "2026-01-02 03:04:08.5+00".into(),
+            rows_then: 300,
+            rows_restored: 299,
+            rows_too_many: 0,
+            archived_s: 0.25,
+            restored_s: 61.5,
+        });
+        let page = report.markdown();
+        for words in [
+            "| restored to | 2026-01-02 03:04:08.5+00 |\n| rows then, and restored | 300 and 299, 0 too many |\n",
+            "| WAL archived after | 0.250 s |\n| cluster pg-pitr restored after (RTO) | 61.500 s |\n\n## Timeline\n",
         ] {
             assert!(page.contains(words), "{words} in\n{page}");
         }

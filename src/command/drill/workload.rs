@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use tokio::task::JoinSet;
 
 use crate::command::login;
@@ -78,6 +79,8 @@ impl Met {
 /// The running clients. Dropping it ends them.
 pub(super) struct Workload {
     pub(super) met: Arc<Mutex<Met>>,
+    /// A client reads it while one of its rows is under way.
+    under_way: Arc<RwLock<()>>,
     clients: JoinSet<()>,
     count: u32,
 }
@@ -86,11 +89,17 @@ impl Workload {
     /// So many clients; the table must be there.
     pub(super) fn start(target: &Target, count: u32) -> Workload {
         let met = Arc::new(Mutex::new(Met::default()));
+        let under_way = Arc::new(RwLock::new(()));
         let mut clients = JoinSet::new();
         for number in 0..count {
-            clients.spawn(client(number, target.clone(), Arc::clone(&met)));
+            clients.spawn(client(number, target.clone(), Arc::clone(&met), Arc::clone(&under_way)));
         }
-        Workload { met, clients, count }
+        Workload { met, under_way, clients, count }
+    }
+
+    /// Waits until no row is under way; none begins while the guard is there.
+    pub(super) async fn quiet(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.under_way).write_owned().await
     }
 
     /// From now on counts what the harm does.
@@ -110,7 +119,7 @@ impl Workload {
     }
 }
 
-async fn client(number: u32, target: Target, met: Arc<Mutex<Met>>) {
+async fn client(number: u32, target: Target, met: Arc<Mutex<Met>>, under_way: Arc<RwLock<()>>) {
     let session = Session::untracked();
     let mut row = 0;
     loop {
@@ -123,10 +132,12 @@ async fn client(number: u32, target: Target, met: Arc<Mutex<Met>>) {
             }
         };
         loop {
+            let row_under_way = under_way.read().await;
             row += 1;
             let began = Instant::now();
             let sql = format!("INSERT INTO {TABLE} (client, number) VALUES ({number}, {row})");
             let outcome = connection.run(&sql, &session).await;
+            drop(row_under_way);
             let now = Instant::now();
             match outcome {
                 Ok(()) => met.lock().acknowledge((number, row), began, now),

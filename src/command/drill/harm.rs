@@ -1,0 +1,169 @@
+//! Drills that take pods away, or move the primary: [`Harmful`].
+
+use std::time::{Duration, Instant};
+
+use super::report::{Figures, Report};
+use super::workload::{Workload, rows};
+use super::{CALM, Common, Drill, DrillError, Site, Timeline, calm, conclude, no_primary};
+use crate::command::switchover::{Operator, leadership};
+use crate::topology::kube::operate::Operated;
+
+/// How often is looked.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// What is done to the cluster.
+enum Harm {
+    DeletePrimary(String),
+    Switchover { from: String, to: String },
+    DeleteStandbys(Vec<String>),
+}
+
+impl Harm {
+    fn words(&self) -> String {
+        match self {
+            Harm::DeletePrimary(pod) => format!("pod {pod}, the primary, was deleted with no grace"),
+            Harm::Switchover { from, to } => format!("a switchover from {from} to {to} was asked for"),
+            Harm::DeleteStandbys(pods) => {
+                format!("the pods of standbys were deleted with no grace: {}", pods.join(", "))
+            }
+        }
+    }
+
+    fn question(&self) -> String {
+        match self {
+            Harm::DeletePrimary(pod) => format!("This deletes pod {pod}, the primary, with no grace."),
+            Harm::Switchover { from, to } => format!("This moves the primary from {from} to {to}."),
+            Harm::DeleteStandbys(pods) => {
+                format!("This deletes the pods {} with no grace: commits may wait for them.", pods.join(", "))
+            }
+        }
+    }
+}
+
+/// A drill that does harm, and waits until clients write again.
+pub(super) struct Harmful {
+    name: &'static str,
+    /// The primary before.
+    primary: String,
+    harm: Harm,
+}
+
+impl Harmful {
+    /// The primary, and what is to be done.
+    pub(super) async fn choose(drill: &Drill, site: &Site<'_>) -> Result<Harmful, DrillError> {
+        let now = leadership(&site.operated, site.common.operator).await?;
+        let primary = now.primary.ok_or_else(no_primary)?;
+        let name = match drill {
+            Drill::Quorum { .. } => "quorum",
+            _ => "failover",
+        };
+        let harm = match drill {
+            Drill::Failover { switchover: None, .. } => Harm::DeletePrimary(primary.clone()),
+            Drill::Failover { switchover: Some(to), .. } if *to == primary => {
+                return Err(DrillError::Cluster(format!("{to} is the primary already")));
+            }
+            Drill::Failover { switchover: Some(to), .. } => {
+                Harm::Switchover { from: primary.clone(), to: to.clone() }
+            }
+            Drill::Quorum { standbys, .. } => {
+                let others: Vec<String> =
+                    now.members.into_iter().filter(|member| *member != primary).collect();
+                if others.is_empty() {
+                    return Err(DrillError::Cluster("the cluster's object names no standbys".into()));
+                }
+                let count = standbys.unwrap_or(others.len()).min(others.len());
+                Harm::DeleteStandbys(others.into_iter().take(count).collect())
+            }
+            Drill::Pitr { .. } => unreachable!("it takes nothing away"),
+        };
+        Ok(Harmful { name, primary, harm })
+    }
+
+    pub(super) fn question(&self) -> String {
+        format!("{} Clients of it will notice.", self.harm.question())
+    }
+
+    pub(super) async fn play(&self, site: &Site<'_>) -> Result<(), DrillError> {
+        let Site { common, operated, target } = site;
+        let mut timeline = Timeline::begin();
+        let workload = calm(site, &mut timeline).await?;
+        let harmed = Instant::now();
+        workload.begin_harm(harmed);
+        timeline.note(harmed, self.harm.words());
+        do_harm(&self.harm, common, operated).await?;
+        let after = wait(&self.harm, common, operated, &workload, &mut timeline, &self.primary, harmed).await;
+        let met = workload.stop().await;
+        let present = rows(target, common.clients).await.map_err(DrillError::Sql)?;
+        let mut report = Report {
+            drill: self.name.to_owned(),
+            cluster: common.cluster.clone(),
+            harm: self.harm.words(),
+            began: String::new(),
+            primary: (self.primary.clone(), after.clone().unwrap_or_default()),
+            timeline: Vec::new(),
+            figures: Figures::default(),
+            restored: None,
+        };
+        let kept = conclude(&mut report, &met.lock(), &present, timeline, &common.report)?;
+        match (after, report.figures.lost) {
+            (None, _) => Err(DrillError::NotBack(common.patience, kept)),
+            (Some(_), 0) => Ok(()),
+            (Some(_), lost) => Err(DrillError::Lost(lost, kept)),
+        }
+    }
+}
+
+async fn do_harm(harm: &Harm, common: &Common, operated: &Operated) -> Result<(), DrillError> {
+    match harm {
+        Harm::DeletePrimary(pod) => operated.delete_pod(pod).await?,
+        Harm::Switchover { from, to } => match common.operator {
+            Operator::Cnpg => operated.cnpg_promote(to).await?,
+            Operator::Patroni => operated.patroni_promote(from, to).await?,
+        },
+        Harm::DeleteStandbys(pods) => {
+            for pod in pods {
+                operated.delete_pod(pod).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Until every client has written again, and then for a while; `None` if that does not come. Returns the primary.
+async fn wait(
+    harm: &Harm,
+    common: &Common,
+    operated: &Operated,
+    workload: &Workload,
+    timeline: &mut Timeline,
+    before: &str,
+    harmed: Instant,
+) -> Option<String> {
+    let mut primary = before.to_owned();
+    let mut all_back = None;
+    while harmed.elapsed() < Duration::from_secs(common.patience.into()) {
+        // The API may be away for a moment.
+        if let Ok(now) = leadership(operated, common.operator).await
+            && let Some(name) = now.primary
+            && name != primary
+        {
+            timeline.note(Instant::now(), format!("the API says that {name} is the primary"));
+            primary = name;
+        }
+        // Before the primary has gone, clients still write to it. One that is deleted may come back.
+        let may_be_back = match harm {
+            Harm::DeletePrimary(_) => primary != before || harmed.elapsed() > CALM,
+            Harm::Switchover { .. } => primary != before,
+            Harm::DeleteStandbys(_) => true,
+        };
+        if all_back.is_none() && may_be_back && workload.is_back() {
+            timeline.note(Instant::now(), "every client has written again".to_owned());
+            all_back = Some(Instant::now());
+        }
+        if all_back.is_some_and(|at| at.elapsed() > CALM) {
+            return Some(primary);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    None
+}
