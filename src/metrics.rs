@@ -168,6 +168,8 @@ metrics! {
         "Attempts of the primary to archive a file of WAL that failed, since its statistics were reset.";
     MEMBER_ARCHIVE_AGE: Gauge, Seconds, "pgweir_member_archive_age_seconds", ["cluster", "member"],
         "How long ago the primary last archived a file of WAL.";
+    MEMBER_WAL_POSITION: Gauge, Bytes, "pgweir_member_wal_position_bytes", ["cluster", "member"],
+        "Where the server's WAL ends, or what a standby has received of it: it stands still while nobody writes.";
     MEMBER_WAL: Gauge, Bytes, "pgweir_member_wal_bytes", ["cluster", "member"],
         "Size of the files in the server's pg_wal.";
     MEMBER_WAL_GROWTH: Gauge, Bytes, "pgweir_member_wal_growth_bytes", ["cluster", "member"],

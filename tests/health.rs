@@ -397,6 +397,11 @@ async fn what_the_operator_says_has_its_word_and_its_metric() {
         scene.metric_becomes(&of(name, member), |value| value == expected).await;
     }
     scene.metric_becomes(&of("wal_bytes", "pg-1"), |value| value >= 1_048_576.0).await;
+    let position = "SELECT (pg_current_wal_lsn() - '0/0')::bigint";
+    let written = scene.operator.replicas.number(0, position).await as f64;
+    for member in ["pg-1", "pg-2"] {
+        scene.metric_becomes(&of("wal_position_bytes", member), |value| value >= written).await;
+    }
     scene.metric_becomes(&of("volume_bytes", "pg-2"), |value| value == f64::from(10 << 20) * 1024.0).await;
     let health = |state: &str| format!("pgweir_cluster_health{{cluster=\"pg\",state=\"{state}\"}}");
     assert_eq!(scene.metric(&health("healthy")).await, 1.0);

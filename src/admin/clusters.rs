@@ -246,6 +246,7 @@ fn publish_signals(signals: &Signals, ours: u32, labels: &[&str], page: &mut Pag
     page.gauge(&metrics::MEMBER_OTHER_CONNECTIONS, labels, signals.connections - ours);
     page.gauge(&metrics::MEMBER_CONNECTIONS_MAX, labels, signals.connections_max);
     page.gauge(&metrics::MEMBER_CONNECTIONS_RESERVED, labels, signals.connections_reserved);
+    gauge(page, &metrics::MEMBER_WAL_POSITION, labels, bytes(signals.wal_position));
     gauge(page, &metrics::MEMBER_WAL, labels, bytes(signals.wal_bytes));
     gauge(page, &metrics::MEMBER_SLOTS_WAL, labels, bytes(signals.slots_bytes));
     if signals.in_recovery {

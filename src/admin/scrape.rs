@@ -157,8 +157,8 @@ mod tests {
     /// Of a primary that may be asked everything.
     fn signals() -> Signals {
         let archiver = Archiver { last_archived_age: Some(Duration::ZERO), ..Archiver::default() };
-        let (wal_bytes, slots_bytes) = (Some(0), Some(0));
-        Signals { reads_stats: true, archiver, wal_bytes, slots_bytes, ..Signals::default() }
+        let (wal_position, wal_bytes, slots_bytes) = (Some(0), Some(0), Some(0));
+        Signals { reads_stats: true, archiver, wal_position, wal_bytes, slots_bytes, ..Signals::default() }
     }
 
     #[test]

@@ -30,6 +30,7 @@ SELECT json_build_object( \
     'reads_stats', pg_has_role('pg_read_all_stats', 'USAGE'), \
     'reads_wal', has_function_privilege('pg_ls_waldir()', 'EXECUTE'), \
     'in_recovery', pg_is_in_recovery(), \
+    'wal_position', (SELECT lsn - '0/0' FROM here)::bigint, \
     'standbys', (SELECT coalesce(json_agg(standby), '[]') FROM standbys), \
     'sync_rule', current_setting('synchronous_standby_names'), \
     'sync_waiters', (SELECT count FROM waiting), \
@@ -61,6 +62,8 @@ pub struct Signals {
     pub reads_wal: bool,
     /// Whether it is a standby.
     pub in_recovery: bool,
+    /// Where its WAL ends, in bytes; that of a standby, where what it has received does.
+    pub wal_position: Option<u64>,
     /// Who receives its WAL.
     pub standbys: Vec<Standby>,
     /// `synchronous_standby_names`

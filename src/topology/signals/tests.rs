@@ -17,7 +17,7 @@ const PRIMARY: &str = r#"{"reads_stats": true, "reads_wal": true, "in_recovery":
     "archive_mode": "on",
     "archiver": {"archived": 7, "failures": 3, "last_failed_wal": "000000010000000000000008",
         "last_failed_age_s": 4.0, "last_archived_age_s": 60.5},
-    "slots_bytes": 16777216, "connections": 12, "connections_max": 100, "connections_reserved": 3,
+    "wal_position": 50331648, "slots_bytes": 16777216, "connections": 12, "connections_max": 100, "connections_reserved": 3,
     "read_only": false}"#;
 
 fn primary() -> Signals {
@@ -33,6 +33,7 @@ fn an_answer_is_read_as_it_stands() {
     assert_eq!(signals.sync_oldest_wait, Some(Duration::from_millis(1500)));
     assert_eq!(signals.archiver.last_archived_age, Some(Duration::from_millis(60_500)));
     assert_eq!((signals.slots_bytes, signals.wal_bytes), (Some(16 << 20), None));
+    assert_eq!(signals.wal_position, Some(48 << 20));
     assert_eq!(signals.connections_usable(), 97);
     assert_eq!(signals.unseen(), None);
 }
