@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::report::{Figures, Report};
 use super::workload::{Workload, rows};
-use super::{CALM, Common, Drill, DrillError, Site, Timeline, calm, conclude, no_primary};
+use super::{CALM, Common, DrillError, Site, Timeline, calm, conclude, no_primary};
 use crate::command::switchover::{Operator, leadership};
 use crate::topology::kube::operate::Operated;
 
@@ -49,34 +49,28 @@ pub(super) struct Harmful {
 }
 
 impl Harmful {
-    /// The primary, and what is to be done.
-    pub(super) async fn choose(drill: &Drill, site: &Site<'_>) -> Result<Harmful, DrillError> {
-        let now = leadership(&site.operated, site.common.operator).await?;
-        let primary = now.primary.ok_or_else(no_primary)?;
-        let name = match drill {
-            Drill::Quorum { .. } => "quorum",
-            _ => "failover",
-        };
-        let harm = match drill {
-            Drill::Failover { switchover: None, .. } => Harm::DeletePrimary(primary.clone()),
-            Drill::Failover { switchover: Some(to), .. } if *to == primary => {
+    /// The primary goes: by a switchover to this member, else its pod is deleted.
+    pub(super) async fn failover(to: Option<&str>, site: &Site<'_>) -> Result<Harmful, DrillError> {
+        let (primary, _) = members(site).await?;
+        let harm = match to {
+            None => Harm::DeletePrimary(primary.clone()),
+            Some(to) if to == primary => {
                 return Err(DrillError::Cluster(format!("{to} is the primary already")));
             }
-            Drill::Failover { switchover: Some(to), .. } => {
-                Harm::Switchover { from: primary.clone(), to: to.clone() }
-            }
-            Drill::Quorum { standbys, .. } => {
-                let others: Vec<String> =
-                    now.members.into_iter().filter(|member| *member != primary).collect();
-                if others.is_empty() {
-                    return Err(DrillError::Cluster("the cluster's object names no standbys".into()));
-                }
-                let count = standbys.unwrap_or(others.len()).min(others.len());
-                Harm::DeleteStandbys(others.into_iter().take(count).collect())
-            }
-            Drill::Pitr { .. } => unreachable!("it takes nothing away"),
+            Some(to) => Harm::Switchover { from: primary.clone(), to: to.to_owned() },
         };
-        Ok(Harmful { name, primary, harm })
+        Ok(Harmful { name: "failover", primary, harm })
+    }
+
+    /// So many standbys go, or all.
+    pub(super) async fn quorum(count: Option<usize>, site: &Site<'_>) -> Result<Harmful, DrillError> {
+        let (primary, others) = members(site).await?;
+        if others.is_empty() {
+            return Err(DrillError::Cluster("the cluster's object names no standbys".into()));
+        }
+        let count = count.unwrap_or(others.len());
+        let harm = Harm::DeleteStandbys(others.into_iter().take(count).collect());
+        Ok(Harmful { name: "quorum", primary, harm })
     }
 
     pub(super) fn question(&self) -> String {
@@ -111,6 +105,14 @@ impl Harmful {
             (Some(_), lost) => Err(DrillError::Lost(lost, kept)),
         }
     }
+}
+
+/// The primary, and the others.
+async fn members(site: &Site<'_>) -> Result<(String, Vec<String>), DrillError> {
+    let now = leadership(&site.operated, site.common.operator).await?;
+    let primary = now.primary.ok_or_else(no_primary)?;
+    let others = now.members.into_iter().filter(|member| *member != primary).collect();
+    Ok((primary, others))
 }
 
 async fn do_harm(harm: &Harm, common: &Common, operated: &Operated) -> Result<(), DrillError> {

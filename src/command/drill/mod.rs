@@ -205,9 +205,10 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
         let operated = kubernetes.operate(common.namespace.as_deref(), &common.cluster);
         let site = Site { common, operated, target: target(common) };
         let plan = match &arguments.drill {
-            Drill::Failover { .. } | Drill::Quorum { .. } => {
-                Plan::Harm(Harmful::choose(&arguments.drill, &site).await?)
+            Drill::Failover { switchover, .. } => {
+                Plan::Harm(Harmful::failover(switchover.as_deref(), &site).await?)
             }
+            Drill::Quorum { standbys, .. } => Plan::Harm(Harmful::quorum(*standbys, &site).await?),
             Drill::Pitr { own, .. } => Plan::Pitr(Pitr::choose(own, &kubernetes, &site).await?),
         };
         if !common.force {
