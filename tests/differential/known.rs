@@ -40,9 +40,10 @@ const REPORTED: [&str; 4] = ["DateStyle", "TimeZone", "application_name", "Inter
 pub fn settle(steps: &mut Vec<Step>) {
     leave_out_descriptions(steps);
     leave_out_wrong_arguments(steps);
+    leave_out_old_literals(steps);
+    // Behind what leaves out Binds.
     leave_out_portals_of_queries(steps);
     leave_out_late_questions_for_channels(steps);
-    leave_out_old_literals(steps);
     settle_unnamed(steps);
     steps.retain(|step| !step.requests.is_empty());
 }
@@ -111,7 +112,8 @@ fn leave_out_descriptions(steps: &mut [Step]) {
 
 /// Under another search_path a server is given a statement anew before it sees the arguments, and may not find its
 /// tables. PostgreSQL looks at the arguments first, and says that these are wrong. Arguments that are not wrong
-/// are asked for: then PostgreSQL looks for the tables again, too.
+/// are asked for: then PostgreSQL looks for the tables again, too. A Describe has PostgreSQL say the arguments' types
+/// before it does.
 fn leave_out_wrong_arguments(steps: &mut [Step]) {
     // Of each name how many parameters its statements may have, and the names that there were when the path changed.
     let mut counts: HashMap<String, HashSet<usize>> = HashMap::new();
@@ -124,6 +126,7 @@ fn leave_out_wrong_arguments(steps: &mut [Step]) {
                 counts[statement].iter().all(|count| *count == parameters.len())
                     && parameters.iter().all(is_number)
             }
+            Request::DescribeStatement(name) => !elsewhere.contains(name),
             Request::Query(sql) if let Some(name) = sql.strip_prefix("EXECUTE ") => {
                 !elsewhere.contains(name) || counts[name].iter().all(|count| *count == 0)
             }
