@@ -287,6 +287,16 @@ async fn a_drill_says_which_rows_a_restored_cluster_lacks_and_deletes_it() {
     replicas.sql(0, "GRANT EXECUTE ON FUNCTION pg_switch_wal() TO app").await;
     let port = replicas.port.to_string();
     let arguments = ["pitr", "--yes", "--force", "--restore-as", "older", "--server-port", &port];
+    // As long as nobody makes it, it is not there.
+    let patience = ["--restore-patience", "3"];
+    let drilled = Drill::new(&scene, &[&arguments[..], &patience].concat()).run().await;
+    let why = "Cluster older was not there within 3 s: its object has no phase";
+    assert!(!drilled.done && drilled.said.contains(why), "{}", drilled.said);
+    let report = drilled.report.expect("a report is kept");
+    has(&report, &[why]);
+    assert_eq!((report.restored, report.figures.lost), (None, 0));
+    assert!(scene.operator.clusters().get_opt("older").await.expect("the API answers").is_none());
+    is_clean(&scene).await;
     let drill = Drill::new(&scene, &arguments);
     let one_second_early = |moment: &str| {
         let moment: Timestamp = moment.parse().expect("a moment in UTC");

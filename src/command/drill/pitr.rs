@@ -110,24 +110,21 @@ impl Pitr {
         let mut timeline = Timeline::begin();
         let workload = calm(site, &mut timeline).await?;
         let damage = damage(site, &workload, &mut timeline).await?;
-        self.until_archived(site, &damage, &mut timeline).await?;
-        let archived_s = damage.at.elapsed().as_secs_f64();
+        let archived = self.until_archived(site, &damage, &mut timeline).await;
         // What clients feel of it, and rows that are newer than the damage.
         tokio::time::sleep(CALM.saturating_sub(damage.at.elapsed())).await;
         let met = workload.stop().await;
         let mut present = rows(&site.target, common.clients).await.map_err(DrillError::Sql)?;
         timeline.note(Instant::now(), "the clients have ended".to_owned());
-
-        let asked = Instant::now();
-        site.operated.cnpg_restore(&self.name, &damage.target_time, &self.mark).await?;
-        timeline.note(asked, format!("Cluster {} is asked for, as of {}", self.name, damage.target_time));
-        let target = self.until_restored(site, &damage, asked, &mut timeline).await?;
-        let restored_s = asked.elapsed().as_secs_f64();
-        timeline.note(Instant::now(), format!("the server of {} takes logins as a primary", self.name));
-        let restored = rows(&target, common.clients).await.map_err(DrillError::NotRestored)?;
-
-        let too_many = restored.difference(&damage.rows).count() as u64;
-        present.extend(&restored);
+        let outcome = match archived {
+            Ok(archived) => self.restore(site, &damage, archived, &mut timeline).await,
+            Err(error) => Err(error),
+        };
+        // Of a cluster that did not come nobody knows which rows it would have had.
+        present.extend(outcome.as_ref().map_or(&damage.rows, |(restored, _)| restored));
+        if let Err(error) = &outcome {
+            timeline.note(Instant::now(), error.to_string());
+        }
         let mut report = Report {
             drill: "pitr".to_owned(),
             cluster: common.cluster.clone(),
@@ -136,17 +133,10 @@ impl Pitr {
             primary: (self.primary.clone(), self.primary.clone()),
             timeline: Vec::new(),
             figures: Figures::default(),
-            restored: Some(Restored {
-                cluster: self.name.clone(),
-                target_time: damage.target_time.clone(),
-                rows_then: damage.rows.len() as u64,
-                rows_restored: restored.len() as u64,
-                rows_too_many: too_many,
-                archived_s,
-                restored_s,
-            }),
+            restored: outcome.as_ref().ok().map(|(_, figures)| figures.clone()),
         };
         let kept = conclude(&mut report, &met.lock(), &present, timeline, &common.report)?;
+        let (restored, _) = outcome?;
         self.offer(common)?;
         match (report.figures.lost, restored == damage.rows) {
             (0, true) => Ok(()),
@@ -155,14 +145,41 @@ impl Pitr {
         }
     }
 
+    /// Has the new cluster made, and reads its rows.
+    async fn restore(
+        &self,
+        site: &Site<'_>,
+        damage: &Damage,
+        archived: Duration,
+        timeline: &mut Timeline,
+    ) -> Result<(BTreeSet<Row>, Restored), DrillError> {
+        let asked = Instant::now();
+        site.operated.cnpg_restore(&self.name, &damage.target_time, &self.mark).await?;
+        timeline.note(asked, format!("Cluster {} is asked for, as of {}", self.name, damage.target_time));
+        let target = self.until_restored(site, damage, asked, timeline).await?;
+        let restored_s = asked.elapsed().as_secs_f64();
+        timeline.note(Instant::now(), format!("the server of {} takes logins as a primary", self.name));
+        let rows = rows(&target, site.common.clients).await.map_err(DrillError::NotRestored)?;
+        let figures = Restored {
+            cluster: self.name.clone(),
+            target_time: damage.target_time.clone(),
+            rows_then: damage.rows.len() as u64,
+            rows_restored: rows.len() as u64,
+            rows_too_many: rows.difference(&damage.rows).count() as u64,
+            archived_s: archived.as_secs_f64(),
+            restored_s,
+        };
+        Ok((rows, figures))
+    }
+
     /// Until the server has archived the WAL with the damage: nothing can be restored up to a moment that no later
-    /// commit in the archive follows.
+    /// commit in the archive follows. Returns how long that took.
     async fn until_archived(
         &self,
         site: &Site<'_>,
         damage: &Damage,
         timeline: &mut Timeline,
-    ) -> Result<(), DrillError> {
+    ) -> Result<Duration, DrillError> {
         let session = Session::untracked();
         let mut connection = site.target.open(&session).await.map_err(DrillError::Sql)?;
         if let Err(reason) = ask_server(&mut connection, &session, "SELECT pg_switch_wal()").await {
@@ -185,7 +202,7 @@ impl Pitr {
             match open_and_ask(&site.target, &sql).await {
                 Ok(answer) if answer.starts_with("true ") => {
                     timeline.note(Instant::now(), format!("WAL {} is archived", damage.wal));
-                    return Ok(());
+                    return Ok(damage.at.elapsed());
                 }
                 Ok(answer) => last = answer,
                 Err(error) => last = error,
