@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::report::{Figures, Report};
+use super::report::Report;
 use super::workload::{Workload, rows};
-use super::{CALM, Common, DrillError, Site, Timeline, calm, conclude, no_primary};
+use super::{CALM, DrillError, Site, Timeline, calm, conclude, no_primary};
 use crate::command::switchover::{Operator, leadership};
-use crate::topology::kube::operate::Operated;
 
 /// How often is looked.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -78,25 +77,22 @@ impl Harmful {
     }
 
     pub(super) async fn play(&self, site: &Site<'_>) -> Result<(), DrillError> {
-        let Site { common, operated, target } = site;
+        let common = site.common;
         let mut timeline = Timeline::begin();
         let workload = calm(site, &mut timeline).await?;
         let harmed = Instant::now();
         workload.begin_harm(harmed);
         timeline.note(harmed, self.harm.words());
-        do_harm(&self.harm, common, operated).await?;
-        let after = wait(&self.harm, common, operated, &workload, &mut timeline, &self.primary, harmed).await;
+        self.do_harm(site).await?;
+        let after = self.wait(site, &workload, &mut timeline, harmed).await;
         let met = workload.stop().await;
-        let present = rows(target, common.clients).await.map_err(DrillError::Sql)?;
+        let present = rows(&site.target, common.clients).await.map_err(DrillError::Sql)?;
         let mut report = Report {
             drill: self.name.to_owned(),
             cluster: common.cluster.clone(),
             harm: self.harm.words(),
-            began: String::new(),
             primary: (self.primary.clone(), after.clone().unwrap_or_default()),
-            timeline: Vec::new(),
-            figures: Figures::default(),
-            restored: None,
+            ..Report::default()
         };
         let kept = conclude(&mut report, &met.lock(), &present, timeline, &common.report)?;
         match (after, report.figures.lost) {
@@ -104,6 +100,61 @@ impl Harmful {
             (Some(_), 0) => Ok(()),
             (Some(_), lost) => Err(DrillError::Lost(lost, kept)),
         }
+    }
+
+    async fn do_harm(&self, site: &Site<'_>) -> Result<(), DrillError> {
+        let operated = &site.operated;
+        match &self.harm {
+            Harm::DeletePrimary(pod) => operated.delete_pod(pod).await?,
+            Harm::Switchover { from, to } => match site.common.operator {
+                Operator::Cnpg => operated.cnpg_promote(to).await?,
+                Operator::Patroni => operated.patroni_promote(from, to).await?,
+            },
+            Harm::DeleteStandbys(pods) => {
+                for pod in pods {
+                    operated.delete_pod(pod).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Until every client has written again, and then for a while; `None` if that does not come. Returns the primary.
+    async fn wait(
+        &self,
+        site: &Site<'_>,
+        workload: &Workload,
+        timeline: &mut Timeline,
+        harmed: Instant,
+    ) -> Option<String> {
+        let common = site.common;
+        let mut primary = self.primary.clone();
+        let mut all_back = None;
+        while harmed.elapsed() < Duration::from_secs(common.patience.into()) {
+            // The API may be away for a moment.
+            if let Ok(now) = leadership(&site.operated, common.operator).await
+                && let Some(name) = now.primary
+                && name != primary
+            {
+                timeline.note(Instant::now(), format!("the API says that {name} is the primary"));
+                primary = name;
+            }
+            // Before the primary has gone, clients still write to it. One that is deleted may come back.
+            let may_be_back = match self.harm {
+                Harm::DeletePrimary(_) => primary != self.primary || harmed.elapsed() > CALM,
+                Harm::Switchover { .. } => primary != self.primary,
+                Harm::DeleteStandbys(_) => true,
+            };
+            if all_back.is_none() && may_be_back && workload.is_back() {
+                timeline.note(Instant::now(), "every client has written again".to_owned());
+                all_back = Some(Instant::now());
+            }
+            if all_back.is_some_and(|at| at.elapsed() > CALM) {
+                return Some(primary);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        None
     }
 }
 
@@ -113,59 +164,4 @@ async fn members(site: &Site<'_>) -> Result<(String, Vec<String>), DrillError> {
     let primary = now.primary.ok_or_else(no_primary)?;
     let others = now.members.into_iter().filter(|member| *member != primary).collect();
     Ok((primary, others))
-}
-
-async fn do_harm(harm: &Harm, common: &Common, operated: &Operated) -> Result<(), DrillError> {
-    match harm {
-        Harm::DeletePrimary(pod) => operated.delete_pod(pod).await?,
-        Harm::Switchover { from, to } => match common.operator {
-            Operator::Cnpg => operated.cnpg_promote(to).await?,
-            Operator::Patroni => operated.patroni_promote(from, to).await?,
-        },
-        Harm::DeleteStandbys(pods) => {
-            for pod in pods {
-                operated.delete_pod(pod).await?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Until every client has written again, and then for a while; `None` if that does not come. Returns the primary.
-async fn wait(
-    harm: &Harm,
-    common: &Common,
-    operated: &Operated,
-    workload: &Workload,
-    timeline: &mut Timeline,
-    before: &str,
-    harmed: Instant,
-) -> Option<String> {
-    let mut primary = before.to_owned();
-    let mut all_back = None;
-    while harmed.elapsed() < Duration::from_secs(common.patience.into()) {
-        // The API may be away for a moment.
-        if let Ok(now) = leadership(operated, common.operator).await
-            && let Some(name) = now.primary
-            && name != primary
-        {
-            timeline.note(Instant::now(), format!("the API says that {name} is the primary"));
-            primary = name;
-        }
-        // Before the primary has gone, clients still write to it. One that is deleted may come back.
-        let may_be_back = match harm {
-            Harm::DeletePrimary(_) => primary != before || harmed.elapsed() > CALM,
-            Harm::Switchover { .. } => primary != before,
-            Harm::DeleteStandbys(_) => true,
-        };
-        if all_back.is_none() && may_be_back && workload.is_back() {
-            timeline.note(Instant::now(), "every client has written again".to_owned());
-            all_back = Some(Instant::now());
-        }
-        if all_back.is_some_and(|at| at.elapsed() > CALM) {
-            return Some(primary);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-    None
 }

@@ -266,13 +266,14 @@ fn agree(common: &Common, question: &str) -> Result<(), DrillError> {
     if !io::stdin().is_terminal() {
         return Err(DrillError::NotAgreed("nobody can be asked here; say --yes".into()));
     }
-    match ask(&format!("{question} Type the cluster's name to go on"))? == common.cluster {
+    match answer_of_a_person(&format!("{question} Type the cluster's name to go on"))? == common.cluster {
         true => Ok(()),
         false => Err(DrillError::NotAgreed("that is not its name".into())),
     }
 }
 
-fn ask(question: &str) -> io::Result<String> {
+/// What somebody types.
+fn answer_of_a_person(question: &str) -> io::Result<String> {
     print!("{question}: ");
     io::stdout().flush()?;
     let mut answer = String::new();

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
-use super::report::{Figures, Report, Restored};
+use super::report::{Report, Restored};
 use super::workload::{Row, TABLE, Workload, rows};
-use super::{CALM, Common, DrillError, Site, Target, Timeline, ask, calm, conclude, no_primary};
+use super::{
+    CALM, Common, DrillError, Site, Target, Timeline, answer_of_a_person, calm, conclude, execute, no_primary,
+};
 use crate::command::switchover::{Operator, leadership};
 use crate::config::Host;
-use crate::server::{ServerConnection, Session};
+use crate::server::Session;
 use crate::topology::kube::Kubernetes;
 use crate::topology::kube::operate::Operated;
 use crate::topology::kube::restore::{Progress, no_archive};
@@ -129,11 +131,9 @@ impl Pitr {
             drill: "pitr".to_owned(),
             cluster: common.cluster.clone(),
             harm: format!("all rows of {TABLE} were deleted"),
-            began: String::new(),
             primary: (self.primary.clone(), self.primary.clone()),
-            timeline: Vec::new(),
-            figures: Figures::default(),
             restored: outcome.as_ref().ok().map(|(_, figures)| figures.clone()),
+            ..Report::default()
         };
         let kept = conclude(&mut report, &met.lock(), &present, timeline, &common.report)?;
         let (restored, _) = outcome?;
@@ -180,16 +180,13 @@ impl Pitr {
         damage: &Damage,
         timeline: &mut Timeline,
     ) -> Result<Duration, DrillError> {
-        let session = Session::untracked();
-        let mut connection = site.target.open(&session).await.map_err(DrillError::Sql)?;
-        if let Err(reason) = ask_server(&mut connection, &session, "SELECT pg_switch_wal()").await {
+        if let Err(reason) = ask(&site.target, "SELECT pg_switch_wal()").await {
             let text = format!(
                 "the file of WAL is archived when it is full, or after archive_timeout: pg_switch_wal() may not \
                  be used ({reason})"
             );
             timeline.note(Instant::now(), text);
         }
-        drop(connection);
         // Of names: the timeline first, then the place in it. What else is archived is shorter, or has a name behind.
         let sql = format!(
             "SELECT concat((left(last_archived_wal, 24) COLLATE \"C\" >= '{}')::text, ' ', last_archived_wal, \
@@ -199,7 +196,7 @@ impl Pitr {
         let mut last = String::new();
         while damage.at.elapsed() < self.patience() {
             // The connection may be lost, and the server another one.
-            match open_and_ask(&site.target, &sql).await {
+            match ask(&site.target, &sql).await {
                 Ok(answer) if answer.starts_with("true ") => {
                     timeline.note(Instant::now(), format!("WAL {} is archived", damage.wal));
                     return Ok(damage.at.elapsed());
@@ -241,7 +238,7 @@ impl Pitr {
                             database: damage.database.clone(),
                             ..site.target.clone()
                         };
-                        match open_and_ask(&target, "SELECT pg_is_in_recovery()::text").await {
+                        match ask(&target, "SELECT pg_is_in_recovery()::text").await {
                             Ok(answer) if answer == "false" => return Ok(target),
                             Ok(_) => last = "its server is still in recovery".to_owned(),
                             Err(error) => last = format!("its server: {error}"),
@@ -263,7 +260,7 @@ impl Pitr {
     fn offer(&self, common: &Common) -> Result<(), DrillError> {
         let may_ask = !common.yes && std::io::stdin().is_terminal();
         let question = format!("Type \"keep\" to keep Cluster {}, else it is deleted", self.name);
-        let stays = self.own.keep || (may_ask && ask(&question)? == "keep");
+        let stays = self.own.keep || (may_ask && answer_of_a_person(&question)? == "keep");
         self.kept.set(stays);
         let namespace =
             common.namespace.iter().map(|name| format!(" --namespace {name}")).collect::<String>();
@@ -302,38 +299,23 @@ async fn damage(site: &Site<'_>, workload: &Workload, timeline: &mut Timeline) -
     let limit = || DrillError::Sql(format!("rows under way have not ended within {} s", QUIET_MAX.as_secs()));
     let quiet = timeout(QUIET_MAX, workload.quiet()).await.map_err(|_| limit())?;
     let there = rows(&site.target, site.common.clients).await.map_err(DrillError::Sql)?;
-    let session = Session::untracked();
-    let mut connection = site.target.open(&session).await.map_err(DrillError::Sql)?;
-    let mut answers = Vec::new();
-    for question in [NOW, "SELECT current_database()"] {
-        answers.push(ask_server(&mut connection, &session, question).await.map_err(DrillError::Sql)?);
-    }
-    timeline.note(Instant::now(), format!("{} rows are there at {}", there.len(), answers[0]));
+    let target_time = ask(&site.target, NOW).await.map_err(DrillError::Sql)?;
+    let database = ask(&site.target, "SELECT current_database()").await.map_err(DrillError::Sql)?;
+    timeline.note(Instant::now(), format!("{} rows are there at {target_time}", there.len()));
     let at = Instant::now();
     workload.begin_harm(at);
-    let deleted = connection.run(&format!("DELETE FROM {TABLE}"), &session).await;
-    deleted.map_err(|error| DrillError::Sql(error.to_string()))?;
+    execute(&site.target, &format!("DELETE FROM {TABLE}")).await.map_err(DrillError::Sql)?;
     timeline.note(at, format!("all rows of {TABLE} are deleted"));
-    let wal = ask_server(&mut connection, &session, "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
+    let wal = ask(&site.target, "SELECT pg_walfile_name(pg_current_wal_lsn())").await;
     let wal = wal.map_err(DrillError::Sql)?;
     drop(quiet);
-    let [target_time, database] = answers.try_into().expect("two questions were asked");
     Ok(Damage { target_time, rows: there, at, wal, database })
 }
 
 /// The one value that a server answers.
-async fn ask_server(
-    connection: &mut ServerConnection,
-    session: &Session,
-    sql: &str,
-) -> Result<String, String> {
-    let answer = connection.first_value(sql, session).await.map_err(|error| error.to_string())?;
-    Ok(answer.unwrap_or_default())
-}
-
-/// The same of a connection of its own.
-async fn open_and_ask(target: &Target, sql: &str) -> Result<String, String> {
+async fn ask(target: &Target, sql: &str) -> Result<String, String> {
     let session = Session::untracked();
     let mut connection = target.open(&session).await?;
-    ask_server(&mut connection, &session, sql).await
+    let answer = connection.first_value(sql, &session).await.map_err(|error| error.to_string())?;
+    Ok(answer.unwrap_or_default())
 }

@@ -15,7 +15,7 @@ const MARK: &str = "pgweir/drill";
 
 /// What the new instance has of the old ones: what it runs, on what, and where. Not `backup` and `plugins`, which would
 /// archive into the same place; nor what asks for standbys.
-const TAKEN_OVER: [&str; 17] = [
+const TAKEN_OVER: [&str; 19] = [
     "affinity",
     "enableSuperuserAccess",
     "env",
@@ -32,7 +32,9 @@ const TAKEN_OVER: [&str; 17] = [
     "resources",
     "schedulerName",
     "serviceAccountTemplate",
+    "storage",
     "tablespaces",
+    "walStorage",
 ];
 
 /// The same of the part `postgresql`: a standby must have no lower limits than its primary had.
@@ -121,7 +123,6 @@ fn restored(name: &str, spec: &Value, target_time: &str) -> Option<Value> {
         there.collect()
     };
     let mut new = taken(spec, &TAKEN_OVER);
-    new.extend(taken(spec, &["storage", "walStorage"]));
     new.insert("instances".into(), json!(1));
     new.insert("postgresql".into(), Value::Object(taken(&spec["postgresql"], &TAKEN_OVER_OF_POSTGRESQL)));
     let mut recovery = application(name, &spec["bootstrap"]);
@@ -147,21 +148,21 @@ fn application(name: &str, bootstrap: &Value) -> Map<String, Value> {
 
 /// Where base backups and WAL are, as an entry of `externalClusters`.
 fn archive(name: &str, spec: &Value) -> Option<Value> {
+    let with_server_name = |stored: &Value| {
+        let mut stored = stored.clone();
+        if !stored["serverName"].is_string() {
+            stored["serverName"] = json!(name);
+        }
+        stored
+    };
     let store = &spec["backup"]["barmanObjectStore"];
     if store.is_object() {
-        let mut store = store.clone();
-        if !store["serverName"].is_string() {
-            store["serverName"] = json!(name);
-        }
-        return Some(json!({ "name": name, "barmanObjectStore": store }));
+        return Some(json!({ "name": name, "barmanObjectStore": with_server_name(store) }));
     }
     let mut plugins = spec["plugins"].as_array().into_iter().flatten();
     let archives = |plugin: &&Value| plugin["isWALArchiver"] == true && plugin["enabled"] != false;
     let plugin = plugins.find(archives)?;
-    let mut parameters = plugin["parameters"].clone();
-    if !parameters["serverName"].is_string() {
-        parameters["serverName"] = json!(name);
-    }
+    let parameters = with_server_name(&plugin["parameters"]);
     Some(json!({ "name": name, "plugin": { "name": plugin["name"], "parameters": parameters } }))
 }
 
