@@ -169,14 +169,14 @@ async fn a9_a_servers_huge_scram_nonce_is_refused_and_costs_nothing() {
         let length = rest.len();
         let server = tokio::spawn(huge_nonce(listener, rest));
         let pooler = Pooler::config().server(address).setting("client_login_timeout", "0.5").start().await;
-        let before = pooler.memory_bytes();
+        let before = pooler.allocated_bytes();
         for _ in 0..2 {
             let refusal = pooler.refuses(&Login::new("app", "app")).await;
             assert!(refusal.starts_with("E("), "{length}: {refusal}");
         }
         let spent = pooler.processor_time();
         assert!(spent.as_secs() < 5, "{length}: {spent:?} of CPU time");
-        let grown = pooler.memory_bytes().saturating_sub(before);
+        let grown = pooler.allocated_bytes().saturating_sub(before);
         assert!(grown < 3_000_000, "{length}: grew by {grown} bytes");
         assert_eq!(pooler.admin("SHOW VERSION").await.len(), 1);
         server.abort();

@@ -375,6 +375,11 @@ impl Pooler {
         self.memory("VmRSS:")
     }
 
+    /// The same without the pages of its code, which come with what runs for the first time.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
     /// The most resident memory that the pooler ever had, in bytes.
     pub fn memory_peak_bytes(&self) -> u64 {
         self.memory("VmHWM:")
