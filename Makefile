@@ -14,7 +14,7 @@ TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev
 	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
 # names: there it is the files that have nothing else.
-SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/^[acdkprs][0-9]+_/)',--test 'scenarios_*')
+SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/(^|::)[acdkprs][0-9]+_/)',--test integration scenarios_)
 # Passed on to the target's program: make bench ARGS="--only simple-16 --runs 1"
 ARGS ?=
 # How many random cases each property is tried with by `make fuzz`.
@@ -70,8 +70,8 @@ test-failover: ## every failover and switchover 20 times, PgBouncer beside: make
 		'pgweir outage' failed 'PgBouncer outage' failed >$(FAILOVER_TABLE)
 	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_API_AWAY_SECONDS=60 PGWEIR_PGBOUNCER_SECONDS=$(PGBOUNCER_SECONDS) \
 		PGWEIR_FAILOVER_TABLE=$(FAILOVER_TABLE) \
-		$(CARGO) test --test failover --test operator --test operator_events --test events --no-fail-fast \
-		-- --nocapture --test-threads 1 || failed=1; \
+		$(CARGO) test --test measured --test integration --no-fail-fast \
+		-- --nocapture --test-threads 1 failover:: operator:: operator_events:: events:: || failed=1; \
 	echo && cat $(FAILOVER_TABLE) && \
 	echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.' && exit $${failed:-0}
 

@@ -115,6 +115,28 @@ fn every_dependency_has_one_home_or_is_common() {
 }
 
 #[test]
+fn every_file_of_tests_is_run() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).expect("it is readable");
+    let manifest: toml::Table = read("Cargo.toml").parse().expect("cargo has parsed it too");
+    let targets = manifest["test"].as_array().expect("a list").iter();
+    let mut run: BTreeSet<String> =
+        targets.map(|target| target["name"].as_str().expect("a name").to_owned()).collect();
+    for program in ["integration", "measured"] {
+        let text = read(&format!("tests/{program}.rs"));
+        let modules = text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        run.extend(modules.filter(|module| *module != "support").map(str::to_owned));
+    }
+    let entries = fs::read_dir(root().join("tests")).expect("the folder is readable");
+    let names = entries.map(|entry| entry.expect("the entry is readable").file_name());
+    let there: BTreeSet<String> =
+        names.filter_map(|name| Some(name.to_str()?.strip_suffix(".rs")?.to_owned())).collect();
+    assert_eq!(
+        there, run,
+        "the files of tests/ (left), and those that Cargo.toml and its targets name (right)"
+    );
+}
+
+#[test]
 fn a_planted_violation_is_found() {
     let check = |file: &str, text: &str, expected: &[&str]| {
         let found = violations(&[(file.to_owned(), text.to_owned())]);

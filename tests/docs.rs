@@ -7,7 +7,7 @@
 //! [`KUBELET`] are the commands that need one. Start at
 //! [`every_command_of_the_kubernetes_page_does_what_the_page_says`].
 
-mod support;
+use crate::support;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,6 +1,6 @@
 //! `pgweir drill` in a real cluster: what it says is what the test has measured itself.
 
-mod support;
+use crate::support;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use pgweir::command::drill::report::Report;

@@ -6,7 +6,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

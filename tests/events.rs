@@ -6,7 +6,7 @@
 //! ones stay where they are. `PGWEIR_FAILOVER_RUNS=20` runs each event so often, and PgBouncer is given
 //! `PGWEIR_PGBOUNCER_SECONDS` to write again, after pgweir has.
 
-mod support;
+use crate::support;
 
 use futures_util::StreamExt;
 use kube::api::{Api, DynamicObject};
@@ -27,8 +27,9 @@ use support::process::{free_port, is_root};
 use support::relay::Relay;
 use support::replicas::{Replicas, Stop};
 use support::runs::{Figures, chance, number, runs};
+use support::scene::ONE_AT_A_TIME;
 use support::{Address, Pooler, eventually, eventually_within};
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{MutexGuard, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -47,9 +48,6 @@ const SMART_SHUTDOWN: Duration = Duration::from_millis(400);
 
 /// The kernel's attempts to reach a host that is away are seconds apart.
 const RETURN: Duration = Duration::from_secs(20);
-
-/// What is measured must not be disturbed by a neighbour.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A cluster with its operator, and two poolers before it.
 struct Scene {

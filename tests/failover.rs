@@ -2,7 +2,7 @@
 //!
 //! `PGWEIR_FAILOVER_RUNS=20` runs each failover so often; the seed of a run's timing is printed.
 
-mod support;
+use crate::support;
 
 use rand::Rng;
 use std::time::Duration;
@@ -11,8 +11,9 @@ use support::message::{extended, query, run_of, sync};
 use support::pooler::Config;
 use support::replicas::{Replicas, Stop};
 use support::runs::{Figures, chance, runs};
+use support::scene::ONE_AT_A_TIME;
 use support::{Address, Login, PROMPTLY, Pooler, Raw, eventually};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::MutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -24,9 +25,6 @@ const SERVERS: usize = 4;
 
 /// How often the pooler asks the servers while there is no primary.
 const PROBE_TICK: Duration = Duration::from_millis(50);
-
-/// What is measured must not be disturbed by a neighbour.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A cluster, and a pooler that follows it.
 struct Scene {

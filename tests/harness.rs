@@ -1,6 +1,6 @@
 //! The tests' own tools: logins of every kind, the trace notation, and that nothing is left behind.
 
-mod support;
+use crate::support;
 
 use std::io::ErrorKind;
 use std::path::Path;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the line of an unwrap says enough about a failed test")]
 
-mod support;
+use crate::support;
 
 use std::fs;
 use std::process::Command;

@@ -3,7 +3,7 @@
 //!
 //! `PGWEIR_HEALTH_SECONDS=600` looks so long at a cluster under plain load; the default is a minute.
 
-mod support;
+use crate::support;
 
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};

@@ -3,7 +3,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use support::message::query;
 use support::pooler::Config;

@@ -5,7 +5,7 @@
 //! asked about at a schema. So that the checks are worth something, each is shown every object with each of
 //! its fields misspelt, and must find it.
 
-mod support;
+use crate::support;
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -4,7 +4,7 @@
 //! promtool and Prometheus are Debian's (`scripts/setup monitoring`). Start at
 //! [`every_panel_shows_something_of_a_cluster_under_load_and_in_trouble`].
 
-mod support;
+use crate::support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -3,7 +3,7 @@
 //!
 //! `PGWEIR_FAILOVER_RUNS=20` runs each move so often; the seed of each run's timing is printed.
 
-mod support;
+use crate::support;
 
 use rand::Rng;
 use serde_json::json;

@@ -3,7 +3,7 @@
 //!
 //! The moves of the primary are in `operator.rs`.
 
-mod support;
+use crate::support;
 
 use rand::Rng;
 use serde_json::json;

@@ -3,7 +3,7 @@
 //!
 //! `PGWEIR_PAGE_PICTURES=folder` keeps the pictures, to be looked at.
 
-mod support;
+use crate::support;
 
 use pgweir::admin::status::Status;
 use serde::Deserialize;

@@ -3,7 +3,7 @@
 //! [`Group`] is real pooler processes over one PostgreSQL, and one address that hands each new connection
 //! to the next of them, as a Kubernetes Service does. `PGWEIR_TEST_SEED` chooses who is cancelled.
 
-mod support;
+use crate::support;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;

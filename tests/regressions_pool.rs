@@ -1,6 +1,6 @@
 //! Which servers are open, for whom, and what is left behind: pausing, limits, failed logins, cancels.
 
-mod support;
+use crate::support;
 
 use std::time::Duration;
 use support::message::{cancel_request, query};

@@ -1,7 +1,7 @@
 //! What one client and its server may do to each other, and to nobody else: half messages, late
 //! data, unread answers, silence.
 
-mod support;
+use crate::support;
 
 use std::time::Duration;
 use support::message::{close_statement, copy_data, copy_done, extended, flush, parse, query, run_of, sync};

@@ -3,7 +3,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use support::message::{self, bind, execute, parse, query, run_of, sync};
 use support::stage::{Stage, outcome};

@@ -5,7 +5,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;

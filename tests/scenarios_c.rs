@@ -1,6 +1,6 @@
 //! Scenario group C: a cancel reaches the query it was meant for, or nothing.
 
-mod support;
+use crate::support;
 
 use std::time::Duration;
 use support::message::{bind, cancel_request, execute, parse, query, run_of, sync};

@@ -2,7 +2,7 @@
 //!
 //! D4, the wrong-answer detector, has a file of its own.
 
-mod support;
+use crate::support;
 
 use support::message::{
     bind, execute, extended, flush, parse, query, run_of, ssl_request, startup, sync, untagged,

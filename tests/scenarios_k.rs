@@ -1,6 +1,6 @@
 //! Scenario group K: COPY, large messages and FunctionCall.
 
-mod support;
+use crate::support;
 
 use support::message::{
     bind, copy_data, copy_done, copy_fail, describe_portal, execute, flush, function_call, parse, query,

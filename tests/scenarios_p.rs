@@ -2,7 +2,7 @@
 //!
 //! Standard set-up: transaction mode, one server connection, clients A and B.
 
-mod support;
+use crate::support;
 
 use support::message::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, extended, flush,

@@ -2,7 +2,7 @@
 //!
 //! Standard set-up: transaction mode, one server connection, clients A and B.
 
-mod support;
+use crate::support;
 
 use std::time::Duration;
 use support::message::{

@@ -6,7 +6,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use support::message::{
     bind, close_portal, close_statement, describe_portal, describe_statement, execute, extended, flush,

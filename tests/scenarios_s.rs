@@ -5,7 +5,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use support::message::{extended, query, run_of, sync};
 use support::stage::{Stage, outcome};

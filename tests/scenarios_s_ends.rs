@@ -3,7 +3,7 @@
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use std::sync::Arc;
 use support::message::{bind, copy_data, execute, extended, flush, parse, query, run_of, terminate};

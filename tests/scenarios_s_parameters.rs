@@ -1,6 +1,6 @@
 //! Scenario group S: parameters that servers report, which follow each client from server to server.
 
-mod support;
+use crate::support;
 
 use std::sync::Arc;
 use support::message::query;

@@ -2,7 +2,7 @@
 //!
 //! Every source reads as a user that has the least rights that do.
 
-mod support;
+use crate::support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,12 +1,12 @@
 //! Two applications share a pool of two servers and set up their sessions otherwise. Whatever they do, each sees its
 //! own session and nothing of the other's, in every transaction.
 //!
-//! `PGWEIR_APPLICATIONS_SECONDS=60 cargo nextest run --test two_applications` goes on for longer.
+//! `PGWEIR_APPLICATIONS_SECONDS=60 cargo nextest run two_applications::` goes on for longer.
 
 // A helper of a test may fail as the test itself may.
 #![allow(clippy::unwrap_used)]
 
-mod support;
+use crate::support;
 
 use std::time::Duration;
 

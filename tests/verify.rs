@@ -2,7 +2,7 @@
 //! Kubernetes API, and a pooler. All its lines pass; then one thing after the other is broken for real, and the lines that
 //! say so fail, with the remedy, and no others.
 
-mod support;
+use crate::support;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -96,7 +96,8 @@ impl Scene {
             format!("ssl_key_file={}", text(&identity.key)),
         ];
         let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
-        let kube = Kube::shared().await;
+        // Of its own: no other test has this kind.
+        let kube = Arc::new(Kube::start().await);
         define_backups(&kube).await;
         let space = kube.space().await;
         let replicas = Replicas::of(None, &settings).await;

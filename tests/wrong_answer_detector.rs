@@ -9,8 +9,10 @@
 //! statement whose Parse was cancelled for a good one.
 //! Read [`judge`] first: it decides what a wrong answer is.
 
+#[path = "detector/mod.rs"]
 mod detector;
-mod support;
+
+use crate::support;
 
 use detector::{Author, Request, judge};
 

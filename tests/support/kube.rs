@@ -45,7 +45,7 @@ pub struct Kube {
 }
 
 impl Kube {
-    /// The server of this test binary.
+    /// The server of this test program.
     pub async fn shared() -> Arc<Kube> {
         let mut shared = SHARED.lock().await;
         if let Some(running) = shared.upgrade() {

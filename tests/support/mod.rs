@@ -3,7 +3,7 @@
 //!
 //! `PGWEIR_TEST_POOLER=/usr/sbin/pgbouncer cargo nextest run` asks PgBouncer the same questions.
 
-// Each test binary uses a part of this module, and none of it is anyone's interface.
+// Each test program uses a part of this module, and none of it is anyone's interface.
 #![allow(dead_code, unreachable_pub, unused_imports, missing_docs)]
 
 pub mod archive;

@@ -1,7 +1,7 @@
 //! [`Postgres`]: a real, private PostgreSQL.
 //!
 //! `initdb` runs once per machine and build: its result, with the roles below, is kept as a template in
-//! cargo's target folder, and each server starts from a copy of it in half a second. A test binary
+//! cargo's target folder, and each server starts from a copy of it in half a second. A test program
 //! shares one server among the tests that run at the same time; the last one removes it.
 //!
 //! `PGWEIR_TEST_PG=18 cargo nextest run` asks PostgreSQL 18 the same questions; each version has a template of
@@ -79,7 +79,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// The server of this test binary.
+    /// The server of this test program.
     pub async fn shared() -> Arc<Postgres> {
         let mut shared = SHARED.lock().await;
         if let Some(running) = shared.upgrade() {
