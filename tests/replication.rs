@@ -13,7 +13,7 @@ use support::certificates::{Authority, text};
 use support::message::{copy_done, query, startup, terminate};
 use support::pooler::{Config, is_ours};
 use support::postgres::binaries;
-use support::process::{self, private_directory, reap};
+use support::process::{self, memory_directory, private_directory, reap};
 use support::{Login, PATIENCE, PROMPTLY, Pooler, Postgres, Raw, eventually};
 
 const USERS: &str = "\"app\" \"\"\n\"replicator\" \"\"\n\"admin\" \"\"\n";
@@ -116,7 +116,7 @@ async fn pg_basebackup_takes_a_backup_that_verifies_in_every_pool_mode() {
     let postgres = Arc::new(Postgres::start(&["wal_level=replica"]).await);
     for mode in ["session", "transaction", "statement"] {
         let pooler = before(Arc::clone(&postgres), |config| config.mode(mode)).await;
-        let place = private_directory("weir-backup-");
+        let place = memory_directory("weir-backup-");
         let data = place.path().join("data");
         succeeds(tool("pg_basebackup", &pooler, &["-D", text(&data), "-X", "stream", "-c", "fast"]));
         let mut verify = Command::new(binaries().join("pg_verifybackup"));
@@ -217,7 +217,7 @@ async fn tools_and_servers_may_use_tls() {
         config.setting("client_tls_key_file", key).setting("server_tls_sslmode", "require")
     })
     .await;
-    let place = private_directory("weir-backup-");
+    let place = memory_directory("weir-backup-");
     let data = place.path().join("data");
     let backup = tool("pg_basebackup", &pooler, &["-D", text(&data), "-c", "fast", "--no-manifest"]);
     succeeds(backup);

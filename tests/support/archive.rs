@@ -1,7 +1,7 @@
 //! [`Archive`]: a folder that a real `archive_command` copies WAL to, with a real base backup beside it.
 
 use super::postgres::binaries;
-use super::process::{self, private_directory, unprivileged};
+use super::process::{self, memory_directory, unprivileged};
 use super::raw::Address;
 use super::replicas::Replicas;
 use std::fs;
@@ -12,7 +12,7 @@ pub struct Archive(tempfile::TempDir);
 
 impl Archive {
     pub fn new() -> Archive {
-        let archive = Archive(private_directory("weir-archive-"));
+        let archive = Archive(memory_directory("weir-archive-"));
         fs::create_dir(archive.wal()).expect("our own directory is writable");
         process::give(&archive.wal());
         archive

@@ -17,7 +17,7 @@
 //! | `replicator` | `replicator-secret` | trust, for replication too |
 
 use super::certificates::{Identity, text};
-use super::process::{self, private_directory, reap, run, unprivileged};
+use super::process::{self, memory_directory, private_directory, reap, run, unprivileged};
 use super::raw::{Address, Login, Raw};
 use super::{eventually, raw};
 use std::fs::{self, File};
@@ -101,7 +101,7 @@ impl Postgres {
     }
 
     async fn start_with(binaries: &Path, settings: &[&str]) -> Postgres {
-        let directory = private_directory("weir-pg-");
+        let directory = memory_directory("weir-pg-");
         process::copy_directory(&template_of(binaries), &directory.path().join("data"));
         for _ in 0..5 {
             let port = process::free_port();
@@ -122,7 +122,7 @@ impl Postgres {
 
     /// Another server at the same port of another address of this host, such as 127.0.0.2.
     pub async fn start_beside(&self, address: &str) -> Postgres {
-        let directory = private_directory("weir-pg-");
+        let directory = memory_directory("weir-pg-");
         process::copy_directory(&template(), &directory.path().join("data"));
         let listen = format!("listen_addresses={address}");
         let started = Postgres::launch(&binaries(), &directory, self.port, &[&listen]).await;
