@@ -55,7 +55,7 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
 	@scripts/setup build postgres postgres18 auth drivers kube page monitoring pgbouncer
-	$(TEST) --test '*'
+	scripts/share-kube $(TEST) --test '*'
 	PGWEIR_TEST_PG=18 $(TEST) $(SCENARIOS)
 
 differential: ## random sessions, each directly and through pgweir: make differential SESSIONS=5000 PGWEIR_DIFFERENTIAL_SEED=7

@@ -191,6 +191,8 @@ struct Moments {
 /// may begin; `heal` undoes the fault when all have gone on.
 async fn event(what: &str, fault: impl AsyncFn(&mut Scene), heal: impl AsyncFn(&mut Scene)) {
     let mut figures = Figures::default();
+    // One server for all runs: each start takes longer than a run.
+    let _kube = Kube::shared().await;
     for _ in 0..runs() {
         let (seed, mut chance) = chance(what);
         let network = is_root().then(Network::start);

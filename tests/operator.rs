@@ -256,6 +256,8 @@ async fn patronis_switchover_costs_no_client_an_error_either() {
 /// the operator may begin.
 async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)) {
     let mut firsts = Vec::new();
+    // One server for all runs: each start takes longer than a run.
+    let _kube = Kube::shared().await;
     for _ in 0..runs() {
         let (seed, mut chance) = chance(what);
         let mut scene = Scene::start(seed).await;
@@ -293,6 +295,8 @@ async fn a_deleted_pod_is_not_held_back_and_costs_nothing() {
 #[tokio::test]
 async fn a_frozen_node_gets_nothing_after_another_primary_is_named() {
     let mut firsts = Vec::new();
+    // One server for all runs: each start takes longer than a run.
+    let _kube = Kube::shared().await;
     for _ in 0..runs() {
         let (seed, mut chance) = chance("frozen node");
         let mut scene = Scene::start(seed).await;

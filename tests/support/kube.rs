@@ -3,6 +3,10 @@
 //! etcd and kube-apiserver on free ports of 127.0.0.1, made by `scripts/setup kube`; no kubelet, scheduler or
 //! controllers, so nothing changes but what the test changes. A test works in a namespace of its own
 //! ([`Space`]). Whoever has the user's name as the token is that user; `admin` may do everything.
+//!
+//! A server takes longer to start than most tests have to do with it, and cargo-nextest runs each test in a process
+//! of its own. So `scripts/share-kube` names a folder in `PGWEIR_TEST_KUBE`, and the first test that asks for a
+//! server leaves it running there for all others.
 
 use super::process::{self, free_port, private_directory, reap};
 use super::{eventually, eventually_within};
@@ -33,50 +37,90 @@ const USERS: [&str; 2] = ["follower", "stranger"];
 /// The server that tests running at the same time share.
 static SHARED: Mutex<Weak<Kube>> = Mutex::const_new(Weak::new());
 
-/// A running API server. It is stopped and removed when dropped.
+/// How many namespaces this process has made.
+static SPACES: AtomicU32 = AtomicU32::new(0);
+
+/// A running API server. It is stopped and removed when dropped, unless it is that of a whole run.
 pub struct Kube {
     port: u16,
     etcd_port: u16,
-    directory: tempfile::TempDir,
-    etcd: Child,
-    /// `None` while a test has it stopped.
+    directory: PathBuf,
+    /// `None` if it is that of a whole run, as below.
+    folder: Option<tempfile::TempDir>,
+    etcd: Option<Child>,
+    /// `None` while a test has it stopped, too.
     api_server: Option<Child>,
-    spaces: AtomicU32,
 }
 
 impl Kube {
-    /// The server of this test program.
+    /// The server of this test program, or of the whole run.
     pub async fn shared() -> Arc<Kube> {
         let mut shared = SHARED.lock().await;
         if let Some(running) = shared.upgrade() {
             return running;
         }
-        let started = Arc::new(Kube::start().await);
-        *shared = Arc::downgrade(&started);
-        started
+        let kube = match std::env::var_os("PGWEIR_TEST_KUBE") {
+            Some(directory) => Kube::of_the_run(Path::new(&directory)).await,
+            None => Kube::start().await,
+        };
+        let kube = Arc::new(kube);
+        *shared = Arc::downgrade(&kube);
+        kube
     }
 
     /// A server of one's own, to stop and start.
     pub async fn start() -> Kube {
-        let directory = private_directory("weir-kube-");
-        prepare(directory.path());
-        let (etcd_port, etcd) = start_etcd(directory.path()).await;
-        let mut kube =
-            Kube { port: 0, etcd_port, directory, etcd, api_server: None, spaces: AtomicU32::new(0) };
-        for _ in 0..5 {
-            kube.port = free_port();
-            if kube.start_api().await {
-                kube.define_kinds().await;
-                return kube;
+        let folder = private_directory("weir-kube-");
+        let mut kube = Kube::at(folder.path());
+        kube.folder = Some(folder);
+        kube.begin().await;
+        kube
+    }
+
+    /// The server in this folder, which the first who asks starts, and nobody here ends.
+    async fn of_the_run(directory: &Path) -> Kube {
+        let lock = File::create(directory.join("lock")).expect("the run's folder is writable");
+        lock.lock().expect("a local file can be locked");
+        let mut kube = Kube::at(directory);
+        match fs::read_to_string(directory.join("port")) {
+            Ok(port) => kube.port = port.parse().expect("we have written it"),
+            Err(_) => {
+                kube.begin().await;
+                fs::write(directory.join("port"), kube.port.to_string())
+                    .expect("the run's folder is writable");
+                (kube.etcd, kube.api_server) = (None, None);
             }
         }
-        panic!("kube-apiserver does not start:\n{}", kube.log());
+        kube
+    }
+
+    fn at(directory: &Path) -> Kube {
+        Kube {
+            port: 0,
+            etcd_port: 0,
+            directory: directory.to_path_buf(),
+            folder: None,
+            etcd: None,
+            api_server: None,
+        }
+    }
+
+    async fn begin(&mut self) {
+        prepare(&self.directory);
+        self.start_etcd().await;
+        for _ in 0..5 {
+            self.port = free_port();
+            if self.start_api().await {
+                return self.define_kinds().await;
+            }
+        }
+        panic!("kube-apiserver does not start:\n{}", self.log());
     }
 
     /// Starts the API server at its port; whether it answers.
     pub async fn start_api(&mut self) -> bool {
-        let path = |name: &str| self.directory.path().join(name).display().to_string();
-        let mut command = dependent(&binaries().join("kube-apiserver"));
+        let path = |name: &str| self.directory.join(name).display().to_string();
+        let mut command = self.command("kube-apiserver");
         command.args([
             format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
             format!("--secure-port={}", self.port),
@@ -124,7 +168,7 @@ impl Kube {
 
     /// A kubeconfig of this user. It stays good when the server is stopped and started.
     pub fn kubeconfig(&self, user: &str, namespace: &str) -> Kubeconfig {
-        let certificate = fs::read(self.directory.path().join("certificates/apiserver.crt"));
+        let certificate = fs::read(self.directory.join("certificates/apiserver.crt"));
         let certificate = certificate.expect("the server writes its certificate before it answers");
         let config = json!({
             "apiVersion": "v1",
@@ -142,7 +186,7 @@ impl Kube {
 
     /// The same as a file that everybody may read, for `KUBECONFIG`.
     pub fn kubeconfig_file(&self, user: &str, namespace: &str) -> PathBuf {
-        let path = self.directory.path().join(format!("{user}-{namespace}.kubeconfig"));
+        let path = self.directory.join(format!("{user}-{namespace}.kubeconfig"));
         let text = serde_json::to_string(&self.kubeconfig(user, namespace)).expect("plain data");
         fs::write(&path, text).expect("our own directory is writable");
         path
@@ -163,7 +207,8 @@ impl Kube {
 
     /// A fresh namespace.
     pub async fn space(&self) -> Space {
-        let name = format!("space-{}", self.spaces.fetch_add(1, Ordering::Relaxed));
+        let number = SPACES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("space-{}-{number}", std::process::id());
         self.namespace(&name).await;
         Space { client: self.admin().await, name }
     }
@@ -177,7 +222,7 @@ impl Kube {
     }
 
     async fn answers(&self) -> bool {
-        let has_certificate = self.directory.path().join("certificates/apiserver.crt").exists();
+        let has_certificate = self.directory.join("certificates/apiserver.crt").exists();
         if !has_certificate || TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
             return false;
         }
@@ -204,16 +249,65 @@ impl Kube {
         .await;
     }
 
+    async fn start_etcd(&mut self) {
+        for _ in 0..5 {
+            let port = free_port();
+            let peers = format!("http://127.0.0.1:{}", free_port());
+            let clients = format!("http://127.0.0.1:{port}");
+            let data = self.directory.join("etcd");
+            let mut command = self.command("etcd");
+            command.arg("--data-dir").arg(&data).arg("--unsafe-no-fsync");
+            command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
+            command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+            command.args(["--initial-cluster", &format!("default={peers}")]);
+            let log = File::create(self.directory.join("etcd.log")).expect("our own directory is writable");
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+            let mut child = process::spawn(command);
+            let mut answered = false;
+            eventually_within(START_PATIENCE, "etcd answers or ends", async || {
+                answered = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+                answered || matches!(child.try_wait(), Ok(Some(_)))
+            })
+            .await;
+            if answered {
+                (self.etcd_port, self.etcd) = (port, Some(child));
+                return;
+            }
+            // Another process took one of the ports: with other ports it is another member.
+            let _ = fs::remove_dir_all(&data);
+        }
+        let log = fs::read_to_string(self.directory.join("etcd.log"));
+        panic!("etcd does not start:\n{}", log.unwrap_or_default());
+    }
+
+    /// A program that dies with this process, or with the run: then its id is noted before it begins.
+    fn command(&self, program: &str) -> Command {
+        let program = binaries().join(program);
+        let mut command;
+        if self.folder.is_some() {
+            command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL", "--"]);
+        } else {
+            command = Command::new("sh");
+            // In a session of its own: cargo-nextest ends what belongs to a test that hangs.
+            command.args(["-c", "echo $$ >>\"$0\"; exec setsid \"$@\""]).arg(self.directory.join("pids"));
+        }
+        command.arg(program).current_dir("/");
+        command
+    }
+
     fn log(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Kube {
     fn drop(&mut self) {
         self.stop_api();
-        process::signal(self.etcd.id(), "KILL");
-        reap(&mut self.etcd, Duration::from_secs(10));
+        if let Some(mut child) = self.etcd.take() {
+            process::signal(child.id(), "KILL");
+            reap(&mut child, Duration::from_secs(10));
+        }
     }
 }
 
@@ -369,13 +463,6 @@ pub fn resource(api_version: &str, kind: &str) -> ApiResource {
     }
 }
 
-/// A command that dies with this process.
-fn dependent(program: &Path) -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program).current_dir("/");
-    command
-}
-
 fn binaries() -> PathBuf {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/kube");
     assert!(found.join("kube-apiserver").exists(), "no kube-apiserver here: run scripts/setup kube");
@@ -394,33 +481,4 @@ fn prepare(directory: &Path) {
     key.args(["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"]);
     key.arg(directory.join("accounts.key"));
     process::run(key);
-}
-
-async fn start_etcd(directory: &Path) -> (u16, Child) {
-    for _ in 0..5 {
-        let port = free_port();
-        let peers = format!("http://127.0.0.1:{}", free_port());
-        let clients = format!("http://127.0.0.1:{port}");
-        let data = directory.join("etcd");
-        let mut command = dependent(&binaries().join("etcd"));
-        command.arg("--data-dir").arg(&data).arg("--unsafe-no-fsync");
-        command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
-        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-        command.args(["--initial-cluster", &format!("default={peers}")]);
-        let log = File::create(directory.join("etcd.log")).expect("our own directory is writable");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut child = process::spawn(command);
-        let mut answered = false;
-        eventually_within(START_PATIENCE, "etcd answers or ends", async || {
-            answered = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-            answered || matches!(child.try_wait(), Ok(Some(_)))
-        })
-        .await;
-        if answered {
-            return (port, child);
-        }
-        // Another process took one of the ports: with other ports it is another member.
-        let _ = fs::remove_dir_all(&data);
-    }
-    panic!("etcd does not start:\n{}", fs::read_to_string(directory.join("etcd.log")).unwrap_or_default());
 }
