@@ -406,6 +406,8 @@ async fn the_night_of_the_blocked_quorum_is_said_to_be_by_design_and_nothing_is_
     for _ in WRITERS..SERVERS {
         held.push(writes(&scene).await);
     }
+    eventually("commits hold all servers", async || scene.pooler.pool("sv_active").await == SERVERS as u32)
+        .await;
     let told = writes(&scene).await.rest().await;
     assert_eq!(told.farewell(), "FATAL 08P01 query_wait_timeout");
     let last = told.messages.last().expect("it is told");
