@@ -182,6 +182,8 @@ pub struct Loan {
     pub query_began: Option<Instant>,
     /// When the last answer was complete.
     pub quiet_since: Instant,
+    /// The server was found to have said nothing, and its waker is registered, in the poll that began the loan.
+    pub silent: bool,
     /// Parameters were sent ahead that no server has accepted yet: the client's bytes wait.
     pub proving: bool,
     /// The client said Terminate; what it asked before is still answered.
@@ -200,6 +202,7 @@ impl Loan {
             began: now,
             query_began: Some(now),
             quiet_since: now,
+            silent: false,
             proving: false,
             closing: false,
             fatal_seen: false,

@@ -311,6 +311,7 @@ impl Pipeline {
 
     /// Takes the front request away, and its change. The oldest go first, so what is left of the
     /// changes shrinks to the current batch's.
+    #[inline]
     fn take_front(&mut self) -> Option<(Request, Option<Change>)> {
         let front = self.requests.pop_front()?;
         let change = if front.changes { self.changes.pop_front() } else { None };
@@ -494,8 +495,9 @@ impl Pipeline {
 
     /// Notes what the next request may do, which is for a statement of this definition.
     pub fn note_statement(&mut self, definition: &[u8]) {
-        self.dropping |= statements::may_drop_all(definition);
-        self.opening_block |= statements::may_open_block(definition);
+        let command = statements::command(definition);
+        self.dropping |= command.is_some_and(statements::may_drop_all);
+        self.opening_block |= command.is_some_and(statements::may_open_block);
     }
 
     /// Whether a request of the client is under way that may drop all statements: of a simple Query

@@ -6,6 +6,7 @@
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -362,24 +363,22 @@ fn touched_by(definition: &[u8]) -> Option<Box<Touched>> {
 
 /// The text at the start of a definition.
 pub(super) fn text_of(definition: &[u8]) -> &[u8] {
-    let end = definition.iter().position(|byte| *byte == 0);
-    &definition[..end.unwrap_or(definition.len())]
+    CStr::from_bytes_until_nul(definition).map_or(definition, CStr::to_bytes)
 }
 
-/// Whether a definition's command begins with DISCARD or DEALLOCATE, so that its end may be that of all
-/// statements.
-pub fn may_drop_all(definition: &[u8]) -> bool {
-    begins_with(definition, ["discard", "deallocate"])
+/// The word that a definition's command begins with, if it is one.
+pub fn command(definition: &[u8]) -> Option<&str> {
+    first_word(text_of(definition))
 }
 
-/// Whether a definition's command begins with BEGIN or START, so that it may open a transaction block.
-pub fn may_open_block(definition: &[u8]) -> bool {
-    begins_with(definition, ["begin", "start"])
+/// Whether a command is DISCARD or DEALLOCATE, so that its end may be that of all statements.
+pub fn may_drop_all(command: &str) -> bool {
+    ["discard", "deallocate"].iter().any(|word| word.eq_ignore_ascii_case(command))
 }
 
-fn begins_with<const COUNT: usize>(definition: &[u8], words: [&str; COUNT]) -> bool {
-    let first = first_word(text_of(definition));
-    first.is_some_and(|first| words.iter().any(|word| word.eq_ignore_ascii_case(first)))
+/// Whether a command is BEGIN or START, so that it may open a transaction block.
+pub fn may_open_block(command: &str) -> bool {
+    ["begin", "start"].iter().any(|word| word.eq_ignore_ascii_case(command))
 }
 
 /// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.
@@ -442,7 +441,8 @@ mod tests {
             ("/", false),
             ("", false),
         ] {
-            assert_eq!(may_drop_all(definition.as_bytes()), expected, "{definition:?}");
+            let may_drop = command(definition.as_bytes()).is_some_and(may_drop_all);
+            assert_eq!(may_drop, expected, "{definition:?}");
         }
     }
 

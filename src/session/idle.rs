@@ -1,7 +1,7 @@
 //! A session without a server: what it answers itself, and how it gets a server.
 
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
@@ -205,7 +205,7 @@ impl Session {
             match self.group.pool.acquire(self.plane.worker, now, had_its_turn) {
                 Acquired::Lease(lease) => {
                     if let Some(lease) = self.still_alive(lease, context, scratch) {
-                        self.begin_loan(lease, now, now, scratch)?;
+                        self.begin_loan(lease, Duration::ZERO, now, scratch)?;
                         return self.forward_first(input, scratch);
                     }
                 }
@@ -283,8 +283,9 @@ impl Session {
                 return Poll::Ready(Ok(()));
             };
             let input = self.carry.take().unwrap_or_default();
+            let now = Instant::now();
             let result = self
-                .begin_loan(lease, waited_since, Instant::now(), scratch)
+                .begin_loan(lease, since(waited_since, now), now, scratch)
                 .and_then(|()| self.forward_first(&input, scratch));
             return Poll::Ready(result);
         }
@@ -321,16 +322,15 @@ impl Session {
         self.send(&answer)
     }
 
-    /// Makes the server the client's own, with the client's parameters.
+    /// Makes a server that is [still alive](Session::still_alive) the client's own, with the client's parameters.
     fn begin_loan(
         &mut self,
         mut lease: Lease,
-        asked: Instant,
+        waited: Duration,
         now: Instant,
         scratch: &mut Scratch,
     ) -> Result<(), Farewell> {
         let mut stats = self.group.stats.borrow_mut();
-        let waited = since(asked, now);
         stats.totals.server_assignment_count += 1;
         stats.totals.wait_time_us += micros(waited);
         stats.wait.record(waited);
@@ -348,7 +348,9 @@ impl Session {
         lease.served = self.id;
         lease.unwatched |= !lease.pipeline.watching;
         let proving = self.carry_over(&mut lease, &mut scratch.out);
-        lease.parts().1.proving = proving;
+        let loan = lease.parts().1;
+        loan.proving = proving;
+        loan.silent = true;
         self.phase = Phase::Leased(lease);
         Ok(())
     }

@@ -258,6 +258,10 @@ impl Session {
     // ---- server to client ----
 
     fn pump_server(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Result<Pumped, Farewell> {
+        if std::mem::take(&mut self.lease().parts().1.silent) {
+            // It would say the same again.
+            return Ok(Pumped::Nothing);
+        }
         // Back pressure: a client that does not read stops the reading of its server.
         if self.poll_flush(context)?.is_pending() {
             return Ok(Pumped::Nothing);
@@ -313,8 +317,8 @@ impl Session {
     fn end_if_closing(&mut self) -> Result<(), Farewell> {
         let lease = self.lease();
         // A COPY that only the client could end has no answer.
-        let awaits = lease.pipeline.awaits_ready() && !lease.pipeline.awaits_client();
-        match lease.loan().closing && !awaits {
+        let awaits = || lease.pipeline.awaits_ready() && !lease.pipeline.awaits_client();
+        match lease.loan().closing && !awaits() {
             true => Err(Farewell::Terminate),
             false => Ok(()),
         }

@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use bitflags::bitflags;
+use memchr::{memchr, memchr_iter, memchr2_iter};
 
 use super::calls::{CALLS_MAX, calls};
 use super::channels::Unlisten;
@@ -218,26 +219,21 @@ impl Touched {
     }
 }
 
-/// Texts that hold none of these and begin with a word of [`PLAIN`] change nothing.
+/// What the names of functions hold that change something.
 static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
     let marks = [
-        ";",
         "set_config",
         "advisory",
         "currval",
         "lastval",
         "setseed",
-        "temp",
         "dblink_conn",
         "_backup",
-        "execute",
         "origin_session",
         "pg_notify",
         "pg_listening",
-        "u&\"",
     ];
     AhoCorasick::builder()
-        .ascii_case_insensitive(true)
         .kind(Some(AhoCorasickKind::DFA))
         .build(marks)
         .expect("a handful of words is not too many")
@@ -280,7 +276,8 @@ pub fn touched(sql: &[u8]) -> Touched {
         return touched;
     }
     let mut touched = Touched::by_calls(sql);
-    if !is_plain(sql) {
+    let is_marked = |name: &str| MARKS.is_match(name.as_bytes());
+    if !is_plain(sql) || !touched.parts.is_empty() || touched.calls.iter().any(|name| is_marked(name)) {
         note_readings(sql, &mut touched, note_texts);
     }
     touched
@@ -346,9 +343,20 @@ fn note_body(tokens: Lexer<'_>, touched: &mut Touched) {
     }
 }
 
+/// Whether a text changes nothing, but for what the functions do that it calls: it begins with a word of [`PLAIN`]
+/// and holds neither a second statement nor EXECUTE, TEMP, or a name in `U&""`. Each is looked for by its rarest
+/// letter.
 #[inline]
 fn is_plain(sql: &[u8]) -> bool {
-    begins_plain(sql) && !MARKS.is_match(without_end(sql))
+    let sql = without_end(sql);
+    let has = |at: usize, word: &[u8]| {
+        sql[at..].get(..word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word))
+    };
+    begins_plain(sql)
+        && memchr(b';', sql).is_none()
+        && !memchr_iter(b'&', sql).any(|at| at > 0 && has(at - 1, b"u&\""))
+        && !memchr2_iter(b'x', b'X', sql).any(|at| at > 0 && has(at - 1, b"execute"))
+        && !memchr2_iter(b'm', b'M', sql).any(|at| at > 1 && has(at - 2, b"temp"))
 }
 
 /// Whether the first word is one of [`PLAIN`].

@@ -9,6 +9,8 @@ pub mod frontend;
 pub mod originate;
 pub mod startup;
 
+use std::ffi::CStr;
+
 use thiserror::Error;
 
 /// Bytes of a message header: the type byte and the length.
@@ -89,10 +91,12 @@ macro_rules! tags {
             /// The message type of a byte, or what is wrong with it.
             #[inline]
             pub fn from_byte(byte: u8) -> Result<Self, Malformed> {
-                match byte {
-                    $($byte => Ok($name::$variant),)+
-                    _ => Err(Malformed::Tag { tag: char::from(byte) }),
-                }
+                const TAGS: [Option<$name>; 256] = {
+                    let mut tags = [None; 256];
+                    $(tags[$byte as usize] = Some($name::$variant);)+
+                    tags
+                };
+                TAGS[usize::from(byte)].ok_or(Malformed::Tag { tag: char::from(byte) })
             }
         }
     };
@@ -188,8 +192,8 @@ tags! {
 
 /// Splits a NUL-terminated string off the front; `None` when there is no NUL.
 pub(crate) fn split_cstring(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().position(|byte| *byte == 0)?;
-    Some((&bytes[..end], &bytes[end + 1..]))
+    let string = CStr::from_bytes_until_nul(bytes).ok()?.to_bytes();
+    Some((string, &bytes[string.len() + 1..]))
 }
 
 #[cfg(test)]

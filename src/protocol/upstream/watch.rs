@@ -59,9 +59,10 @@ impl Upstream<'_> {
         if !self.tracking || !message.is_whole() {
             return None;
         }
+        let client = self.client.as_deref()?;
         let text = text_of(message.body);
         let Naming { verb, name, place } = naming(text)?;
-        let mut statement = Arc::clone(self.client.as_deref()?.get(&name)?);
+        let mut statement = Arc::clone(client.get(&name)?);
         if self.pipeline.owed() > 0 && !self.pipeline.is_batch_open() {
             // Whether the transaction is open or has failed, and whether the name stays, is decided by then.
             return Some(Fate::Wait);

@@ -1,3 +1,7 @@
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 
 fn check(sql: &str, parts: Parts) {
@@ -76,6 +80,59 @@ fn each_statement_names_the_parts_that_it_may_change() {
         check(sql, parts);
     }
 }
+
+proptest! {
+    /// Most texts are not read by the lexer.
+    #[test]
+    fn a_text_that_is_only_glanced_at_is_one_that_the_lexer_finds_nothing_in(
+        pieces in vec(select(PIECES), 1..12),
+    ) {
+        let sql = pieces.concat();
+        let mut read = Touched::by_calls(sql.as_bytes());
+        note_readings(sql.as_bytes(), &mut read, note_texts);
+        prop_assert_eq!(touched(sql.as_bytes()), read, "{}", sql);
+    }
+}
+
+const PIECES: &[&str] = &[
+    "select ",
+    "SELECT ",
+    "explain ",
+    "with ",
+    "set a = 1",
+    "eXecute",
+    " execute p",
+    "x",
+    "m",
+    "Temp",
+    " into temp t",
+    "pg_temp.t",
+    "tempo ",
+    ";",
+    "; ",
+    "u&\"a\"",
+    "U&\"",
+    "&",
+    "\"",
+    "'",
+    "\\'",
+    "$$",
+    "(",
+    " (",
+    ")",
+    "set_config",
+    "Pg_Advisory_Lock",
+    "\"pg_notify\"",
+    "currval",
+    "f",
+    "/*",
+    "*/",
+    "--",
+    "\n",
+    " ",
+    ".",
+    ",",
+];
 
 #[test]
 fn a_call_of_a_function_is_noted_by_name() {
