@@ -5,7 +5,9 @@ use crate::support;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use pgweir::command::drill::report::Report;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
+use support::PROMPTLY;
 use support::archive::Archive;
 use support::kube::Kube;
 use support::ledger::{Books, Ledger, Outcome};
@@ -14,13 +16,18 @@ use support::replicas::Replicas;
 use support::runs::chance;
 use support::scene::Scene;
 use tempfile::TempDir;
-use tokio::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Child;
+use tokio::time::{Instant, timeout};
 
 /// What the drill and the test may differ in: the clients of both are served one after another.
 const MARGIN: Duration = Duration::from_millis(400);
 
 /// By how much the clocks of a server and of the test may seem to differ.
 const CLOCKS: SignedDuration = SignedDuration::from_millis(10);
+
+/// A drill watches its clients for some seconds before and after what it does.
+const ASKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// `pgweir drill`, as a person with the administrator's kubeconfig calls it.
 struct Drill {
@@ -64,7 +71,7 @@ impl Drill {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
         command.arg("drill").args(&self.arguments).arg("--report").arg(self.folder.path());
         command.env("KUBECONFIG", &self.kubeconfig).env("PGPASSWORD", "app-secret");
-        let output = command.stdin(std::process::Stdio::null()).kill_on_drop(true).output().await;
+        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
         let output = output.expect("our own binary runs");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         println!("  {}", said.trim_end().replace('\n', "\n  "));
@@ -79,6 +86,43 @@ impl Drill {
             report
         });
         Drilled { done: output.status.success(), said, report }
+    }
+}
+
+/// A drill at a terminal, where somebody types.
+struct Terminal {
+    process: Child,
+    said: String,
+}
+
+impl Terminal {
+    fn of(drill: &Drill) -> Terminal {
+        let folder = drill.folder.path().display();
+        let program = env!("CARGO_BIN_EXE_pgweir");
+        let line = format!("exec {program} drill {} --report {folder}", drill.arguments.join(" "));
+        let mut command = tokio::process::Command::new("script");
+        command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+        command.env("KUBECONFIG", &drill.kubeconfig).env("PGPASSWORD", "app-secret");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        Terminal { process: command.spawn().expect("util-linux is everywhere"), said: String::new() }
+    }
+
+    async fn types(&mut self, text: &str) {
+        let keyboard = self.process.stdin.as_mut().expect("it has one");
+        keyboard.write_all(text.as_bytes()).await.expect("the terminal listens");
+    }
+
+    /// Reads on until it has said this.
+    async fn says(&mut self, words: &str) {
+        let screen = self.process.stdout.as_mut().expect("it has one");
+        let mut bytes = [0; 1024];
+        while !self.said.contains(words) {
+            let count = timeout(ASKED_WITHIN, screen.read(&mut bytes)).await;
+            let count =
+                count.unwrap_or_else(|_| panic!("not {words:?}, but {}", self.said)).expect("it speaks");
+            assert!(count > 0, "not {words:?}, but {}", self.said);
+            self.said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
     }
 }
 
@@ -313,6 +357,25 @@ async fn a_drill_says_which_rows_a_restored_cluster_lacks_and_deletes_it() {
     let restored = report.restored.expect("a cluster was restored");
     assert!(restored.rows_restored < restored.rows_then && restored.rows_restored > 0, "{restored:?}");
     assert_eq!(report.figures.lost, restored.rows_then - restored.rows_restored);
+    is_clean(&scene).await;
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_a_drill_that_asks_whether_to_keep_the_restored_cluster() {
+    let (mut scene, ledger, _archive) = archived("drill pitr asks").await;
+    let port = scene.operator.replicas.port.to_string();
+    let drill = Drill::new(&scene, &["pitr", "--force", "--restore-as", "asked", "--server-port", &port]);
+    let mut terminal = Terminal::of(&drill);
+    terminal.says("Type the cluster's name to go on: ").await;
+    terminal.types("pg\n").await;
+    let made = scene.operator.restores("asked", |moment| moment.to_owned()).await;
+    terminal.says("Type \"keep\" to keep Cluster asked").await;
+    terminal.types("\x03").await;
+    terminal.says("interrupted").await;
+    scene.operator.removes(&made).await;
+    let ended = timeout(PROMPTLY, terminal.process.wait()).await.expect("nothing is waited for");
+    assert!(!ended.expect("it was started").success());
+    ledger.stop().await;
     is_clean(&scene).await;
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use jiff::{Timestamp, Unit};
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use self::harm::Harmful;
 use self::pitr::{Pitr, PitrArguments};
@@ -214,7 +215,7 @@ pub fn run(arguments: &DrillArguments) -> Result<(), DrillError> {
         if !common.force {
             verify(common).await?;
         }
-        agree(common, &plan.question())?;
+        agree(common, &plan.question()).await?;
         prepare(&site.target).await?;
         let outcome = tokio::select! {
             outcome = plan.play(&site) => outcome,
@@ -259,25 +260,32 @@ async fn verify(common: &Common) -> Result<(), DrillError> {
     }
 }
 
-fn agree(common: &Common, question: &str) -> Result<(), DrillError> {
+async fn agree(common: &Common, question: &str) -> Result<(), DrillError> {
     if common.yes {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
         return Err(DrillError::NotAgreed("nobody can be asked here; say --yes".into()));
     }
-    match answer_of_a_person(&format!("{question} Type the cluster's name to go on"))? == common.cluster {
+    let answer = answer_of_a_person(&format!("{question} Type the cluster's name to go on")).await?;
+    match answer == common.cluster {
         true => Ok(()),
         false => Err(DrillError::NotAgreed("that is not its name".into())),
     }
 }
 
-/// What somebody types.
-fn answer_of_a_person(question: &str) -> io::Result<String> {
+/// What somebody types. An interrupt does not wait for it.
+async fn answer_of_a_person(question: &str) -> io::Result<String> {
     print!("{question}: ");
     io::stdout().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
+    let (says, said) = oneshot::channel();
+    // No thread of the runtime's: its end would wait for it.
+    std::thread::spawn(move || {
+        let mut answer = String::new();
+        // Nobody may listen any more.
+        let _ = says.send(io::stdin().lock().read_line(&mut answer).map(|_| answer));
+    });
+    let answer = said.await.map_err(io::Error::other)??;
     Ok(answer.trim().to_owned())
 }
 

@@ -137,7 +137,7 @@ impl Pitr {
         };
         let kept = conclude(&mut report, &met.lock(), &present, timeline, &common.report)?;
         let (restored, _) = outcome?;
-        self.offer(common)?;
+        self.offer(common).await?;
         match (report.figures.lost, restored == damage.rows) {
             (0, true) => Ok(()),
             (0, false) => Err(DrillError::OtherRows(damage.target_time, kept)),
@@ -257,10 +257,10 @@ impl Pitr {
     }
 
     /// Whether the new cluster stays, and how clients would come to it.
-    fn offer(&self, common: &Common) -> Result<(), DrillError> {
+    async fn offer(&self, common: &Common) -> Result<(), DrillError> {
         let may_ask = !common.yes && std::io::stdin().is_terminal();
         let question = format!("Type \"keep\" to keep Cluster {}, else it is deleted", self.name);
-        let stays = self.own.keep || (may_ask && answer_of_a_person(&question)? == "keep");
+        let stays = self.own.keep || (may_ask && answer_of_a_person(&question).await? == "keep");
         self.kept.set(stays);
         let namespace =
             common.namespace.iter().map(|name| format!(" --namespace {name}")).collect::<String>();
