@@ -9,11 +9,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.cache/bin
 export RUSTDOCFLAGS := -Dwarnings
 
 CARGO := cargo
-# cargo-nextest runs the tests of all programs at once; plain cargo runs one program after the other.
+# cargo-nextest runs the tests of all files at once; plain cargo runs one file after the other.
 TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
 	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
-# Most tests wait for most of their time. Those that need the processors say so in .config/nextest.toml.
-export NEXTEST_TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
 # names: there it is the files that have nothing else.
 SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/(^|::)[acdkprs][0-9]+_/)',--test integration scenarios_)
