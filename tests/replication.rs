@@ -131,7 +131,7 @@ async fn pg_basebackup_takes_a_backup_that_verifies_in_every_pool_mode() {
 #[tokio::test]
 async fn pg_receivewal_gets_each_segment_of_the_wal() {
     let pooler = pooler(|config| config).await;
-    let place = private_directory("weir-wal-");
+    let place = memory_directory("weir-wal-");
     succeeds(tool("pg_receivewal", &pooler, &["--create-slot", "--slot", "archive"]));
     let arguments = ["-D", text(place.path()), "--slot", "archive", "-n"];
     let mut running = Running::start(tool("pg_receivewal", &pooler, &arguments), &place.path().join("log"));
@@ -152,7 +152,7 @@ async fn pg_receivewal_gets_each_segment_of_the_wal() {
 async fn pg_recvlogical_gets_the_changes_while_others_share_the_servers_in_transaction_mode() {
     let pooler = pooler(|config| config.mode("transaction")).await;
     pooler.sql("CREATE TABLE t (n int); GRANT ALL ON t TO app").await;
-    let place = private_directory("weir-changes-");
+    let place = memory_directory("weir-changes-");
     let changes = place.path().join("changes");
     let with = |more: &[&str]| {
         let arguments = [&["-d", "app", "--slot", "changes"], more].concat();
