@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.cache/bin
 export RUSTDOCFLAGS := -Dwarnings
 
 CARGO := cargo
-# cargo-nextest runs the tests of all files at once; plain cargo runs one file after the other.
+# cargo-nextest runs the tests of all programs at once; plain cargo runs one program after the other.
 TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
 	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
