@@ -106,8 +106,7 @@ fn every_module_imports_only_from_the_floors_below() {
 
 #[test]
 fn every_dependency_has_one_home_or_is_common() {
-    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable");
-    let manifest: toml::Table = manifest.parse().expect("cargo has parsed it too");
+    let manifest = manifest();
     let used: BTreeSet<&str> =
         manifest["dependencies"].as_table().expect("a table").keys().map(String::as_str).collect();
     let known: BTreeSet<&str> = HOMES.iter().map(|(name, _)| *name).chain(COMMON.iter().copied()).collect();
@@ -116,13 +115,12 @@ fn every_dependency_has_one_home_or_is_common() {
 
 #[test]
 fn every_file_of_tests_is_run() {
-    let read = |file: &str| fs::read_to_string(root().join(file)).expect("it is readable");
-    let manifest: toml::Table = read("Cargo.toml").parse().expect("cargo has parsed it too");
+    let manifest = manifest();
     let targets = manifest["test"].as_array().expect("a list").iter();
     let mut run: BTreeSet<String> =
         targets.map(|target| target["name"].as_str().expect("a name").to_owned()).collect();
     for program in ["integration", "measured"] {
-        let text = read(&format!("tests/{program}.rs"));
+        let text = fs::read_to_string(root().join(format!("tests/{program}.rs"))).expect("it is readable");
         let modules = text.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
         run.extend(modules.filter(|module| *module != "support").map(str::to_owned));
     }
@@ -518,6 +516,11 @@ fn sources() -> Vec<(String, String)> {
     }
     found.sort();
     found
+}
+
+fn manifest() -> toml::Table {
+    let text = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable");
+    text.parse().expect("cargo has parsed it too")
 }
 
 fn root() -> &'static Path {

@@ -17,7 +17,7 @@ use support::runs::chance;
 use support::scene::Scene;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout};
 
 /// What the drill and the test may differ in: the clients of both are served one after another.
@@ -67,11 +67,17 @@ impl Drill {
         }
     }
 
+    /// A program that starts it.
+    fn started_by(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("KUBECONFIG", &self.kubeconfig).env("PGPASSWORD", "app-secret").kill_on_drop(true);
+        command
+    }
+
     async fn run(self) -> Drilled {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+        let mut command = self.started_by(env!("CARGO_BIN_EXE_pgweir"));
         command.arg("drill").args(&self.arguments).arg("--report").arg(self.folder.path());
-        command.env("KUBECONFIG", &self.kubeconfig).env("PGPASSWORD", "app-secret");
-        let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await;
+        let output = command.stdin(Stdio::null()).output().await;
         let output = output.expect("our own binary runs");
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         println!("  {}", said.trim_end().replace('\n', "\n  "));
@@ -100,10 +106,9 @@ impl Terminal {
         let folder = drill.folder.path().display();
         let program = env!("CARGO_BIN_EXE_pgweir");
         let line = format!("exec {program} drill {} --report {folder}", drill.arguments.join(" "));
-        let mut command = tokio::process::Command::new("script");
+        let mut command = drill.started_by("script");
         command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
-        command.env("KUBECONFIG", &drill.kubeconfig).env("PGPASSWORD", "app-secret");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         Terminal { process: command.spawn().expect("util-linux is everywhere"), said: String::new() }
     }
 
@@ -316,7 +321,7 @@ async fn a_drill_restores_the_moment_before_the_damage_and_clients_can_be_moved_
 }
 
 async fn reroute(scene: &Scene, arguments: &[&str]) {
-    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
     let pooler = format!("127.0.0.1:{}", scene.pooler.port);
     command.arg("reroute").args(arguments).args(["--pooler", &pooler, "--admin-user", "admin"]);
     let output = command.kill_on_drop(true).output().await.expect("our own binary runs");

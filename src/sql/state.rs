@@ -276,8 +276,8 @@ pub fn touched(sql: &[u8]) -> Touched {
         return touched;
     }
     let mut touched = Touched::by_calls(sql);
-    let is_marked = |name: &str| MARKS.is_match(name.as_bytes());
-    if !is_plain(sql) || !touched.parts.is_empty() || touched.calls.iter().any(|name| is_marked(name)) {
+    let calls_marked = touched.calls.iter().any(|name| MARKS.is_match(name.as_bytes()));
+    if calls_marked || !touched.parts.is_empty() || !is_plain(sql) {
         note_readings(sql, &mut touched, note_texts);
     }
     touched
