@@ -1,4 +1,4 @@
-//! Accept: listen on TCP and Unix sockets, and hand each connection to the least loaded worker.
+//! Accept: listen on TCP and Unix sockets, and hand each connection to a worker.
 
 use std::fs;
 use std::io;
@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
@@ -309,10 +308,7 @@ async fn after_error(error: &io::Error) {
 }
 
 fn hand_over(shared: &Shared, socket: DetachedSocket, peer: Peer) {
-    let loads = &shared.loads;
-    let least = (0..loads.len()).min_by_key(|worker| loads[*worker].load(Ordering::Relaxed));
-    let worker = least.expect("there is at least one worker");
-    loads[worker].fetch_add(1, Ordering::Relaxed);
+    let worker = shared.spread.place();
     if shared.workers[worker].send(Message::Client(socket, peer)).is_err() {
         tracing::error!("worker {worker} has stopped");
     }

@@ -194,6 +194,12 @@ metrics! {
         "How often a client began to keep its server connection, by reason.";
     WORKER_STALL: Histogram, Seconds, "pgweir_worker_stall_seconds", [],
         "How late a worker came to its tick, ten times a second: so long none of its clients was served.";
+    WORKERS_IN_USE: Gauge, Count, "pgweir_workers_in_use", [],
+        "Workers that clients are given to: as many as the load wants, see worker_load_max.";
+    WORKER_CONNECTIONS: Gauge, Count, "pgweir_worker_connections", ["worker"],
+        "Connections of clients that live on the worker, logged in or not, those of the console among them.";
+    CLIENTS_MOVED: Counter, Count, "pgweir_clients_moved_total", [],
+        "Clients that moved to another worker.";
     SENT_AGAIN: Counter, Count, "pgweir_statements_sent_again_total", [],
         "First statements of a transaction that a server refused because it goes away, and that another got.";
     STATEMENTS_EVICTED: Counter, Count, "pgweir_prepared_evictions_total", [],
@@ -341,6 +347,8 @@ pub struct WorkerMetrics {
     pub statements_evicted: u64,
     /// Statements that went to another server, because the first refused to begin.
     pub sent_again: u64,
+    /// Clients that have come from another worker.
+    pub clients_moved: u64,
     /// How often a client began to keep its server, by reason.
     pub pins: BTreeMap<&'static str, u64>,
 }
@@ -370,6 +378,7 @@ impl WorkerMetrics {
         self.server_logins_failed += other.server_logins_failed;
         self.statements_evicted += other.statements_evicted;
         self.sent_again += other.sent_again;
+        self.clients_moved += other.clients_moved;
         for (reason, count) in &other.pins {
             *self.pins.entry(reason).or_default() += count;
         }
@@ -378,6 +387,7 @@ impl WorkerMetrics {
     /// Puts the counts on a page.
     pub fn publish(&self, page: &mut Page) {
         page.counter(&SENT_AGAIN, &[], self.sent_again);
+        page.counter(&CLIENTS_MOVED, &[], self.clients_moved);
         page.histogram(&LOGIN, &[], &self.login);
         page.histogram(&WORKER_STALL, &[], &self.stall);
         for (sqlstate, count) in self.errors.iter() {

@@ -1,4 +1,4 @@
-//! The data plane's threads. Each has an event loop of its own; a client lives on one for life.
+//! The data plane's threads. Each has an event loop of its own; a client lives on one at a time.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::log::Peer;
 use crate::net::DetachedSocket;
 use crate::pool::OpenRequest;
 use crate::session::plane::{Message, Plane, Shared};
-use crate::session::{cancel, databases, login};
+use crate::session::{cancel, databases, login, moving};
 
 /// Starts one worker. It ends with the process, or when nobody can send to it any more.
 pub fn start(
@@ -61,6 +61,7 @@ async fn run(
     while let Some(message) = mailbox.recv().await {
         match message {
             Message::Client(socket, peer) => welcome(&plane, socket, peer),
+            Message::Moving(client) => moving::arrive(&plane, client),
             Message::Cancel(key, address, canceller) => cancel::deliver(&plane, key, address, canceller),
             Message::Run(task) => (task.0)(&plane),
             Message::Tick(sent) => {
@@ -79,6 +80,7 @@ fn tick(plane: &Plane) {
         databases::keep_ready(&plane.shared);
         let config = plane.shared.config.load_full();
         plane.shared.databases.tick(&config, now);
+        plane.shared.spread.decide(config.settings.worker_load_max);
     }
     plane.tick(now);
 }

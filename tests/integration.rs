@@ -62,4 +62,5 @@ mod tls;
 mod topology_kube;
 mod two_applications;
 mod verify;
+mod workers;
 mod wrong_answer_detector;

@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use support::certificates::{Authority, Identity, text};
 use support::message::startup;
-use support::pooler::Config;
-use support::{Pooler, Postgres, eventually};
+use support::pooler::{Config, Restless};
+use support::{Login, Pooler, Postgres, Raw, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -259,12 +259,13 @@ fn pgbench(pooler: &Pooler, arguments: &[&str]) -> Command {
 async fn everything_is_relayed_under_tls_as_it_is_without() {
     let config = |config: Config| config.pool_size(4).setting("workers", "2");
     let (authority, _, pooler) = encrypted(config).await;
+    let _moving = Restless::start(Raw::login(&pooler.tls(), &Login::new("app", "pgbouncer")).await);
     pooler
         .sql("CREATE TABLE big AS SELECT repeat(md5(n::text), 30) AS line FROM generate_series(1, 20000) n")
         .await;
     pooler.sql("GRANT ALL ON big TO app").await;
     let script = authority.certificate().with_file_name("script.sql");
-    // Servers go from client to client and from thread to thread; results are larger than any buffer.
+    // Clients and servers go from thread to thread, and servers from client to client; results are larger than any buffer.
     std::fs::write(&script, "SELECT pg_backend_pid(), repeat('x', 100000);\nBEGIN;\nSELECT 1;\nCOMMIT;\n")
         .unwrap();
     for mode in ["simple", "extended", "prepared"] {

@@ -11,6 +11,7 @@ use crate::support;
 use std::time::Duration;
 
 use support::message::query;
+use support::pooler::Restless;
 use support::stage::outcome;
 use support::{Login, Pooler, Raw};
 use tokio::task::JoinSet;
@@ -142,6 +143,7 @@ impl Worker {
 async fn two_applications_on_two_servers_see_their_own_sessions_in_every_transaction() {
     let seconds = std::env::var("PGWEIR_APPLICATIONS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     let pooler = Pooler::config().pool_size(2).start().await;
+    let _moving = Restless::start(pooler.console().await);
     for Application { name, schema, role, .. } in APPLICATIONS {
         pooler.sql(&format!("GRANT {role} TO app")).await;
         pooler.sql(&format!("CREATE SCHEMA {schema} AUTHORIZATION {role}")).await;

@@ -2,7 +2,7 @@
 //!
 //! Many clients ask for unique tokens, in every mode of the protocol, over a small pool, while clients are
 //! killed at random bytes of what they send and servers are terminated and cancelled. Errors and lost
-//! connections are fine. A token that was not asked for, or asked for by another client, never is.
+//! connections are fine. Meanwhile the clients move from worker to worker. A token that was not asked for, or asked for by another client, never is.
 //!
 //! `PGWEIR_DETECTOR_SECONDS` (default 10) is how long, `PGWEIR_TEST_SEED` which choices.
 //! `PGWEIR_DETECTOR_ALLOW` names further SQLSTATEs to let pass: PgBouncer needs `26000`, as it keeps a
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use support::message::{cancel_request, message, query, run_of, sync, terminate};
+use support::pooler::Restless;
 use support::{Address, Login, PATIENCE, Pooler, Raw, Reply, eventually, proxy};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -252,7 +253,8 @@ async fn d4_no_client_ever_sees_the_answer_of_another() {
     let seed = number_from("PGWEIR_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
     let seconds = number_from("PGWEIR_DETECTOR_SECONDS").unwrap_or(10);
     println!("PGWEIR_TEST_SEED={seed} PGWEIR_DETECTOR_SECONDS={seconds}");
-    let pooler = Pooler::config().pool_size(POOL_SIZE).start().await;
+    let pooler = Pooler::config().pool_size(POOL_SIZE).environment("PGWEIR_WORKERS", "3").start().await;
+    let moving = Restless::start(pooler.console().await);
     let tally = Arc::new(Tally::default());
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
@@ -276,6 +278,7 @@ async fn d4_no_client_ever_sees_the_answer_of_another() {
     assert!(values > 200 * seconds, "only {values} values were compared");
     assert!(tally.clients_killed.load(Ordering::Relaxed) > seconds);
     assert!(tally.servers_hit.load(Ordering::Relaxed) > seconds);
+    drop(moving);
     pool_is_full_again(&pooler).await;
 }
 

@@ -27,6 +27,10 @@ pub struct Scrape {
     pub pins: BTreeMap<&'static str, u32>,
     /// The workers' own counts, merged.
     pub workers: WorkerMetrics,
+    /// How many of them clients are given to.
+    pub workers_in_use: u32,
+    /// The connections of each.
+    pub worker_connections: Vec<u32>,
     /// Filled when the names of an exporter for PgBouncer are wanted, too.
     pub exporter: Option<Names>,
 }
@@ -61,6 +65,10 @@ impl Scrape {
             page.gauge(&metrics::PINNED, &[reason], self.pins.get(reason).copied().unwrap_or_default());
             let pins = self.workers.pins.get(reason).copied().unwrap_or_default();
             page.counter(&metrics::PINS, &[reason], pins);
+        }
+        page.gauge(&metrics::WORKERS_IN_USE, &[], self.workers_in_use);
+        for (worker, connections) in self.worker_connections.iter().enumerate() {
+            page.gauge(&metrics::WORKER_CONNECTIONS, &[&worker.to_string()], *connections);
         }
         self.workers.publish(&mut page);
         if let Some(names) = &self.exporter {

@@ -414,6 +414,11 @@ settings! {
 
     /// Threads of the data plane; the default is the number of cores that the cgroup grants.
     workers: u32 = cores::granted().min(WORKERS_MAX), Fixed Ours [1..=WORKERS_MAX];
+    /// Percent of a core that a worker may use before clients move to more workers; 0 has all workers in use.
+    ///
+    /// Few clients on many workers cost more than on one. Fewer are in use again when they had half of it to do
+    /// for 5 s. 100 has one in use.
+    worker_load_max: u32 = "70", Live Ours [0..=100];
     /// Address and port of the Prometheus metrics; empty is off.
     metrics_listen_addr: Option<SocketAddr> = "", Fixed Ours;
     /// Whether `/metrics` has the names of Prometheus' pgbouncer_exporter, too.

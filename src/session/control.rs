@@ -107,6 +107,8 @@ pub async fn on_all_workers<T: Send + 'static>(
     shared: &Shared,
     run: impl Fn(&Rc<Plane>) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
+    // A client on its way would be nowhere, or be met twice.
+    let _standstill = shared.spread.stand_still().await;
     let (sender, mut receiver) = mpsc::unbounded_channel();
     for worker in &shared.workers {
         let (sender, run) = (sender.clone(), run.clone());

@@ -16,7 +16,7 @@ use super::cancel;
 use super::console;
 use super::options::{Wanted, add_host, client_parameters, follows, role_option};
 use super::plane::{Group, Plane};
-use super::{NewSession, Session, replication};
+use super::{Client, NewSession, Session, replication};
 use crate::admin::{CONSOLE_DATABASE, Rights};
 use crate::auth::{ChannelBinding, Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
@@ -145,24 +145,28 @@ fn start_session(newcomer: Newcomer, start: Start) {
             group.replication.as_str()
         );
     }
-    let new = NewSession {
-        socket,
+    let client = Client {
         peer,
         id,
-        group,
+        connected,
+        last_request: connected,
         parameters,
         state,
         wanted,
         proven,
+        statements: None,
         admission,
-        connected,
-        long_key,
-        own_server,
     };
-    let task = Session::begin(&plane, new);
-    let session = Rc::clone(task.session());
-    session.borrow_mut().greet(&welcome);
-    tokio::task::spawn_local(task);
+    let task = Session::begin(&plane, NewSession { socket, group, client, own_server }, long_key);
+    let settles = {
+        let mut session = task.session().borrow_mut();
+        session.greet(&welcome);
+        session.settles()
+    };
+    match settles {
+        None => drop(tokio::task::spawn_local(task.run())),
+        elsewhere => task.leave(elsewhere),
+    }
 }
 
 /// What a login leads to.

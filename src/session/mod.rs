@@ -17,6 +17,7 @@ mod hearing;
 mod idle;
 mod keeping;
 pub mod login;
+pub mod moving;
 mod options;
 mod outside;
 mod pam;
@@ -27,6 +28,7 @@ mod replication;
 mod resend;
 pub mod rules;
 mod set_up;
+pub mod spread;
 mod time;
 pub mod views;
 
@@ -186,45 +188,63 @@ pub struct Session {
     /// Set from outside: the session ends with this.
     doom: Option<Box<Farewell>>,
     waker: Option<Waker>,
-    _admission: admission::Admission,
+    /// The worker that it moves to as soon as it can.
+    bound_for: Option<u16>,
+    admission: admission::Admission,
 }
 
 /// What a finished login hands over.
 pub struct NewSession {
     /// The client's socket.
     pub socket: Socket,
+    /// What it shares with others.
+    pub group: Rc<Group>,
     /// Who it is.
+    pub client: Client,
+    /// Its own server, of a replication connection.
+    pub own_server: Option<Lease>,
+}
+
+/// A client, wherever it lives: what it takes along to another worker.
+pub struct Client {
+    /// From where it came.
     pub peer: Peer,
     /// Its number.
     pub id: u64,
-    /// What it shares with others.
-    pub group: Rc<Group>,
+    /// When it connected.
+    pub connected: Instant,
+    /// When it last asked for anything.
+    pub last_request: Instant,
     /// Its parameters.
     pub parameters: Arc<ParameterSet>,
-    /// What its StartupMessage asks for beyond these.
+    /// What it has made of its session beyond these.
     pub state: Arc<SessionState>,
     /// What its StartupMessage says of both.
     pub wanted: Option<Box<options::Wanted>>,
     /// Whether a server has accepted both.
     pub proven: bool,
+    /// What it has prepared.
+    pub statements: Option<Box<ClientStatements>>,
     /// Its place among the connection limits.
     pub admission: admission::Admission,
-    /// When it connected.
-    pub connected: Instant,
-    /// Whether its cancel key may be longer than eight bytes.
-    pub long_key: bool,
-    /// Its own server, of a replication connection.
-    pub own_server: Option<Lease>,
 }
 
 impl Session {
-    /// Enters a session into its plane; the caller tells the client the key and runs the task.
-    pub fn begin(plane: &Rc<Plane>, new: NewSession) -> SessionTask {
+    /// Enters a session into its plane, with a cancel key of its own, which may be longer than eight bytes if it is to be
+    /// `long_key`. The caller tells the client the key and runs the task.
+    pub fn begin(plane: &Rc<Plane>, new: NewSession, long_key: bool) -> SessionTask {
+        Session::enter(plane, new, |address| plane.shared.new_cancel_key(address, long_key))
+    }
+
+    fn enter(
+        plane: &Rc<Plane>,
+        new: NewSession,
+        cancel_key: impl FnOnce(plane::Address) -> CancelKey,
+    ) -> SessionTask {
         let mut sessions = plane.sessions.borrow_mut();
         let vacant = sessions.vacant_entry();
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
         let worker = u32::try_from(plane.worker).expect("there are few workers");
-        let cancel_key = plane.shared.new_cancel_key(plane::Address { worker, slot }, new.long_key);
         let phase = match new.own_server {
             Some(mut lease) => {
                 lease.pipeline.message_max = new.group.rules.get().message_max;
@@ -233,38 +253,40 @@ impl Session {
             None => Phase::Idle,
         };
         let follows = new.group.settings.borrow().cluster.is_some();
+        let client = new.client;
         let session = Rc::new(RefCell::new(Session {
             plane: Rc::clone(plane),
             group: new.group,
             socket: new.socket,
             phase,
-            id: new.id,
-            cancel_key,
-            peer: new.peer,
+            id: client.id,
+            cancel_key: cancel_key(plane::Address { worker, slot }),
+            peer: client.peer,
             slot,
-            connected: new.connected,
-            last_request: new.connected,
-            parameters: new.parameters,
-            state: new.state,
-            wanted: new.wanted,
+            connected: client.connected,
+            last_request: client.last_request,
+            parameters: client.parameters,
+            state: client.state,
+            wanted: client.wanted,
             pinned: None,
             hearing: None,
             withheld: false,
             doubted: None,
-            proven: new.proven,
+            proven: client.proven,
             follows,
             sent_again: 0,
             skip_to_sync: false,
             cancels: None,
             canceled: false,
-            statements: None,
+            statements: client.statements,
             carry: None,
             body: Body::default(),
             needed: 0,
             backlog: None,
             doom: None,
             waker: None,
-            _admission: new.admission,
+            bound_for: None,
+            admission: client.admission,
         }));
         vacant.insert(Rc::clone(&session));
         SessionTask(session)
@@ -529,14 +551,7 @@ fn finish_loan(lease: Lease, reset: String, now: Instant) {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.plane.disconnected();
-        self.plane.shared.cancel_keys.remove(&self.cancel_key);
-    }
-}
-
-/// Runs a session to its end.
+/// Runs a session as long as it is on this worker.
 pub struct SessionTask(Rc<RefCell<Session>>);
 
 impl SessionTask {
@@ -544,26 +559,50 @@ impl SessionTask {
     pub fn session(&self) -> &Rc<RefCell<Session>> {
         &self.0
     }
+
+    /// To its end, or until it moves to another worker.
+    pub async fn run(mut self) {
+        let bound_for = (&mut self).await;
+        self.leave(bound_for);
+    }
+
+    /// Takes the session from its plane: it moves to that worker, or has ended.
+    fn leave(self, bound_for: Option<usize>) {
+        let SessionTask(session) = self;
+        let (plane, slot) = {
+            let session = session.borrow();
+            (Rc::clone(&session.plane), session.slot as usize)
+        };
+        plane.sessions.borrow_mut().remove(slot);
+        match bound_for {
+            Some(to) => moving::send_off(session, to),
+            None => {
+                plane.shared.cancel_keys.remove(&session.borrow().cancel_key);
+                plane.disconnected();
+            }
+        }
+    }
 }
 
 impl Future for SessionTask {
-    type Output = ();
+    /// The worker that it is bound for; `None` when it has ended.
+    type Output = Option<usize>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<usize>> {
         let mut session = self.0.borrow_mut();
         match &mut session.waker {
             Some(waker) => waker.clone_from(context.waker()),
             empty => *empty = Some(context.waker().clone()),
+        }
+        if let Some(to) = session.sets_out() {
+            return Poll::Ready(Some(to));
         }
         let plane = Rc::clone(&session.plane);
         let mut scratch = plane.scratch.borrow_mut();
         let farewell = ready!(session.poll_advance(context, &mut scratch));
         drop(scratch);
         session.say_goodbye(&farewell);
-        let slot = session.slot as usize;
-        drop(session);
-        plane.sessions.borrow_mut().remove(slot);
-        Poll::Ready(())
+        Poll::Ready(None)
     }
 }
 

@@ -4,28 +4,31 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use nix::time::{ClockId, clock_gettime};
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Session;
 use super::cancel::Canceller;
 use super::clusters::Clusters;
 use super::console::Consoles;
 use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::keeping::Keeping;
+use super::moving::Moving;
 use super::pam::Pam;
 use super::peers::Peers;
 use super::replication::without_time_limits;
 use super::rules::LoginRules;
+use super::spread::Spread;
 use super::views::StatsPeriod;
+use super::{Session, since};
 use crate::admin::Stats;
 use crate::auth::{Credentials, KeyTails, Likeness, MockKey, ScramSettings, Secret};
 use crate::config::{Config, PoolMode, PoolPolicy};
@@ -57,6 +60,8 @@ pub struct Address {
 pub enum Message {
     /// A new connection.
     Client(DetachedSocket, Peer),
+    /// A client that comes from another worker.
+    Moving(Box<Moving>),
     /// A client's CancelRequest, for a session of this worker.
     Cancel(CancelKey, Address, Canceller),
     /// Do something with the worker's state, and tell the asker when it is done.
@@ -122,8 +127,8 @@ pub struct Shared {
     pub peers: Peers,
     /// The workers' mailboxes.
     pub workers: Vec<UnboundedSender<Message>>,
-    /// Connections of each worker, logged in or not.
-    pub loads: Vec<AtomicU32>,
+    /// Which of them the clients live on.
+    pub spread: Spread,
     /// What only the process as a whole can do.
     pub process: UnboundedSender<ProcessCommand>,
     /// How the process goes on.
@@ -159,6 +164,7 @@ impl Shared {
     ) -> Arc<Self> {
         Arc::new(Shared {
             strangers: Mutex::new(Likeness::of(config.auth_users.values())),
+            spread: Spread::new(workers.len(), config.settings.worker_load_max),
             config: ArcSwap::from_pointee(config),
             databases,
             clusters: Clusters::default(),
@@ -166,7 +172,6 @@ impl Shared {
             server,
             cancel_keys: DashMap::new(),
             peers: Peers::default(),
-            loads: workers.iter().map(|_| AtomicU32::new(0)).collect(),
             workers,
             process,
             lifecycle: Lifecycle::default(),
@@ -415,6 +420,8 @@ pub struct Plane {
     /// Cancel requests on their way to a server.
     pub cancels: Cell<u32>,
     groups: RefCell<HashMap<GroupKey, Rc<Group>>>,
+    /// The processor time of its thread, and when it was so much.
+    busy_at: Cell<(Duration, Instant)>,
     /// By database, what the clients of pools did that are gone.
     pub left: RefCell<HashMap<Arc<str>, LocalStats>>,
 }
@@ -436,6 +443,7 @@ impl Plane {
             consoles: Consoles::default(),
             cancels: Cell::new(0),
             groups: RefCell::default(),
+            busy_at: Cell::new((Duration::ZERO, Instant::now())),
             left: RefCell::default(),
         })
     }
@@ -457,7 +465,7 @@ impl Plane {
 
     /// A connection of this worker has ended.
     pub fn disconnected(&self) {
-        self.shared.loads[self.worker].fetch_sub(1, Ordering::Relaxed);
+        self.shared.spread.left(self.worker);
     }
 
     /// Every group of this worker.
@@ -473,6 +481,7 @@ impl Plane {
 
     /// Several times a second: pools' upkeep, and clients whose time is over.
     pub fn tick(&self, now: Instant) {
+        self.note_busy(now);
         let mut seen = BTreeSet::new();
         let config = self.shared.config.load_full();
         self.let_groups_go(&config);
@@ -491,9 +500,27 @@ impl Plane {
                 pool.tick(self.worker, now);
             }
         }
-        let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
-        for session in sessions {
-            session.borrow_mut().check_time(now);
+        let mut moves = self.shared.spread.surplus(self.worker);
+        for (_, session) in self.sessions.borrow().iter() {
+            let mut session = session.borrow_mut();
+            session.check_time(now);
+            let to = moves.filter(|moves| moves.count > 0).map(|moves| moves.to);
+            if session.bind_for(to)
+                && let Some(moves) = &mut moves
+            {
+                moves.count -= 1;
+            }
+        }
+    }
+
+    /// What this worker's thread had of its core since the last time.
+    fn note_busy(&self, now: Instant) {
+        let Ok(had) = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from) else { return };
+        let (had_before, then) = self.busy_at.get();
+        let took = since(then, now);
+        if took > Self::TICK / 2 {
+            self.busy_at.set((had, now));
+            self.shared.spread.note_busy(self.worker, had.saturating_sub(had_before), took);
         }
     }
 

@@ -352,6 +352,8 @@ pub async fn scrape(shared: &Arc<Shared>) -> Scrape {
         clusters: clusters(shared, Instant::now()),
         pins,
         workers,
+        workers_in_use: u32::try_from(shared.spread.in_use()).expect("there are few workers"),
+        worker_connections: shared.spread.connections(),
         exporter: names(shared, &config.settings).await,
     }
 }

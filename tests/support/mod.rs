@@ -21,6 +21,7 @@ pub mod modules;
 pub mod nameserver;
 pub mod network;
 pub mod operator;
+pub mod pages;
 pub mod pgbouncer;
 pub mod pod;
 pub mod pooler;

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// The users of the pooler's `auth_file`; `admin` may use the console.
 const USERS: &str = r#""app" "app-secret"
@@ -165,6 +166,10 @@ impl Config {
             command = process::with_mount(folder, Path::new("/etc/pam.d"), &command);
         }
         command.stdin(Stdio::null());
+        // A test's few clients would all live on one worker, and nothing would cross from one to another.
+        if !self.settings.iter().any(|(name, _)| name == "worker_load_max") {
+            command.env("PGWEIR_WORKER_LOAD_MAX", "0");
+        }
         command.envs(self.environment.iter().cloned());
         command.stdout(output.try_clone().expect("a file handle can be doubled"));
         command.stderr(output);
@@ -201,6 +206,31 @@ impl Config {
         text.replace("{server}", &address)
             .replace("{database}", database)
             .replace("{folder}", &folder.to_string())
+    }
+}
+
+/// Sends the clients to and fro, between all workers and one, until it is dropped. PgBouncer has but one.
+pub struct Restless(JoinHandle<()>);
+
+impl Restless {
+    pub fn start(mut console: Raw) -> Restless {
+        Restless(tokio::spawn(async move {
+            if !is_ours() {
+                std::future::pending::<()>().await;
+            }
+            for most in ["100", "0"].into_iter().cycle() {
+                let set = format!("SET worker_load_max={most}");
+                console.query(&set).await.is(&format!("C({set}) Z(I)"));
+                tokio::time::sleep(Duration::from_millis(150)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Restless {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking() || !self.0.is_finished(), "it has stopped to send them");
+        self.0.abort();
     }
 }
 
