@@ -7,8 +7,9 @@ use crate::support;
 use rand::Rng;
 use std::time::Duration;
 use support::ledger::{Deed, Entry, Ledger, Outcome};
-use support::message::{extended, query, run_of, sync};
+use support::message::{bind, close_statement, execute, extended, parse, query, run_of, sync};
 use support::pooler::Config;
+use support::process::signal;
 use support::replicas::{Replicas, Stop};
 use support::runs::{Figures, chance, runs};
 use support::scene::ONE_AT_A_TIME;
@@ -447,6 +448,62 @@ async fn a_first_statement_whose_server_is_terminated_is_sent_again() {
         client.query("SELECT 2").await.is("T D(2) C Z(I)");
     }
     assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, 3, "each once");
+}
+
+/// Its Parse and its Bind are answered in front of the server's last word.
+#[tokio::test]
+async fn a_statement_that_the_terminated_server_has_prepared_is_the_clients_once() {
+    let scene = Scene::start().await;
+    let prepared = parse("own", &format!("INSERT INTO ledger SELECT 1 FROM {LOCK}"));
+    let run = run_of([bind("", "own", &[]), execute("", 0), sync()]);
+    let (mut client, mut holder) = terminated(&scene, &run_of([prepared.clone(), run.clone()])).await;
+    holder.query("SELECT pg_advisory_unlock(4711)").await.is("T D(t) C Z(I)");
+    client.ready(1).await.is("1 2 C(INSERT 0 1) Z(I)");
+    client.ask(&run).await.is("2 C(INSERT 0 1) Z(I)");
+    client.ask(run_of([prepared.clone(), sync()])).await.is("E(42P05) Z(I)");
+    client.ask(run_of([close_statement("own"), prepared, sync()])).await.is("3 1 Z(I)");
+    assert_eq!(scene.replicas.number(0, "SELECT count(*) FROM ledger").await, 2);
+}
+
+/// The terminated server has sent two of them in front of its last word.
+#[tokio::test]
+async fn rows_that_the_client_has_not_seen_come_once() {
+    let scene = Scene::start().await;
+    let rows =
+        format!("SELECT CASE n WHEN 3 THEN (SELECT 3 FROM {LOCK}) ELSE n END FROM generate_series(1, 3) n");
+    for bytes in [query(&rows), run_of([extended(&rows, &[]), sync()])] {
+        let (mut client, mut holder) = terminated(&scene, &bytes).await;
+        holder.query("SELECT pg_advisory_unlock(4711)").await.is("T D(t) C Z(I)");
+        let answer = client.ready(1).await;
+        assert_eq!((answer.count(b'D'), answer.count(b'E')), (3, 0), "{answer}");
+    }
+}
+
+/// The server answers our SET, which the client's parameters need, and goes before it has seen the client's request.
+#[tokio::test]
+async fn a_request_whose_server_has_only_answered_our_set_goes_to_the_next_server() {
+    let scene = Scene::start().await;
+    let mut control = Raw::login(&scene.replicas.tcp(0), &Login::new("postgres", "app")).await;
+    scene.pooler.client().await.query("SELECT 1").await.is("T D(1) C Z(I)");
+    let of_pool =
+        "SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND application_name <> 'pgweir monitor'";
+    let server = control.query(of_pool).await.value();
+    let pid = server.parse().unwrap();
+    signal(pid, "STOP");
+    let mut client =
+        Raw::login(&scene.pooler.tcp(), &Login::new("app", "app").option("application_name", "new")).await;
+    client.send(query("SELECT 2")).await;
+    eventually("it has a server", async || scene.pooler.pool("sv_active").await == 1).await;
+    scene.pooler.signal("STOP");
+    signal(pid, "CONT");
+    let is_set = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE pid = {server} AND state = 'idle' \
+         AND application_name = 'new'"
+    );
+    eventually("the SET is done", async || control.query(&is_set).await.count(b'D') == 1).await;
+    control.query(&format!("SELECT pg_terminate_backend({server}, 5000)")).await.is("T D(t) C Z(I)");
+    scene.pooler.signal("CONT");
+    client.ready(1).await.is("T D(2) C Z(I)");
 }
 
 #[tokio::test]

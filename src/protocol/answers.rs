@@ -328,7 +328,9 @@ impl Pipeline {
 
     #[inline]
     fn pop(&mut self) {
-        self.take_front();
+        if let Some((_, Some(change))) = self.take_front() {
+            self.untold.push(change);
+        }
         // PostgreSQL ignores CopyDone and CopyFail outside of a COPY: nothing is owed for them.
         while self.requests.front().is_some_and(|r| r.kind == RequestKind::CopyEnd) {
             self.take_front();

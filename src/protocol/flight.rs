@@ -90,6 +90,11 @@ impl Flight {
         std::mem::take(self).bytes
     }
 
+    /// Whether it begins with a Query of the simple protocol.
+    pub fn is_simple(&self) -> bool {
+        self.bytes.first() == Some(&(FrontendTag::Query as u8))
+    }
+
     /// Whether nothing is under way.
     #[inline]
     pub fn is_settled(&self) -> bool {

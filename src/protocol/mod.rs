@@ -191,6 +191,8 @@ pub struct Pipeline {
     changes: VecDeque<Change>,
     /// Changes that the server did not make after all, oldest first; the caller undoes them.
     undone: Vec<Change>,
+    /// Changes that the server has made and the client has not heard of, oldest first.
+    untold: Vec<Change>,
     status: TransactionStatus,
     /// Extended-protocol messages were sent after the last Sync.
     batch_open: bool,
@@ -238,6 +240,7 @@ impl Default for Pipeline {
             requests: VecDeque::new(),
             changes: VecDeque::new(),
             undone: Vec::new(),
+            untold: Vec::new(),
             status: TransactionStatus::Idle,
             batch_open: false,
             batch_changes: 0,
@@ -331,10 +334,17 @@ impl Pipeline {
         std::mem::take(&mut self.undone)
     }
 
-    /// The connection is given up: every change that it did not confirm, oldest first. Those that it did
-    /// not make after all come with them.
+    /// Everything that the server has answered so far has gone to the client.
+    #[inline]
+    pub fn note_told(&mut self) {
+        self.untold.clear();
+    }
+
+    /// The connection is given up: every change that the client has not heard of, oldest first. Those that the server
+    /// did not make after all come with them.
     pub fn abandon(&mut self) -> Vec<Change> {
-        let mut changes = std::mem::take(&mut self.undone);
+        let mut changes = std::mem::take(&mut self.untold);
+        changes.append(&mut self.undone);
         changes.extend(self.changes.drain(..));
         self.requests.clear();
         changes

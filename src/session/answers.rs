@@ -16,7 +16,7 @@ use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::originate;
+use crate::wire::{HEADER_LENGTH, Header, originate};
 
 /// The function of PostgreSQL that refuses a plan whose tables have changed.
 const PLAN_CHECK: &[u8] = b"RevalidateCachedQuery";
@@ -81,17 +81,20 @@ impl Session {
         loop {
             let received = self.lease().pipeline.receive(&input[at..])?;
             let absolute = |range: Range<usize>| at + range.start..at + range.end;
-            if let Stop::Error(range) = &received.stop
-                && forward.is_empty()
-                && self.may_send_again(&input[absolute(range.clone())])
-            {
-                return Ok(Answered::SendAgain);
-            }
-            if let Stop::Error(range) = &received.stop
-                && self.is_parting_word(&input[absolute(range.clone())])
-            {
-                at += received.consumed;
-                continue;
+            if let Stop::Error(range) = &received.stop {
+                let in_front = absolute(received.forward.start..range.start - HEADER_LENGTH);
+                let error = &input[absolute(range.clone())];
+                if forward.is_empty()
+                    && is_undone_by_an_end(&input[in_front.clone()], self.lease().flight.is_simple())
+                    && self.may_send_again(error)
+                {
+                    return Ok(Answered::SendAgain);
+                }
+                if self.is_parting_word(error) {
+                    forward.push(in_front);
+                    at += received.consumed;
+                    continue;
+                }
             }
             let mut passed_on = absolute(received.forward);
             if received.stop == Stop::Ready && self.withholds_ready() {
@@ -245,10 +248,42 @@ impl Session {
     }
 }
 
+/// Whether PostgreSQL has kept nothing of what it says here, when a FATAL error comes next and no ReadyForQuery. A simple
+/// Query is committed before its CommandComplete; the extended protocol commits at Sync, behind it.
+fn is_undone_by_an_end(mut answers: &[u8], is_simple: bool) -> bool {
+    while let Ok(Some(header)) = Header::read(answers) {
+        let Some(rest) = answers.get(header.length..) else { return false };
+        match header.tag {
+            b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'D' | b's' | b'I' => {}
+            b'C' if !is_simple => {}
+            _ => return false,
+        }
+        answers = rest;
+    }
+    answers.is_empty()
+}
+
 fn duplicate_statement(name: &[u8]) -> BytesMut {
     let name = String::from_utf8_lossy(name);
     let message = format!("prepared statement \"{name}\" already exists");
     let mut bytes = BytesMut::new();
     originate::error(&SqlError::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, message), &mut bytes);
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_is_not_undone_by_the_end_of_its_server() {
+        let (parsed, row, done) = (b"1\0\0\0\x04", b"D\0\0\0\x06\0\0", b"C\0\0\0\x0dINSERT 0\0");
+        let extended = [&parsed[..], b"2\0\0\0\x04", row, done].concat();
+        assert!(is_undone_by_an_end(&extended, false));
+        assert!(is_undone_by_an_end(&[&b"T\0\0\0\x06\0\0"[..], row].concat(), true));
+        assert!(!is_undone_by_an_end(&[&row[..], done].concat(), true), "a simple Query");
+        assert!(!is_undone_by_an_end(b"G\0\0\0\x07\0\0\0", false), "a COPY");
+        assert!(!is_undone_by_an_end(b"N\0\0\0\x05\0", false), "a notice would come twice");
+        assert!(!is_undone_by_an_end(&parsed[..4], false), "a part");
+    }
 }

@@ -210,6 +210,7 @@ impl Session {
             scratch.out.extend_from_slice(bytes);
             self.lease().flight.drop_answered();
         }
+        self.lease().pipeline.note_told();
         let out = std::mem::take(&mut scratch.out);
         let sent = self.send(&out);
         scratch.out = out;
@@ -297,8 +298,11 @@ impl Session {
     fn answer(&mut self, bytes: &[u8]) -> Result<Pumped, Farewell> {
         let follows = self.follows;
         let (server, loan) = self.lease().parts();
-        if follows && !bytes.is_empty() {
-            server.flight.note_answer();
+        if !bytes.is_empty() {
+            server.pipeline.note_told();
+            if follows {
+                server.flight.note_answer();
+            }
         }
         if server.pipeline.owed() == 0 && !server.pipeline.is_quiet() {
             // All of an open batch is answered; its Sync is the client's to send.
@@ -342,6 +346,8 @@ impl Session {
         }
         let mode = self.group.mode.get();
         let lease = self.lease();
+        // What was not sent to it goes to another one.
+        let server_goes = lease.loan().fatal_seen;
         let server = &**lease;
         if lease.loan().proving
             || !server.pipeline.is_idle()
@@ -352,7 +358,7 @@ impl Session {
         {
             return Ok(otherwise);
         }
-        if self.carry.is_some() && !self.withheld {
+        if self.carry.is_some() && !self.withheld && !server_goes {
             // More was asked already; it was waiting for the SETs, or for answers.
             let carry = self.carry.as_ref().map_or(&[][..], |carry| &carry[..]);
             if crate::wire::Header::read(carry)?.is_some_and(|header| carry.len() >= header.length) {
