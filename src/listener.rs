@@ -1,10 +1,14 @@
-//! Accept: listen on TCP and Unix sockets, and hand each connection to a worker.
+//! Accept: listen on TCP and Unix sockets, and give each connection to a worker.
+//!
+//! The first worker accepts, since it is the one that is always in use: as long as it is the only one, a connection
+//! never changes its thread.
 
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +16,15 @@ use nix::sys::socket::setsockopt;
 use nix::{setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
+use tokio::task::spawn_local;
 
 use crate::config::{Host, Settings};
 use crate::log::Peer;
-use crate::net::DetachedSocket;
+use crate::net::Socket;
 use crate::net::endpoint::{TcpOptions, socket_name};
-use crate::session::plane::{Message, Shared};
+use crate::session::login;
+use crate::session::plane::{Message, Plane, Shared, Task};
 
 /// With `tcp_defer_accept` the kernel keeps a connection on which nothing is said to itself for about so long, in
 /// seconds. That is what PgBouncer 1.24 does, whatever its manual says: a client that stays silent still comes
@@ -39,8 +45,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// Everything that we listen on.
 pub struct Listeners {
-    tcp: Vec<TcpListener>,
-    unix: Vec<(UnixListener, Option<SocketFile>)>,
+    tcp: Vec<std::net::TcpListener>,
+    unix: Vec<(std::os::unix::net::UnixListener, Option<SocketFile>)>,
 }
 
 /// Sockets that somebody else has opened for us.
@@ -87,10 +93,10 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((found.dev(), found.ino()))
 }
 
-/// What accepts, while it does.
+/// What accepts, until it is dropped.
 pub struct Accepting {
-    tcp: Vec<JoinHandle<()>>,
-    unix: Vec<JoinHandle<()>>,
+    tcp: Vec<oneshot::Sender<()>>,
+    _unix: Vec<oneshot::Sender<()>>,
     _files: Vec<SocketFile>,
 }
 
@@ -141,12 +147,12 @@ impl Listeners {
         for listener in given.tcp {
             listener.set_nonblocking(true)?;
             tracing::info!("listening on inherited socket {}", listener.local_addr()?);
-            listeners.tcp.push(TcpListener::from_std(listener)?);
+            listeners.tcp.push(listener);
         }
         for listener in given.unix {
             listener.set_nonblocking(true)?;
             tracing::info!("listening on inherited Unix socket");
-            listeners.unix.push((UnixListener::from_std(listener)?, None));
+            listeners.unix.push((listener, None));
         }
         Ok(listeners)
     }
@@ -156,15 +162,29 @@ impl Listeners {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// Begins to accept, on the current runtime.
+    /// Begins to accept.
     pub fn accept(self, shared: &Arc<Shared>) -> Accepting {
         let port = shared.config.load().settings.listen_port;
-        let tcp = |listener| tokio::spawn(accept_tcp(listener, Arc::clone(shared)));
-        let unix = |listener| tokio::spawn(accept_unix(listener, port, Arc::clone(shared)));
+        let tcp = |listener| {
+            accept(shared, move |plane| async move {
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => accept_tcp(listener, plane).await,
+                    Err(error) => tracing::error!("cannot watch a TCP listener: {error}"),
+                }
+            })
+        };
+        let unix = |listener| {
+            accept(shared, move |plane| async move {
+                match UnixListener::from_std(listener) {
+                    Ok(listener) => accept_unix(listener, port, plane).await,
+                    Err(error) => tracing::error!("cannot watch a Unix listener: {error}"),
+                }
+            })
+        };
         let (listeners, files): (Vec<_>, Vec<_>) = self.unix.into_iter().unzip();
         Accepting {
             tcp: self.tcp.into_iter().map(tcp).collect(),
-            unix: listeners.into_iter().map(unix).collect(),
+            _unix: listeners.into_iter().map(unix).collect(),
             _files: files.into_iter().flatten().collect(),
         }
     }
@@ -173,16 +193,29 @@ impl Listeners {
 impl Accepting {
     /// No more clients over TCP. The Unix socket stays, for the console.
     pub fn close_tcp(&mut self) {
-        for task in self.tcp.drain(..) {
-            task.abort();
-        }
+        self.tcp.clear();
     }
 }
 
-impl Drop for Accepting {
-    fn drop(&mut self) {
-        self.tcp.iter().chain(&self.unix).for_each(JoinHandle::abort);
+/// Runs this on the first worker until what it returns is dropped.
+fn accept<F: Future<Output = ()> + 'static>(
+    shared: &Shared,
+    run: impl FnOnce(Rc<Plane>) -> F + Send + 'static,
+) -> oneshot::Sender<()> {
+    let (sender, dropped) = oneshot::channel();
+    let task = Task(Box::new(move |plane| {
+        let run = run(Rc::clone(plane));
+        spawn_local(async move {
+            tokio::select! {
+                () = run => {}
+                _ = dropped => {}
+            }
+        });
+    }));
+    if shared.workers[0].send(Message::Run(task)).is_err() {
+        tracing::error!("worker 0 has stopped");
     }
+    sender
 }
 
 fn named(error: io::Error, what: &str) -> io::Error {
@@ -205,7 +238,7 @@ async fn addresses(settings: &Settings, port: u16) -> io::Result<Vec<SocketAddr>
     Ok(addresses)
 }
 
-fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
+fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<std::net::TcpListener> {
     let socket = RawSocket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if settings.so_reuseport {
@@ -219,10 +252,14 @@ fn listen_tcp(address: SocketAddr, settings: &Settings) -> io::Result<TcpListene
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-async fn listen_unix(path: &Path, settings: &Settings, replace: bool) -> io::Result<UnixListener> {
+async fn listen_unix(
+    path: &Path,
+    settings: &Settings,
+    replace: bool,
+) -> io::Result<std::os::unix::net::UnixListener> {
     if !replace && tokio::net::UnixStream::connect(path).await.is_ok() {
         return Err(io::Error::other("unix socket is in use, cannot continue"));
     }
@@ -239,12 +276,12 @@ async fn listen_unix(path: &Path, settings: &Settings, replace: bool) -> io::Res
 }
 
 /// A path that begins with NUL is a name in the abstract namespace.
-fn bind_unix(path: &Path, settings: &Settings) -> io::Result<UnixListener> {
+fn bind_unix(path: &Path, settings: &Settings) -> io::Result<std::os::unix::net::UnixListener> {
     let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&socket2::SockAddr::unix(path)?)?;
     socket.listen(i32::try_from(settings.listen_backlog).unwrap_or(i32::MAX))?;
     socket.set_nonblocking(true)?;
-    UnixListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Of a group's name, or the number itself.
@@ -264,38 +301,34 @@ fn defer_accept(listener: &TcpListener, defer: bool) {
     }
 }
 
-async fn accept_tcp(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept_tcp(listener: TcpListener, plane: Rc<Plane>) {
     let mut deferred = false;
     loop {
         // A RELOAD counts from the next client on.
-        let wanted = shared.config.load().settings.tcp_defer_accept;
+        let wanted = plane.shared.config.load().settings.tcp_defer_accept;
         if wanted != deferred {
             defer_accept(&listener, wanted);
             deferred = wanted;
         }
         match listener.accept().await {
             Ok((stream, address)) => {
-                let options = TcpOptions::new(&shared.config.load().settings);
+                let options = TcpOptions::new(&plane.shared.config.load().settings);
                 // A client that is gone already fails here, and is found at its first read.
                 let _ = options.apply(&stream);
-                if let Ok(stream) = stream.into_std() {
-                    hand_over(&shared, DetachedSocket::Tcp(stream), Peer::Tcp(address));
-                }
+                hand_over(&plane, Socket::Tcp(stream), Peer::Tcp(address));
             }
             Err(error) => after_error(&error).await,
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, port: u16, shared: Arc<Shared>) {
+async fn accept_unix(listener: UnixListener, port: u16, plane: Rc<Plane>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
                 let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-                if let Ok(stream) = stream.into_std() {
-                    hand_over(&shared, DetachedSocket::Unix(stream), Peer::Unix { pid, port });
-                }
+                hand_over(&plane, Socket::Unix(stream), Peer::Unix { pid, port });
             }
             Err(error) => after_error(&error).await,
         }
@@ -307,9 +340,18 @@ async fn after_error(error: &io::Error) {
     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
 }
 
-fn hand_over(shared: &Shared, socket: DetachedSocket, peer: Peer) {
+fn hand_over(plane: &Rc<Plane>, socket: Socket, peer: Peer) {
+    let shared = &plane.shared;
     let worker = shared.spread.place();
-    if shared.workers[worker].send(Message::Client(socket, peer)).is_err() {
-        tracing::error!("worker {worker} has stopped");
+    if worker == plane.worker {
+        return drop(spawn_local(login::serve(Rc::clone(plane), socket, peer)));
+    }
+    let sent = socket.detach().and_then(|socket| {
+        let stopped = |_| io::Error::other("it has stopped");
+        shared.workers[worker].send(Message::Client(socket, peer)).map_err(stopped)
+    });
+    if let Err(error) = sent {
+        tracing::error!("cannot give a connection to worker {worker}: {error}");
+        shared.spread.left(worker);
     }
 }

@@ -173,6 +173,7 @@ mod tests {
     fn the_page_has_every_metric_and_the_values_given() {
         let scrape = Scrape {
             pins: [("listen", 1)].into(),
+            worker_connections: vec![3],
             state: StateView::Paused,
             databases: vec![DatabaseView {
                 name: "p0".into(),

@@ -54,7 +54,7 @@ fn defaults_order_and_changeability_are_pgbouncers() {
         assert_eq!(printed, row.default.as_deref(), "{}", row.key);
     }
     let ours: Vec<_> = shown[lines.len()..].iter().map(|row| row.key).collect();
-    let expected = "workers metrics_listen_addr metrics_pgbouncer_names shutdown_drain_timeout shutdown_listen_delay session_state \
+    let expected = "workers worker_load_max metrics_listen_addr metrics_pgbouncer_names shutdown_drain_timeout shutdown_listen_delay session_state \
         pin_timeout max_pinned_per_pool max_notification_queue log_format topology namespace zone listen_port_ro monitor_user monitor_dbname max_standby_lag max_standby_lag_bytes \
         standby_fallback server_tls_name peers_dns peers_service";
     assert_eq!(ours.join(" "), expected);
