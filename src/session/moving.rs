@@ -1,4 +1,4 @@
-//! A client moves to another worker: [`send_off`] here, [`arrive`] there. See [`Spread`](super::spread::Spread) for
+//! A client moves to another worker: it is sent off here, and [`arrive`]s there. See [`Spread`](super::spread::Spread) for
 //! when and where to.
 
 use std::cell::RefCell;
