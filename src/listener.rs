@@ -3,6 +3,7 @@
 //! The first worker accepts, since it is the one that is always in use: as long as it is the only one, a connection
 //! never changes its thread.
 
+use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -165,22 +166,8 @@ impl Listeners {
     /// Begins to accept.
     pub fn accept(self, shared: &Arc<Shared>) -> Accepting {
         let port = shared.config.load().settings.listen_port;
-        let tcp = |listener| {
-            accept(shared, move |plane| async move {
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => accept_tcp(listener, plane).await,
-                    Err(error) => tracing::error!("cannot watch a TCP listener: {error}"),
-                }
-            })
-        };
-        let unix = |listener| {
-            accept(shared, move |plane| async move {
-                match UnixListener::from_std(listener) {
-                    Ok(listener) => accept_unix(listener, port, plane).await,
-                    Err(error) => tracing::error!("cannot watch a Unix listener: {error}"),
-                }
-            })
-        };
+        let tcp = |listener| accept(shared, move |plane| accept_tcp(listener, plane));
+        let unix = |listener| accept(shared, move |plane| accept_unix(listener, port, plane));
         let (listeners, files): (Vec<_>, Vec<_>) = self.unix.into_iter().unzip();
         Accepting {
             tcp: self.tcp.into_iter().map(tcp).collect(),
@@ -198,7 +185,7 @@ impl Accepting {
 }
 
 /// Runs this on the first worker until what it returns is dropped.
-fn accept<F: Future<Output = ()> + 'static>(
+fn accept<F: Future<Output = io::Result<Infallible>> + 'static>(
     shared: &Shared,
     run: impl FnOnce(Rc<Plane>) -> F + Send + 'static,
 ) -> oneshot::Sender<()> {
@@ -207,7 +194,7 @@ fn accept<F: Future<Output = ()> + 'static>(
         let run = run(Rc::clone(plane));
         spawn_local(async move {
             tokio::select! {
-                () = run => {}
+                Err(error) = run => tracing::error!("cannot watch a listener: {error}"),
                 _ = dropped => {}
             }
         });
@@ -301,7 +288,8 @@ fn defer_accept(listener: &TcpListener, defer: bool) {
     }
 }
 
-async fn accept_tcp(listener: TcpListener, plane: Rc<Plane>) {
+async fn accept_tcp(listener: std::net::TcpListener, plane: Rc<Plane>) -> io::Result<Infallible> {
+    let listener = TcpListener::from_std(listener)?;
     let mut deferred = false;
     loop {
         // A RELOAD counts from the next client on.
@@ -322,7 +310,12 @@ async fn accept_tcp(listener: TcpListener, plane: Rc<Plane>) {
     }
 }
 
-async fn accept_unix(listener: UnixListener, port: u16, plane: Rc<Plane>) {
+async fn accept_unix(
+    listener: std::os::unix::net::UnixListener,
+    port: u16,
+    plane: Rc<Plane>,
+) -> io::Result<Infallible> {
+    let listener = UnixListener::from_std(listener)?;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -265,7 +265,8 @@ async fn everything_is_relayed_under_tls_as_it_is_without() {
         .await;
     pooler.sql("GRANT ALL ON big TO app").await;
     let script = authority.certificate().with_file_name("script.sql");
-    // Clients and servers go from thread to thread, and servers from client to client; results are larger than any buffer.
+    // Clients and servers go from thread to thread, and servers from client to client; results are larger than any
+    // buffer.
     std::fs::write(&script, "SELECT pg_backend_pid(), repeat('x', 100000);\nBEGIN;\nSELECT 1;\nCOMMIT;\n")
         .unwrap();
     for mode in ["simple", "extended", "prepared"] {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use support::message::{bind, execute, parse, query, run_of, sync};
 use support::pages::{samples, with_pages};
-use support::pooler::{Config, Restless, is_ours};
+use support::pooler::{Config, Restless};
 use support::{Gate, Login, PATIENCE, Pooler, Raw, eventually};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -34,6 +34,10 @@ async fn are_on(pages: SocketAddr, expected: &[u32]) {
         .await;
 }
 
+async fn one_is_in_use(pages: SocketAddr) {
+    eventually("one worker is in use", async || samples(pages).await["pgweir_workers_in_use"] == 1.0).await;
+}
+
 async fn set(pooler: &Pooler, load_max: &str) {
     pooler.admin(&format!("SET worker_load_max = {load_max}")).await;
 }
@@ -53,9 +57,6 @@ async fn clients(pooler: &Pooler, count: usize) -> Vec<Raw> {
 
 #[tokio::test]
 async fn clients_live_on_one_worker_while_that_is_enough() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "70")).await;
     let mut clients = clients(&pooler, 12).await;
     for client in &mut clients {
@@ -67,9 +68,6 @@ async fn clients_live_on_one_worker_while_that_is_enough() {
 
 #[tokio::test]
 async fn a_setting_has_the_clients_on_all_workers_or_on_one() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0")).await;
     let clients = clients(&pooler, 12).await;
     are_on(pages, &[3, 3, 3, 3]).await;
@@ -88,9 +86,6 @@ async fn a_setting_has_the_clients_on_all_workers_or_on_one() {
 
 #[tokio::test]
 async fn what_a_worker_has_too_much_goes_to_others_and_comes_back_in_quiet_times() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(2, "10")).await;
     let mut work = JoinSet::new();
     for mut client in clients(&pooler, 8).await {
@@ -114,9 +109,6 @@ async fn what_a_worker_has_too_much_goes_to_others_and_comes_back_in_quiet_times
 
 #[tokio::test]
 async fn a_client_takes_along_what_it_made_of_its_session() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0").pool_size(2)).await;
     let login = Login::new("app", "app").option("application_name", "mover");
     let mut moving = Vec::new();
@@ -147,9 +139,6 @@ async fn a_client_takes_along_what_it_made_of_its_session() {
 
 #[tokio::test]
 async fn a_client_moves_between_two_transactions_and_not_inside_one() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0").pool_size(4)).await;
     let mut clients = clients(&pooler, 4).await;
     for client in &mut clients {
@@ -157,7 +146,7 @@ async fn a_client_moves_between_two_transactions_and_not_inside_one() {
         client.query("CREATE TEMP TABLE t (n int) ON COMMIT DROP").await.is("C(CREATE TABLE) Z(T)");
     }
     set(&pooler, "100").await;
-    eventually("one worker is in use", async || samples(pages).await["pgweir_workers_in_use"] == 1.0).await;
+    one_is_in_use(pages).await;
     for client in &mut clients {
         client.query("INSERT INTO t VALUES (1)").await.is("C(INSERT 0 1) Z(T)");
     }
@@ -170,9 +159,6 @@ async fn a_client_moves_between_two_transactions_and_not_inside_one() {
 
 #[tokio::test]
 async fn a_cancel_finds_a_client_that_has_moved() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0").pool_size(4)).await;
     let mut clients = clients(&pooler, 4).await;
     set(&pooler, "100").await;
@@ -193,9 +179,6 @@ async fn a_cancel_finds_a_client_that_has_moved() {
 
 #[tokio::test]
 async fn clients_in_session_mode_are_on_all_workers_from_the_beginning_and_stay_there() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "70").mode("session").pool_size(8)).await;
     let mut clients = clients(&pooler, 8).await;
     for client in &mut clients {
@@ -203,7 +186,7 @@ async fn clients_in_session_mode_are_on_all_workers_from_the_beginning_and_stay_
     }
     are_on(pages, &[2, 2, 2, 2]).await;
     set(&pooler, "100").await;
-    eventually("one worker is in use", async || samples(pages).await["pgweir_workers_in_use"] == 1.0).await;
+    one_is_in_use(pages).await;
     for client in &mut clients {
         client.query("SELECT 1").await.is("T D(1) C(SELECT 1) Z(I)");
     }
@@ -212,16 +195,13 @@ async fn clients_in_session_mode_are_on_all_workers_from_the_beginning_and_stay_
 
 #[tokio::test]
 async fn a_client_that_listens_hears_wherever_the_others_go() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0")).await;
     let mut clients = clients(&pooler, 4).await;
     for client in &mut clients {
         client.query("LISTEN news").await.is("C(LISTEN) Z(I)");
     }
     set(&pooler, "100").await;
-    eventually("one worker is in use", async || samples(pages).await["pgweir_workers_in_use"] == 1.0).await;
+    one_is_in_use(pages).await;
     pooler.sql("NOTIFY news, 'one'").await;
     for client in &mut clients {
         client.until(b'A').await.is("A(news one)");
@@ -230,9 +210,6 @@ async fn a_client_that_listens_hears_wherever_the_others_go() {
 
 #[tokio::test]
 async fn the_console_sees_each_client_once_while_they_move() {
-    if !is_ours() {
-        return;
-    }
     let (pooler, pages) = with_pages(config(4, "0")).await;
     let clients = clients(&pooler, 40).await;
     let moving = Restless::start(pooler.console().await);

@@ -1,8 +1,9 @@
 //! The wrong-answer detector (scenario D4).
 //!
 //! Many clients ask for unique tokens, in every mode of the protocol, over a small pool, while clients are
-//! killed at random bytes of what they send and servers are terminated and cancelled. Errors and lost
-//! connections are fine. Meanwhile the clients move from worker to worker. A token that was not asked for, or asked for by another client, never is.
+//! killed at random bytes of what they send and servers are terminated and cancelled, and clients move from
+//! worker to worker. Errors and lost connections are fine. A token that was not asked for, or asked for by
+//! another client, never is.
 //!
 //! `PGWEIR_DETECTOR_SECONDS` (default 10) is how long, `PGWEIR_TEST_SEED` which choices.
 //! `PGWEIR_DETECTOR_ALLOW` names further SQLSTATEs to let pass: PgBouncer needs `26000`, as it keeps a

@@ -16,7 +16,7 @@ use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::protocol::{Stop, statements};
 use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::{HEADER_LENGTH, Header, originate};
+use crate::wire::{BackendTag, HEADER_LENGTH, Header, originate};
 
 /// The function of PostgreSQL that refuses a plan whose tables have changed.
 const PLAN_CHECK: &[u8] = b"RevalidateCachedQuery";
@@ -251,11 +251,14 @@ impl Session {
 /// Whether PostgreSQL has kept nothing of what it says here, when a FATAL error comes next and no ReadyForQuery. A simple
 /// Query is committed before its CommandComplete; the extended protocol commits at Sync, behind it.
 fn is_undone_by_an_end(mut answers: &[u8], is_simple: bool) -> bool {
+    use BackendTag::*;
     while let Ok(Some(header)) = Header::read(answers) {
-        let Some(rest) = answers.get(header.length..) else { return false };
-        match header.tag {
-            b'1' | b'2' | b'3' | b't' | b'T' | b'n' | b'D' | b's' | b'I' => {}
-            b'C' if !is_simple => {}
+        let (tag, rest) = (BackendTag::from_byte(header.tag), answers.get(header.length..));
+        let (Ok(tag), Some(rest)) = (tag, rest) else { return false };
+        match tag {
+            ParseComplete | BindComplete | CloseComplete | ParameterDescription | RowDescription | NoData
+            | DataRow | PortalSuspended | EmptyQueryResponse => {}
+            CommandComplete if !is_simple => {}
             _ => return false,
         }
         answers = rest;

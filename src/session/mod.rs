@@ -29,13 +29,12 @@ mod resend;
 pub mod rules;
 mod set_up;
 pub mod spread;
+pub mod task;
 mod time;
 pub mod views;
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -61,6 +60,7 @@ use cancel::CancelsInFlight;
 use hearing::Hearing;
 use keeping::{Asking, Pinned};
 use plane::{Group, Plane, Scratch};
+use task::SessionTask;
 
 /// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
 const READ_AHEAD_MAX: usize = 64 * 1024;
@@ -289,7 +289,7 @@ impl Session {
             admission: client.admission,
         }));
         vacant.insert(Rc::clone(&session));
-        SessionTask(session)
+        SessionTask::new(session)
     }
 
     /// Ends the login: what the server says of itself, with the client's own values in place.
@@ -548,61 +548,6 @@ fn finish_loan(lease: Lease, reset: String, now: Instant) {
     match reset.is_empty() {
         true => lease.release(now),
         false => lease.reset_and_release(reset, "server_reset_query"),
-    }
-}
-
-/// Runs a session as long as it is on this worker.
-pub struct SessionTask(Rc<RefCell<Session>>);
-
-impl SessionTask {
-    /// The session that it runs.
-    pub fn session(&self) -> &Rc<RefCell<Session>> {
-        &self.0
-    }
-
-    /// To its end, or until it moves to another worker.
-    pub async fn run(mut self) {
-        let bound_for = (&mut self).await;
-        self.leave(bound_for);
-    }
-
-    /// Takes the session from its plane: it moves to that worker, or has ended.
-    fn leave(self, bound_for: Option<usize>) {
-        let SessionTask(session) = self;
-        let (plane, slot) = {
-            let session = session.borrow();
-            (Rc::clone(&session.plane), session.slot as usize)
-        };
-        plane.sessions.borrow_mut().remove(slot);
-        match bound_for {
-            Some(to) => moving::send_off(session, to),
-            None => {
-                plane.shared.cancel_keys.remove(&session.borrow().cancel_key);
-                plane.disconnected();
-            }
-        }
-    }
-}
-
-impl Future for SessionTask {
-    /// The worker that it is bound for; `None` when it has ended.
-    type Output = Option<usize>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<usize>> {
-        let mut session = self.0.borrow_mut();
-        match &mut session.waker {
-            Some(waker) => waker.clone_from(context.waker()),
-            empty => *empty = Some(context.waker().clone()),
-        }
-        if let Some(to) = session.sets_out() {
-            return Poll::Ready(Some(to));
-        }
-        let plane = Rc::clone(&session.plane);
-        let mut scratch = plane.scratch.borrow_mut();
-        let farewell = ready!(session.poll_advance(context, &mut scratch));
-        drop(scratch);
-        session.say_goodbye(&farewell);
-        Poll::Ready(None)
     }
 }
 
