@@ -75,7 +75,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("nonstick", &["session"]),
     ("pbkdf2", &["auth"]),
     ("pgwire", &["wire", "auth"]),
-    ("rustix", &["command", "limits", "process"]),
+    ("rustix", &["command", "limits", "net", "process"]),
     ("rustls", &["net"]),
     ("sd-notify", &["process"]),
     ("sha2", &["auth", "net"]),

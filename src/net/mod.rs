@@ -16,8 +16,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::auth::ChannelBinding;
@@ -61,9 +63,9 @@ impl Socket {
     #[inline]
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Socket::Tcp(stream) => read(stream, context, buffer),
+            Socket::Tcp(stream) => poll_receive(stream, context, buffer),
             Socket::Tls(stream) => stream.poll_read(context, buffer),
-            Socket::Unix(stream) => read(stream, context, buffer),
+            Socket::Unix(stream) => poll_receive(stream, context, buffer),
         }
     }
 
@@ -74,13 +76,9 @@ impl Socket {
         if let Socket::Tls(stream) = self {
             return stream.write_now(bytes);
         }
-        let socket = SockRef::from(&*self);
-        loop {
-            match socket.send(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return other,
-            }
+        match retry_on_intr(|| rustix::net::send(&*self, bytes, SendFlags::NOSIGNAL)) {
+            Err(Errno::WOULDBLOCK) => Ok(0),
+            other => Ok(other?),
         }
     }
 
@@ -186,15 +184,60 @@ impl Socket {
     }
 }
 
+/// A socket that the reactor watches.
+trait Watched: AsFd {
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Reads by `call` if it seems readable; after `WouldBlock` it does not, until more has come.
+    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
+}
+
+impl Watched for TcpStream {
+    #[inline]
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(context)
+    }
+
+    #[inline]
+    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, call)
+    }
+}
+
+impl Watched for UnixStream {
+    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(context)
+    }
+
+    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        self.try_io(Interest::READABLE, call)
+    }
+}
+
+/// As tokio's `poll_read`, by a system call without the C library's cancellation of threads around it.
 #[inline]
-fn read(
-    stream: &mut (impl AsyncRead + Unpin),
+fn poll_receive(
+    socket: &impl Watched,
     context: &mut Context<'_>,
     buffer: &mut [u8],
 ) -> Poll<io::Result<usize>> {
-    let mut buffer = ReadBuf::new(buffer);
-    ready!(Pin::new(stream).poll_read(context, &mut buffer))?;
-    Poll::Ready(Ok(buffer.filled().len()))
+    loop {
+        ready!(socket.poll_readable(context))?;
+        let mut all_there_was = None;
+        let outcome = socket.read_by(|| {
+            let (count, _) = retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()))?;
+            if count == 0 || count == buffer.len() {
+                return Ok(count);
+            }
+            all_there_was = Some(count);
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        match (all_there_was, outcome) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, outcome) => return Poll::Ready(outcome),
+        }
+    }
 }
 
 impl AsFd for Socket {

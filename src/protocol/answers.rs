@@ -30,6 +30,7 @@ impl Pipeline {
             return Ok(Received { consumed: at, forward: 0..0, stop: Stop::Discarded });
         }
         loop {
+            at = self.skip_rows(input, at);
             let start = at;
             if let Some(bytes) = self.take_synthesized() {
                 return Ok(Received { consumed: at, forward: 0..at, stop: Stop::Synthesized(bytes) });
@@ -70,6 +71,26 @@ impl Pipeline {
                 }
             }
         }
+    }
+
+    /// Where the whole rows end that begin at `at` and go to the client as they are: most of what servers say, and
+    /// nothing is noted of it.
+    #[inline]
+    fn skip_rows(&self, input: &[u8], mut at: usize) -> usize {
+        use BackendTag::{CopyData, DataRow, RowDescription};
+        let is_passed_on = |front: &Request| {
+            front.answer == Answer::Forward && matches!(front.kind, RequestKind::Query | RequestKind::Execute)
+        };
+        if !self.requests.front().is_some_and(is_passed_on) {
+            return at;
+        }
+        while let Ok(Some(header)) = Header::read(&input[at..])
+            && let Ok(DataRow | RowDescription | CopyData) = BackendTag::from_byte(header.tag)
+            && header.length <= self.message_max.min(input.len() - at)
+        {
+            at += header.length;
+        }
+        at
     }
 
     /// What one message means. `body` is whole if we look into such a message, and `None` when it is larger

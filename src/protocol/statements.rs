@@ -6,7 +6,6 @@
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,8 +13,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use dashmap::DashSet;
 use lru::LruCache;
 
-use crate::sql::first_word;
 use crate::sql::state::{Parts, Touched, touched};
+use crate::sql::{first_word, text_of};
 
 /// Statements that are forgotten only when no client uses them are looked for at this many, then at
 /// twice as many as were left.
@@ -359,11 +358,6 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
 fn touched_by(definition: &[u8]) -> Option<Box<Touched>> {
     let touched = touched(text_of(definition));
     (!touched.is_empty()).then(|| Box::new(touched))
-}
-
-/// The text at the start of a definition.
-pub(super) fn text_of(definition: &[u8]) -> &[u8] {
-    CStr::from_bytes_until_nul(definition).map_or(definition, CStr::to_bytes)
 }
 
 /// The word that a definition's command begins with, if it is one.

@@ -128,6 +128,9 @@ impl Session {
                 }
             }
             at += received.consumed;
+            if at == input.len() && !self.lease().pipeline.has_synthesized() {
+                break;
+            }
         }
         let rest = &input[at..];
         self.lease().carry.extend_from_slice(rest);

@@ -29,6 +29,14 @@ pub(super) fn pqexec_disallowed() -> Farewell {
         .into()
 }
 
+#[cold]
+fn shutting_down() -> Farewell {
+    SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+        .detail("The pooler is shutting down.")
+        .hint("Reconnect.")
+        .into()
+}
+
 /// What an idle session makes of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Idle {
@@ -79,13 +87,9 @@ impl Session {
     }
 
     /// While the process drains, a client is told to go when it is between transactions.
+    #[inline]
     pub(super) fn drained(&self) -> Option<Farewell> {
-        self.plane.shared.lifecycle.is_draining().then(|| {
-            SqlError::fatal(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
-                .detail("The pooler is shutting down.")
-                .hint("Reconnect.")
-                .into()
-        })
+        self.plane.shared.lifecycle.is_draining().then(shutting_down)
     }
 
     pub(super) fn note_received(&mut self, count: usize) {

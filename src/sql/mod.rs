@@ -8,6 +8,8 @@ mod lexer;
 pub mod prepared;
 pub mod state;
 
+use memchr::memchr;
+
 use lexer::{Lexer, Token, readings};
 
 /// What a statement does, as far as it decides what is known after a lost connection.
@@ -117,6 +119,12 @@ const HARMLESS: &[&str] = &[
     "pg_sleep",
     "current_setting",
 ];
+
+/// The text at the start of what a message holds of a statement: up to the NUL.
+#[inline]
+pub fn text_of(definition: &[u8]) -> &[u8] {
+    memchr(0, definition).map_or(definition, |end| &definition[..end])
+}
 
 /// The first word of a text, behind comments and empty statements.
 pub fn first_word(sql: &[u8]) -> Option<&str> {

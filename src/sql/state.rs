@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use bitflags::bitflags;
-use memchr::{memchr, memchr_iter, memchr2_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter, memchr3};
 
 use super::calls::{CALLS_MAX, calls};
 use super::channels::Unlisten;
@@ -275,9 +275,12 @@ pub fn touched(sql: &[u8]) -> Touched {
         touched.add_unseen(sql);
         return touched;
     }
-    let mut touched = Touched::by_calls(sql);
+    let sql = without_end(sql);
+    // Of a call, a second statement, a name in U&"": most texts have none.
+    let without_signs = memchr3(b'(', b';', b'&', sql).is_none();
+    let mut touched = if without_signs { Touched::default() } else { Touched::by_calls(sql) };
     let calls_marked = touched.calls.iter().any(|name| MARKS.is_match(name.as_bytes()));
-    if calls_marked || !touched.parts.is_empty() || !is_plain(sql) {
+    if calls_marked || !touched.parts.is_empty() || !is_plain(sql, without_signs) {
         note_readings(sql, &mut touched, note_texts);
     }
     touched
@@ -344,17 +347,17 @@ fn note_body(tokens: Lexer<'_>, touched: &mut Touched) {
 }
 
 /// Whether a text changes nothing, but for what the functions do that it calls: it begins with a word of [`PLAIN`]
-/// and holds neither a second statement nor EXECUTE, TEMP, or a name in `U&""`. Each is looked for by its rarest
-/// letter.
+/// and holds neither a second statement nor a name in `U&""`, which a text `without_signs` does not, nor EXECUTE
+/// or TEMP. Each is looked for by its rarest letter.
 #[inline]
-fn is_plain(sql: &[u8]) -> bool {
-    let sql = without_end(sql);
+fn is_plain(sql: &[u8], without_signs: bool) -> bool {
     let has = |at: usize, word: &[u8]| {
         sql[at..].get(..word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word))
     };
     begins_plain(sql)
-        && memchr(b';', sql).is_none()
-        && !memchr_iter(b'&', sql).any(|at| at > 0 && has(at - 1, b"u&\""))
+        && (without_signs
+            || memchr(b';', sql).is_none()
+                && !memchr_iter(b'&', sql).any(|at| at > 0 && has(at - 1, b"u&\"")))
         && !memchr2_iter(b'x', b'X', sql).any(|at| at > 0 && has(at - 1, b"execute"))
         && !memchr2_iter(b'm', b'M', sql).any(|at| at > 1 && has(at - 2, b"temp"))
 }

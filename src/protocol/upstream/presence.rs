@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::Upstream;
 use super::output::{Output, write_header, write_object, write_parse};
-use crate::protocol::statements::{Change, ClientStatements, Statement, text_of};
+use crate::protocol::statements::{Change, ClientStatements, Statement};
 use crate::protocol::{Answer, RequestKind};
+use crate::sql::text_of;
 use crate::wire::HEADER_LENGTH;
 
 /// Of a Parse: no command, no parameter types.

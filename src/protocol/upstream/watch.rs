@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::{Fate, Message, Output, Upstream, write_header};
 use crate::protocol::channels::statements;
-use crate::protocol::statements::{Statement, text_of};
+use crate::protocol::statements::Statement;
 use crate::protocol::{Answer, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
 use crate::sql::state::{Parts, Touched, touched};
+use crate::sql::text_of;
 use crate::wire::HEADER_LENGTH;
 use crate::wire::backend::TransactionStatus;
 
