@@ -148,6 +148,18 @@ async fn answers_of_our_own_that_are_not_read_take_bounded_memory() {
     }
 }
 
+#[tokio::test]
+async fn requests_behind_a_statement_that_must_wait_take_bounded_memory() {
+    let pooler = Pooler::config().start().await;
+    let mut client = pooler.client().await;
+    // Whether the name is free is known when the query is over, which may drop all statements.
+    client.send(run_of([query("SELECT pg_sleep(60)"), parse("s", "SELECT 1")])).await;
+    let before = pooler.memory_bytes();
+    fill(&mut client, &sync().repeat(20_000)).await;
+    let grown = pooler.memory_peak_bytes().saturating_sub(before);
+    assert!(grown < 8_000_000, "grew by {grown} bytes for one client");
+}
+
 // ---- limits of time ----
 
 async fn is_let_alone(client: &mut Raw) {

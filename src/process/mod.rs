@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::time::MissedTickBehavior;
 
 use crate::admin::Shutdown;
 use crate::admin::http::{Health, router};
@@ -329,6 +330,7 @@ impl Process {
     async fn live(&mut self, signals: &mut Signals, mut commands: UnboundedReceiver<ProcessCommand>) {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let mut tick = tokio::time::interval(Plane::TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut stats_began = Instant::now();
         loop {
             tokio::select! {

@@ -12,6 +12,10 @@ use crate::wire::{FrontendTag, HEADER_LENGTH};
 /// More than so many bytes are not kept: then nothing is sent again, and the fate is unknown.
 pub const FLIGHT_MAX: usize = 64 * 1024;
 
+/// More bytes of its statements than that are not looked at, which may have been prepared long before and be run often:
+/// then it is not known what they do.
+const LOOK_MAX: usize = 1024 * 1024;
+
 /// A flight's buffer of more than this is given back when it is settled.
 const KEPT_MAX: usize = 8 * 1024;
 
@@ -30,13 +34,15 @@ pub struct Flight {
 
 impl Flight {
     /// Notes what the client's bytes were, before any of them was rewritten. `outside` is whether no
-    /// transaction is open as far as the server has said.
+    /// transaction is open as far as the server has said; `inside` is whether they begin inside of a message,
+    /// as the data of a COPY may that has failed: nobody could read them from there.
     #[inline]
-    pub fn sent(&mut self, bytes: &[u8], outside: bool) {
+    pub fn sent(&mut self, bytes: &[u8], outside: bool, inside: bool) {
         if self.is_settled() {
             self.first = outside;
             self.answered = false;
             self.written = false;
+            self.overflow = inside;
         }
         if self.bytes.len() + bytes.len() > FLIGHT_MAX {
             self.overflow = true;
@@ -150,6 +156,12 @@ impl Flight {
             return None;
         }
         let mut kinds = Vec::new();
+        let mut left = LOOK_MAX;
+        let mut look = |kinds: &mut Vec<Kind>, text: &[u8]| {
+            left = left.checked_sub(text.len())?;
+            kinds.extend(sql::statements(text));
+            Some(())
+        };
         let mut parsed: HashMap<&[u8], &[u8]> = HashMap::new();
         let mut bound: HashMap<&[u8], &[u8]> = HashMap::new();
         let mut rest = &self.bytes[..];
@@ -159,7 +171,7 @@ impl Flight {
             let body = rest.get(HEADER_LENGTH..length)?;
             rest = &rest[length..];
             match tag {
-                FrontendTag::Query => kinds.extend(sql::statements(body)),
+                FrontendTag::Query => look(&mut kinds, body)?,
                 FrontendTag::FunctionCall => kinds.push(Kind::Write),
                 FrontendTag::Parse => {
                     let parse = frontend::parse(body).ok()?;
@@ -175,7 +187,7 @@ impl Flight {
                     let Object::Portal(portal) = portal_of(body) else { return None };
                     // A portal of an earlier flight may do anything.
                     let query = bound.get(portal).copied().unwrap_or(b"unknown");
-                    kinds.extend(sql::statements(query.split(|byte| *byte == 0).next().unwrap_or_default()));
+                    look(&mut kinds, sql::text_of(query))?;
                 }
                 FrontendTag::CopyData | FrontendTag::CopyDone | FrontendTag::CopyFail => {
                     kinds.push(Kind::Copy)
@@ -206,6 +218,7 @@ fn definition<'a>(client: &'a ClientStatements, name: &[u8]) -> Option<&'a [u8]>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::statements::Interner;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(body.len() + 4).expect("short").to_be_bytes();
@@ -225,7 +238,7 @@ mod tests {
 
     fn flight(bytes: &[u8], outside: bool) -> Flight {
         let mut flight = Flight::default();
-        flight.sent(bytes, outside);
+        flight.sent(bytes, outside, false);
         flight
     }
 
@@ -287,6 +300,35 @@ mod tests {
         let mut settled = flight(&query("commit"), false);
         settled.settle();
         assert!(!settled.is_unknown(None) && settled.is_settled());
+    }
+
+    #[test]
+    fn bytes_that_begin_inside_of_a_message_are_not_sent_again() {
+        let mut flight = Flight::default();
+        flight.sent(b"of a row that is no message", true, true);
+        flight.note_written();
+        assert!(flight.unsent().is_none() && flight.resendable(None).is_none() && flight.is_unknown(None));
+        let mut unwritten = Flight::default();
+        unwritten.sent(b"of a row", true, true);
+        assert_eq!((unwritten.unsent(), unwritten.is_repeatable()), (None, false));
+        unwritten.settle();
+        unwritten.sent(&query("select 1"), true, false);
+        assert!(unwritten.resendable(None).is_some());
+    }
+
+    #[test]
+    fn a_long_statement_that_is_run_often_is_not_read_each_time() {
+        let definition = format!("select {}1\0\0\0", "1,".repeat(LOOK_MAX / 8));
+        let mut client = ClientStatements::default();
+        client.insert(b"s", Interner::default().intern(definition.as_bytes(), b""));
+        let bind = message(b'B', b"\0s\0\0\0\0\0\0\0");
+        let execute = message(b'E', b"\0\0\0\0\0");
+        let times = |count: usize| {
+            let batch = [bind.clone(), execute.repeat(count), message(b'S', b"")].concat();
+            flight(&batch, true)
+        };
+        assert!(!times(1).is_unknown(Some(&client)), "it reads");
+        assert!(times(4000).is_unknown(Some(&client)), "that is not looked at any more");
     }
 
     #[test]

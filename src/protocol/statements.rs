@@ -20,6 +20,9 @@ use crate::sql::{first_word, text_of};
 /// twice as many as were left.
 const CLEAN_FIRST: usize = 1_024;
 
+/// And so at this many bytes of them.
+const CLEAN_FIRST_BYTES: usize = 64 * 1024 * 1024;
+
 /// How the names of statements on servers begin; their number follows.
 const SERVER_NAMES: &str = "PGWEIR_";
 
@@ -97,7 +100,10 @@ impl Eq for ByDefinition {}
 pub struct Interner {
     statements: DashSet<ByDefinition>,
     last_id: AtomicU64,
+    /// Of all definitions.
+    bytes: AtomicUsize,
     clean_at: AtomicUsize,
+    clean_at_bytes: AtomicUsize,
 }
 
 impl Interner {
@@ -115,6 +121,7 @@ impl Interner {
         let touched = touched_by(definition);
         let (key, definition) = (Box::from(joined), definition.len());
         let statement = Arc::new(Statement { id, key, definition, touched });
+        self.bytes.fetch_add(statement.key.len(), Ordering::Relaxed);
         // Two workers may come here with the same text: then it has two numbers, which does no harm.
         self.statements.insert(ByDefinition(Arc::clone(&statement)));
         statement
@@ -127,11 +134,21 @@ impl Interner {
 
     /// Forgets what no client uses any more, so that the table stays within twice what is in use.
     fn clean(&self) {
-        if self.statements.len() < self.clean_at.load(Ordering::Relaxed).max(CLEAN_FIRST) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if self.statements.len() < self.clean_at.load(Ordering::Relaxed).max(CLEAN_FIRST)
+            && bytes < self.clean_at_bytes.load(Ordering::Relaxed).max(CLEAN_FIRST_BYTES)
+        {
             return;
         }
-        self.statements.retain(|statement| Arc::strong_count(&statement.0) > 1);
+        let mut kept_bytes = 0;
+        self.statements.retain(|statement| {
+            let is_used = Arc::strong_count(&statement.0) > 1;
+            kept_bytes += if is_used { statement.0.key.len() } else { 0 };
+            is_used
+        });
+        self.bytes.store(kept_bytes, Ordering::Relaxed);
         self.clean_at.store(self.statements.len() * 2, Ordering::Relaxed);
+        self.clean_at_bytes.store(kept_bytes * 2, Ordering::Relaxed);
     }
 
     /// Distinct statements known.
@@ -465,6 +482,18 @@ mod tests {
             interner.intern(format!("select {number}").as_bytes(), b"");
         }
         assert!(interner.len() <= CLEAN_FIRST + 1, "{}", interner.len());
+        assert_eq!(interner.intern(b"kept", b"").id, kept.id);
+    }
+
+    #[test]
+    fn the_interner_forgets_a_few_long_ones_sooner() {
+        let interner = Interner::default();
+        let kept = interner.intern(b"kept", b"");
+        let long = "x".repeat(CLEAN_FIRST_BYTES / 8);
+        for number in 0..100 {
+            interner.intern(format!("select {number}{long}").as_bytes(), b"");
+        }
+        assert!(interner.len() <= 10, "{}", interner.len());
         assert_eq!(interner.intern(b"kept", b"").id, kept.id);
     }
 

@@ -119,9 +119,7 @@ fn forward(shared: &Shared, request: &CancelRequest) -> Option<oneshot::Receiver
         return None;
     }
     let (canceller, delivered) = oneshot::channel();
-    let message = Message::Cancel(key, address, Canceller(canceller));
-    // A worker that has stopped has no sessions left to cancel.
-    let _ = shared.workers[address.worker as usize].send(message);
+    send(shared, key, address, Canceller(canceller));
     Some(delivered)
 }
 
@@ -133,10 +131,20 @@ pub fn deliver(plane: &Rc<Plane>, key: CancelKey, address: Address, canceller: C
     let session = plane.sessions.borrow().get(address.slot as usize).cloned();
     // The place may have a new owner since.
     let session = session.filter(|session| session.borrow().cancel_key.matches(key));
-    match session {
-        Some(session) => session.borrow_mut().cancel_for(plane, Some(canceller)),
+    if let Some(session) = session {
+        return session.borrow_mut().cancel_for(plane, Some(canceller));
+    }
+    let found = plane.shared.cancel_keys.get(&key).map(|entry| *entry);
+    match found.filter(|now| *now != address) {
+        // It has moved to another worker meanwhile.
+        Some(now) => send(&plane.shared, key, now, canceller),
         None => plane.metrics.borrow_mut().cancels_unknown += 1,
     }
+}
+
+fn send(shared: &Shared, key: CancelKey, address: Address, canceller: Canceller) {
+    // A worker that has stopped has no sessions left to cancel.
+    let _ = shared.workers[address.worker as usize].send(Message::Cancel(key, address, canceller));
 }
 
 impl Session {

@@ -107,19 +107,20 @@ pub async fn on_all_workers<T: Send + 'static>(
     shared: &Shared,
     run: impl Fn(&Rc<Plane>) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
-    // A client on its way would be nowhere, or be met twice.
-    let _standstill = shared.spread.stand_still().await;
+    // A client on its way would be nowhere, or be met twice. Until all have run it, be the one who asks gone.
+    let standstill = Arc::new(shared.spread.stand_still());
     let (sender, mut receiver) = mpsc::unbounded_channel();
     for worker in &shared.workers {
-        let (sender, run) = (sender.clone(), run.clone());
+        let (sender, run, standstill) = (sender.clone(), run.clone(), Arc::clone(&standstill));
         let task = Task(Box::new(move |plane| {
+            let _standstill = standstill;
             // Nobody listens any more if the console's client has gone.
             let _ = sender.send(run(plane));
         }));
         // A worker that has stopped has nothing to tell.
         let _ = worker.send(Message::Run(task));
     }
-    drop(sender);
+    drop((sender, standstill));
     let mut gathered = Vec::new();
     while let Some(one) = receiver.recv().await {
         gathered.push(one);

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::plane::{Message, Plane};
+use super::plane::{Address, Message, Plane};
 use super::{Client, NewSession, Phase, Session};
 use crate::config::PoolMode;
 use crate::log::ClientTag;
@@ -31,13 +31,22 @@ impl std::fmt::Debug for Moving {
 }
 
 impl Session {
-    /// Has it move to that worker as soon as it can, or stay if it is `None`. Returns whether it will.
+    /// It is bound for no other worker any more.
+    pub(super) fn stay(&mut self) {
+        self.bound_for = None;
+    }
+
+    /// Has it move to that worker as soon as it can, if it can `at_once` or cannot, as the caller wants. Returns whether it
+    /// will.
     ///
     /// Who keeps a server, or listens, stays.
-    pub(super) fn bind_for(&mut self, worker: Option<usize>) -> bool {
+    pub(super) fn bind_for(&mut self, worker: usize, at_once: bool) -> bool {
         let stays = self.keeps_server() || self.pinned.is_some() || self.hearing.is_some();
-        self.bound_for = worker.and_then(|worker| u16::try_from(worker).ok()).filter(|_| !stays);
-        if self.bound_for.is_some() && self.is_self_contained() {
+        if stays || self.bound_for.is_some() || self.is_self_contained() != at_once {
+            return false;
+        }
+        self.bound_for = u16::try_from(worker).ok();
+        if at_once {
             self.wake();
         }
         self.bound_for.is_some()
@@ -108,16 +117,20 @@ pub(super) fn send_off(session: Rc<RefCell<Session>>, to: usize) {
             admission: session.admission,
         },
     };
+    if let Some(mut address) = shared.cancel_keys.get_mut(&moving.cancel_key) {
+        // Who looks for it there comes behind it, and looks again.
+        *address = Address::on_the_way_to(to);
+    }
     if shared.workers[to].send(Message::Moving(Box::new(moving))).is_err() {
         // The process is about to end.
         tracing::error!("worker {to} has stopped");
     }
+    shared.spread.is_sent();
 }
 
 /// Goes on with a client that has come from another worker.
 pub fn arrive(plane: &Rc<Plane>, moving: Box<Moving>) {
     let Moving { socket, user, database, pool, cancel_key, client } = *moving;
-    plane.shared.spread.arrive();
     plane.metrics.borrow_mut().clients_moved += 1;
     let socket = match socket.detach().and_then(|socket| socket.attach()) {
         Ok(socket) => socket,

@@ -26,7 +26,7 @@ use super::pam::Pam;
 use super::peers::Peers;
 use super::replication::without_time_limits;
 use super::rules::LoginRules;
-use super::spread::Spread;
+use super::spread::{Moves, Spread};
 use super::views::StatsPeriod;
 use super::{Session, since};
 use crate::admin::Stats;
@@ -53,6 +53,13 @@ pub struct Address {
     pub worker: u32,
     /// The place in [`Plane::sessions`].
     pub slot: u32,
+}
+
+impl Address {
+    /// Of a client that is on its way to a worker: no place there.
+    pub(super) fn on_the_way_to(worker: usize) -> Address {
+        Address { worker: u32::try_from(worker).expect("there are few workers"), slot: u32::MAX }
+    }
 }
 
 /// What a worker is asked to do by other threads.
@@ -128,7 +135,7 @@ pub struct Shared {
     /// The workers' mailboxes.
     pub workers: Vec<UnboundedSender<Message>>,
     /// Which of them the clients live on.
-    pub spread: Spread,
+    pub spread: Arc<Spread>,
     /// What only the process as a whole can do.
     pub process: UnboundedSender<ProcessCommand>,
     /// How the process goes on.
@@ -164,7 +171,7 @@ impl Shared {
     ) -> Arc<Self> {
         Arc::new(Shared {
             strangers: Mutex::new(Likeness::of(config.auth_users.values())),
-            spread: Spread::new(workers.len(), config.settings.worker_load_max),
+            spread: Arc::new(Spread::new(workers.len(), config.settings.worker_load_max)),
             config: ArcSwap::from_pointee(config),
             databases,
             clusters: Clusters::default(),
@@ -318,6 +325,8 @@ pub struct Group {
     policy: RefCell<(PoolPolicy, Arc<Config>)>,
     /// Whether they are replication connections, which keep their servers whatever the pool's mode is.
     pub replication: Replication,
+    /// Whether clients of this user and database get another pool since: it goes with the last client.
+    replaced: Cell<bool>,
     /// What they did.
     pub stats: RefCell<LocalStats>,
 }
@@ -343,6 +352,7 @@ impl Group {
             rules: Cell::default(),
             settings: RefCell::new(Arc::clone(&settings)),
             replication,
+            replaced: Cell::new(false),
             stats: RefCell::default(),
         };
         group.configure(settings);
@@ -399,7 +409,8 @@ pub struct Scratch {
 }
 
 /// Login user, database, and what they connect for.
-type GroupKey = (Arc<str>, Arc<str>, Replication);
+/// User, database, and the pool: after a RELOAD clients of before may have another than those that log in from then on.
+type GroupKey = (Arc<str>, Arc<str>, Replication, *const Pool);
 
 /// One for each worker thread.
 pub struct Plane {
@@ -422,6 +433,8 @@ pub struct Plane {
     groups: RefCell<HashMap<GroupKey, Rc<Group>>>,
     /// The processor time of its thread, and when it was so much.
     busy_at: Cell<(Duration, Instant)>,
+    /// The place in `sessions` where the next choice of who moves begins.
+    bind_first: Cell<usize>,
     /// By database, what the clients of pools did that are gone.
     pub left: RefCell<HashMap<Arc<str>, LocalStats>>,
 }
@@ -444,6 +457,7 @@ impl Plane {
             cancels: Cell::new(0),
             groups: RefCell::default(),
             busy_at: Cell::new((Duration::ZERO, Instant::now())),
+            bind_first: Cell::new(0),
             left: RefCell::default(),
         })
     }
@@ -451,14 +465,17 @@ impl Plane {
     /// What clients of this user and database share on this worker.
     pub fn group(&self, user: &str, database: &str, pool: &Arc<Pool>, replication: Replication) -> Rc<Group> {
         let mut groups = self.groups.borrow_mut();
-        let key = (Arc::from(user), Arc::from(database), replication);
+        let key = (Arc::from(user), Arc::from(database), replication, Arc::as_ptr(pool));
         let config = self.shared.config.load_full();
-        let new = || Group::new(user, database, Arc::clone(pool), replication, &config);
-        let group = groups.entry(key).or_insert_with(new);
-        if !Arc::ptr_eq(&group.pool, pool) {
-            // The database was removed and came back: its pool is another one.
-            *group = new();
+        if !groups.contains_key(&key) {
+            let same = |group: &&Rc<Group>| {
+                (&*group.user, &*group.database, group.replication) == (user, database, replication)
+            };
+            groups.values().filter(same).for_each(|group| group.replaced.set(true));
         }
+        let group = groups
+            .entry(key)
+            .or_insert_with(|| Group::new(user, database, Arc::clone(pool), replication, &config));
         group.refresh(&config);
         Rc::clone(group)
     }
@@ -500,15 +517,29 @@ impl Plane {
                 pool.tick(self.worker, now);
             }
         }
-        let mut moves = self.shared.spread.surplus(self.worker);
         for (_, session) in self.sessions.borrow().iter() {
             let mut session = session.borrow_mut();
             session.check_time(now);
-            let to = moves.filter(|moves| moves.count > 0).map(|moves| moves.to);
-            if session.bind_for(to)
-                && let Some(moves) = &mut moves
-            {
-                moves.count -= 1;
+            session.stay();
+        }
+        if let Some(moves) = self.shared.spread.surplus(self.worker) {
+            self.bind(moves);
+        }
+    }
+
+    /// Chooses who moves: first those who can at once, then others, each time other ones of these, as they may be in
+    /// their transactions for long.
+    fn bind(&self, moves: Moves) {
+        let sessions = self.sessions.borrow();
+        let first = self.bind_first.get() % sessions.len().max(1);
+        self.bind_first.set(first + 1);
+        let in_turn = || sessions.iter().skip(first).chain(sessions.iter().take(first));
+        let mut left = moves.count;
+        for at_once in [true, false] {
+            for (_, session) in in_turn() {
+                if left > 0 && session.borrow_mut().bind_for(moves.to, at_once) {
+                    left -= 1;
+                }
             }
         }
     }
@@ -524,14 +555,14 @@ impl Plane {
         }
     }
 
-    /// The last client is gone, and so is the pool; or the user is one that no settings name, of whom there is no
+    /// The last client is gone, and so is the pool, or another is in its place; or the user is one that no settings name, of whom there is no
     /// end. What was counted stays, for as long as its database does.
     fn let_groups_go(&self, config: &Config) {
         let databases = &self.shared.databases;
         let mut left = self.left.borrow_mut();
         left.retain(|database, _| databases.is_known(database));
-        self.groups.borrow_mut().retain(|(user, database, _), group| {
-            let is_over = group.pool.is_retired() || !config.names_user(user);
+        self.groups.borrow_mut().retain(|(user, database, ..), group| {
+            let is_over = group.pool.is_retired() || group.replaced.get() || !config.names_user(user);
             let stays = !is_over || Rc::strong_count(group) > 1;
             if !stays && databases.is_known(database) {
                 left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());

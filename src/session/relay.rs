@@ -14,6 +14,11 @@ use crate::pool::Lease;
 use crate::protocol::Stop;
 use crate::protocol::upstream::{self, Upstream};
 use crate::wire::backend::TransactionStatus;
+use crate::wire::frontend::NAMES_MAX;
+
+/// Bytes of a client that are read while its request waits for answers: more than any that must be [there to its
+/// end](upstream::whole_length) without our knowing where that is, the names of a Bind.
+const CARRY_MAX: usize = 2 * NAMES_MAX;
 
 /// What a look at one side brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +107,10 @@ impl Session {
                 return Ok(Pumped::Some);
             }
         }
+        if self.carry.as_ref().is_some_and(|carry| carry.len() >= CARRY_MAX.max(self.needed)) {
+            // What must come to its end first is no longer than that: it waits for answers.
+            return self.finish_if_idle(Pumped::Nothing);
+        }
         let count = match self.socket.poll_read(context, &mut scratch.read) {
             // What was sent just now may have been all that the lease waited for.
             Poll::Pending => return self.finish_if_idle(Pumped::Nothing),
@@ -148,6 +157,7 @@ impl Session {
             unreachable!("the relay runs only with a lease");
         };
         let server = &mut **lease;
+        let inside = self.body.left > 0;
         let taken = Upstream {
             pipeline: &mut server.pipeline,
             server: &mut server.statements,
@@ -167,7 +177,7 @@ impl Session {
         drop(stats);
         if self.follows {
             let outside = server.pipeline.status() == TransactionStatus::Idle;
-            server.flight.sent(&input[..taken.consumed], outside);
+            server.flight.sent(&input[..taken.consumed], outside, inside);
         }
         if taken.stop == upstream::Stop::Terminate {
             self.lease().parts().1.closing = true;

@@ -29,11 +29,14 @@ impl Session {
                     && lease.site().in_recovery == Some(false)
             }
         };
+        if !refused {
+            return false;
+        }
         // The server goes through our own SETs first, which may even be proved before anything else is sent.
         let is_before =
             lease.loan().proving || lease.pipeline.runs_own_query() && lease.flight.is_repeatable();
         let is_harmless = is_before || lease.flight.resendable(self.statements.as_deref()).is_some();
-        if !refused || !is_harmless {
+        if !is_harmless {
             return false;
         }
         lease.site().report(&String::from_utf8_lossy(fields.message));

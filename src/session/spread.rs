@@ -5,12 +5,16 @@
 //! the load wants, from one to all. A client moves when it is between two transactions and nothing of it is
 //! anywhere but in its [`Session`](super::Session).
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// So many ticks of [`Plane::TICK`](super::plane::Plane::TICK) in a row must say that fewer workers are enough: 5 s.
 /// Loads that come and go do not send clients to and fro.
 const CALM_TICKS: u32 = 50;
+
+/// After a decision the next is so many ticks away, and more if many clients move: the loads of before are no reason.
+const SETTLING_TICKS: u32 = 3;
 
 /// Clients that leave one worker in one tick. Each costs some ten microseconds, during which others wait.
 const MOVES_MAX: u32 = 100;
@@ -23,10 +27,12 @@ pub struct Spread {
     /// Time of its core that each worker's thread had in its last tick, in percent.
     busy: Vec<AtomicU32>,
     in_use: AtomicUsize,
-    /// Ticks in a row. Only one thread writes it.
+    /// Ticks in a row. Only one thread writes it, and the next.
     calm_ticks: AtomicU32,
-    /// Clients that are on their way.
-    moving: AtomicU32,
+    /// Ticks until the workers' loads say what the last decision has done.
+    settling_ticks: AtomicU32,
+    /// Clients that have set out and are in no mailbox yet.
+    leaving: AtomicU32,
     /// Those who ask all workers, and for whom no client may be on its way.
     asking: AtomicU32,
 }
@@ -42,7 +48,7 @@ pub struct Moves {
 
 /// Keeps clients where they are while all workers are asked something.
 #[derive(Debug)]
-pub struct Standstill<'a>(&'a Spread);
+pub struct Standstill(Arc<Spread>);
 
 impl Spread {
     /// For so many workers, which have nothing to do yet; `busy_max` is `worker_load_max`.
@@ -54,7 +60,8 @@ impl Spread {
             busy: zeros(),
             in_use: AtomicUsize::new(in_use),
             calm_ticks: AtomicU32::new(0),
-            moving: AtomicU32::new(0),
+            settling_ticks: AtomicU32::new(0),
+            leaving: AtomicU32::new(0),
             asking: AtomicU32::new(0),
         }
     }
@@ -102,13 +109,21 @@ impl Spread {
 
     /// Decides how many workers are in use from now on; `busy_max` is `worker_load_max`. One thread does it, at each tick.
     pub fn decide(&self, busy_max: u32) {
-        let busy: Vec<_> = self.busy.iter().map(|busy| busy.load(Ordering::Relaxed)).collect();
         let in_use = self.in_use();
+        let settling = self.settling_ticks.load(Ordering::Relaxed);
+        self.settling_ticks.store(settling.saturating_sub(1), Ordering::Relaxed);
+        let is_fixed = !(1..100).contains(&busy_max);
+        if settling > 0 && !is_fixed {
+            return;
+        }
+        let busy: Vec<_> = self.busy.iter().map(|busy| busy.load(Ordering::Relaxed)).collect();
         let (wanted, calm_ticks) = decide(in_use, &busy, busy_max, self.calm_ticks.load(Ordering::Relaxed));
         self.calm_ticks.store(calm_ticks, Ordering::Relaxed);
         if wanted != in_use {
             tracing::debug!("clients are on {wanted} workers from now on, not {in_use}");
             self.in_use.store(wanted, Ordering::Relaxed);
+            let on_the_way = self.connections().iter().sum::<u32>() / MOVES_MAX;
+            self.settling_ticks.store(SETTLING_TICKS + on_the_way, Ordering::Relaxed);
         }
     }
 
@@ -117,37 +132,39 @@ impl Spread {
         surplus(worker, &self.connections(), self.in_use())
     }
 
-    /// A client sets out from one worker to another, and belongs there from now on; false if it may not now.
+    /// A client sets out from one worker to another, and belongs there from now on; false if it may not now. It is in the
+    /// other's mailbox [soon](Spread::is_sent), without a wait in between.
     pub fn set_out(&self, from: usize, to: usize) -> bool {
         // Either we see who asks, or who asks sees that we are on the way.
-        self.moving.fetch_add(1, Ordering::SeqCst);
+        self.leaving.fetch_add(1, Ordering::SeqCst);
         let may = self.asking.load(Ordering::SeqCst) == 0;
         if may {
             self.connections[to].fetch_add(1, Ordering::Relaxed);
             self.left(from);
         } else {
-            self.arrive();
+            self.is_sent();
         }
         may
     }
 
-    /// A client that set out is there.
-    pub fn arrive(&self) {
-        self.moving.fetch_sub(1, Ordering::SeqCst);
+    /// A client that set out is in the mailbox of its new worker.
+    pub fn is_sent(&self) {
+        self.leaving.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// From now until this is dropped no client sets out. Those that are on their way arrive before it returns.
-    pub async fn stand_still(&self) -> Standstill<'_> {
+    /// From now until this is dropped no client sets out, and all that have are in mailboxes: who sends to all workers now
+    /// comes behind them.
+    pub fn stand_still(self: &Arc<Self>) -> Standstill {
         self.asking.fetch_add(1, Ordering::SeqCst);
-        let standstill = Standstill(self);
-        while self.moving.load(Ordering::SeqCst) > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        while self.leaving.load(Ordering::SeqCst) > 0 {
+            // It is a few lines of its thread.
+            std::thread::yield_now();
         }
-        standstill
+        Standstill(Arc::clone(self))
     }
 }
 
-impl Drop for Standstill<'_> {
+impl Drop for Standstill {
     fn drop(&mut self) {
         self.0.asking.fetch_sub(1, Ordering::SeqCst);
     }
@@ -221,6 +238,52 @@ mod tests {
     fn one_busy_moment_begins_the_five_seconds_anew() {
         assert_eq!(decide(2, &[10, 10], 70, 48), (2, 49));
         assert_eq!(decide(2, &[30, 30], 70, 49), (2, 0));
+    }
+
+    #[test]
+    fn the_load_of_before_the_clients_moved_adds_no_more_workers() {
+        let spread = Spread::new(8, 70);
+        (0..250).for_each(|_| drop(spread.place()));
+        let mut in_use = Vec::new();
+        for _ in 0..20 {
+            spread.decide(70);
+            in_use.push(spread.in_use());
+            // Half of the clients are on the other worker one tick after the decision, and the load is seen one later.
+            let moved = in_use.len() > 3;
+            spread.note_busy(
+                0,
+                Duration::from_millis(if moved { 40 } else { 80 }),
+                Duration::from_millis(100),
+            );
+            spread.note_busy(
+                1,
+                Duration::from_millis(if moved { 40 } else { 0 }),
+                Duration::from_millis(100),
+            );
+        }
+        in_use.dedup();
+        assert_eq!(in_use, [1, 2]);
+    }
+
+    #[test]
+    fn who_asks_all_workers_comes_behind_who_is_on_the_way_and_nobody_sets_out_meanwhile() {
+        let spread = Arc::new(Spread::new(2, 0));
+        spread.connections[0].fetch_add(2, Ordering::Relaxed);
+        assert!(spread.set_out(0, 1));
+        let asks = std::thread::spawn({
+            let spread = Arc::clone(&spread);
+            move || spread.stand_still()
+        });
+        while spread.asking.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert!(!spread.set_out(0, 1) && !asks.is_finished());
+        spread.is_sent();
+        let standstill = asks.join().expect("it does not wait any more");
+        assert!(!spread.set_out(0, 1));
+        drop(standstill);
+        assert!(spread.set_out(0, 1));
+        assert_eq!(spread.connections(), [0, 2]);
     }
 
     #[test]

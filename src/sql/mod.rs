@@ -29,7 +29,8 @@ pub enum Kind {
     Do,
     /// COPY
     Copy,
-    /// VACUUM, CREATE INDEX CONCURRENTLY and others that are more than one transaction: half of it may be done.
+    /// VACUUM, CREATE INDEX CONCURRENTLY, COMMIT PREPARED and others that are more than one transaction: half of it may be
+    /// done.
     Several,
     /// Anything else: it may write.
     Write,
@@ -168,10 +169,10 @@ fn kind(tokens: &[Token<'_>]) -> Option<Kind> {
     let first_word = tokens.iter().position(|token| *token != Token::Open).unwrap_or_default();
     Some(match word(first_word).as_str() {
         "begin" | "start" => Kind::Begin,
+        // They run by themselves, and are done before the server says so.
+        "commit" | "rollback" if word(first_word + 1) == "prepared" => Kind::Several,
         "commit" | "end" => Kind::Commit,
         "prepare" if word(first_word + 1) == "transaction" => Kind::Commit,
-        // COMMIT PREPARED and ROLLBACK PREPARED run by themselves.
-        "rollback" if word(first_word + 1) == "prepared" => Kind::Write,
         "rollback" | "abort" => Kind::Rollback,
         "call" => Kind::Call,
         "do" => Kind::Do,
@@ -226,8 +227,8 @@ mod tests {
         check("END;", &[Commit]);
         check("prepare transaction 'x'", &[Commit]);
         check("PREPARE p AS SELECT 1", &[Write]);
-        check("COMMIT PREPARED 'x'", &[Commit]);
-        check("ROLLBACK PREPARED 'x'", &[Write]);
+        check("COMMIT PREPARED 'x'", &[Several]);
+        check("ROLLBACK PREPARED 'x'", &[Several]);
         check("ROLLBACK TO s", &[Rollback]);
         check("call p()", &[Call]);
         check("DO $$ begin commit; end $$", &[Do]);

@@ -15,6 +15,9 @@ use super::lexer::{Lexer, Token, readings};
 /// Longest text that is looked at; of a longer one only the first word is.
 const LOOK_MAX: usize = 64 * 1024;
 
+/// How deep texts in texts are looked into, as DO in DO: each level may be read in two ways, and takes stack.
+const NESTED_MAX: u32 = 4;
+
 /// Settings that cut short what takes longer, in milliseconds.
 pub const TIME_LIMITS: [&str; 2] = ["statement_timeout", "transaction_timeout"];
 
@@ -288,13 +291,18 @@ pub fn touched(sql: &[u8]) -> Touched {
 
 /// What the source of a function in SQL or PL/pgSQL may change, whatever it is called with.
 pub fn touched_by_body(source: &[u8]) -> Touched {
-    if source.len() > LOOK_MAX {
+    touched_by_nested(source, 1)
+}
+
+/// The same of a text that stands in a text, so many levels deep.
+fn touched_by_nested(source: &[u8], depth: u32) -> Touched {
+    if source.len() > LOOK_MAX || depth > NESTED_MAX {
         let mut touched = Touched::default();
         touched.add_anything();
         return touched;
     }
     let mut touched = Touched::by_calls(source);
-    note_readings(source, &mut touched, note_body);
+    note_readings(source, &mut touched, |lexer, touched| note_body(lexer, touched, depth));
     // What is local to the function is so to the transaction.
     touched.local_sets = 0;
     if !touched.unlistens.is_empty() {
@@ -322,20 +330,20 @@ fn note_texts(tokens: Lexer<'_>, touched: &mut Touched) {
     let mut statement = Vec::new();
     for token in tokens.chain([Token::Semicolon]) {
         match token {
-            Token::Semicolon => note(&std::mem::take(&mut statement), touched),
+            Token::Semicolon => note(&std::mem::take(&mut statement), touched, 0),
             other => statement.push(other),
         }
     }
 }
 
-fn note_body(tokens: Lexer<'_>, touched: &mut Touched) {
+fn note_body(tokens: Lexer<'_>, touched: &mut Touched, depth: u32) {
     let mut statement = Vec::new();
     for token in tokens.chain([Token::Semicolon]) {
         let begins_another =
             ["begin", "then", "else", "loop", "atomic"].iter().any(|word| token.is_word(word));
         if begins_another || token == Token::Semicolon {
             let statement = std::mem::take(&mut statement);
-            note(&statement, touched);
+            note(&statement, touched, depth);
             if has_word(&statement, &["execute"]) {
                 // SQL that nobody has written down.
                 touched.add_anything();
@@ -375,7 +383,8 @@ fn without_end(sql: &[u8]) -> &[u8] {
     sql.strip_suffix(b";").unwrap_or(sql)
 }
 
-fn note(statement: &[Token<'_>], touched: &mut Touched) {
+/// Notes what a statement may change, which stands in a text so many levels deep.
+fn note(statement: &[Token<'_>], touched: &mut Touched, depth: u32) {
     let begins = statement.iter().position(|token| *token != Token::Open).unwrap_or_default();
     let statement = &statement[begins..];
     let mut words = statement.iter().map(|token| match token {
@@ -393,11 +402,11 @@ fn note(statement: &[Token<'_>], touched: &mut Touched) {
         "prepare" | "deallocate" => touched.parts |= Parts::PREPARED,
         "declare" if has_word(statement, &["hold"]) => touched.parts |= Parts::CURSORS,
         "create" | "alter" | "drop" if has_word(statement, &["function", "procedure", "routine"]) => {
-            return note_functions(statement, touched);
+            return note_functions(statement, touched, depth);
         }
         "close" | "drop" => touched.parts |= Parts::ENDS,
         "load" => touched.parts |= Parts::LIBRARIES,
-        "do" => note_do(statement, touched),
+        "do" => note_do(statement, touched, depth),
         "discard" if second == "all" => {
             touched.add_told();
             touched.add_unlisten(Unlisten::All);
@@ -437,13 +446,13 @@ fn is_temporary_schema(token: &Token<'_>) -> bool {
 }
 
 /// DO: its block stands in the text.
-fn note_do(statement: &[Token<'_>], touched: &mut Touched) {
+fn note_do(statement: &[Token<'_>], touched: &mut Touched, depth: u32) {
     touched.add_told();
     let mut has_block = false;
     for token in statement {
         if let Token::Text(block) = token {
             has_block = true;
-            touched.add(&touched_by_body(block));
+            touched.add(&touched_by_nested(block, depth + 1));
         }
     }
     if !has_block || has_word(statement, &["language"]) && !has_word(statement, &["plpgsql"]) {
@@ -452,11 +461,11 @@ fn note_do(statement: &[Token<'_>], touched: &mut Touched) {
 }
 
 /// What is known of functions is known by their names; what this one may change counts from now on.
-fn note_functions(statement: &[Token<'_>], touched: &mut Touched) {
+fn note_functions(statement: &[Token<'_>], touched: &mut Touched, depth: u32) {
     touched.parts |= Parts::FUNCTIONS | Parts::ENDS;
     for token in statement {
         if let Token::Text(source) = token {
-            let found = touched_by_body(source);
+            let found = touched_by_nested(source, depth + 1);
             touched.parts |= found.parts & Parts::TOLD;
             found.custom.iter().for_each(|name| touched.add_custom(name));
         }

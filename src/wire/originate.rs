@@ -1,7 +1,7 @@
 //! The messages that we write ourselves, toward a client or a server. They are encoded by `pgwire`;
 //! what we only pass on never comes here.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::data::{DataRow, FieldDescription, RowDescription};
 use pgwire::messages::extendedquery::{Bind, Execute, Parse, Sync};
 use pgwire::messages::response::{
@@ -40,8 +40,13 @@ impl ColumnType {
     }
 }
 
-fn encode(message: &impl Message, out: &mut BytesMut) {
-    message.encode(out).expect("a message of ours always encodes: its strings are short and hold no NUL");
+/// As `Message::encode`, which refuses more than 30,000 bytes where libpq does: others take more, and a server may say more.
+fn encode<M: Message>(message: &M, out: &mut BytesMut) {
+    if let Some(tag) = M::message_type() {
+        out.put_u8(tag);
+    }
+    out.put_i32(i32::try_from(message.message_length()).expect("nothing of ours has 2 GB"));
+    message.encode_body(out).expect("a message of ours always encodes: its strings hold no NUL");
 }
 
 fn without_nul(text: &str) -> String {
@@ -168,4 +173,19 @@ pub fn negotiate_protocol_version(minor: u16, options: &[String], out: &mut Byte
     let length = u32::try_from(body.len() + 4).expect("bounded by the startup packet");
     out.extend_from_slice(&length.to_be_bytes());
     out.extend_from_slice(&body);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_longer_than_libpq_would_take_is_written_all_the_same() {
+        let value = "x".repeat(40_000);
+        let mut out = BytesMut::new();
+        parameter_status("search_path", &value, &mut out);
+        assert_eq!(out[..5], [b'S', 0, 0, 0x9c, 0x51]);
+        assert_eq!(out.len(), 0x9c51 + 1);
+        assert!(out.ends_with(b"xx\0"));
+    }
 }

@@ -147,6 +147,13 @@ fn hostile_texts_cost_no_more_than_their_length() {
         touched(text.as_bytes());
         touched_by_body(text.as_bytes());
     }
+    // Texts in texts, none of which ends; with a backslash each may be read in two ways.
+    for end in ["", "\\'"] {
+        let mut nested: String = (0..LOOK_MAX / 12).map(|level| format!("do $a{level}$")).collect();
+        nested.push_str(end);
+        assert!(touched(nested.as_bytes()).parts.contains(Parts::ANY_SETTING), "nobody knows what it does");
+        touched_by_body(nested.as_bytes());
+    }
     let mut huge = b"insert into t values (".to_vec();
     huge.resize(16 * 1024 * 1024, b',');
     assert_eq!(touched(&huge).parts, Parts::TOLD);
