@@ -221,6 +221,36 @@ async fn a_forced_user_serves_all_clients_from_one_pool_under_its_own_keys() {
 }
 
 #[tokio::test]
+async fn clients_of_before_a_reload_with_another_forced_user_count_beside_those_of_after_it() {
+    let line = "forced = {server} dbname={database} user=scram_user password=scram-secret";
+    let pooler = Pooler::config().database_line(line).start().await;
+    let mut before = Raw::login(&pooler.tcp(), &Login::new("app", "forced")).await;
+    before.query("SELECT session_user").await.is("T D(scram_user) C Z(I)");
+    pooler.edit("user=scram_user password=scram-secret", "user=md5_user password=md5-secret");
+    pooler.admin("RELOAD").await;
+    let mut after = Raw::login(&pooler.tcp(), &Login::new("app", "forced")).await;
+    after.query("SELECT session_user").await.is("T D(md5_user) C Z(I)");
+    let pools = pooler.admin("SHOW POOLS").await;
+    let of = |user: &str| pools.iter().find(|pool| pool["database"] == "forced" && pool["user"] == user);
+    for user in ["scram_user", "md5_user"] {
+        let clients = of(user).map(|pool| &*pool["cl_active"]);
+        assert_eq!(clients, Some("1"), "of {user}, in {pools:?}");
+    }
+    let queries = async || {
+        let stats = pooler.admin("SHOW STATS").await;
+        stats.iter().find(|row| row["database"] == "forced").unwrap()["total_query_count"].clone()
+    };
+    assert_eq!(queries().await, "2");
+    // What is set from now on holds for both.
+    pooler.admin("SET pool_mode = statement").await;
+    for client in [&mut before, &mut after] {
+        client.send(query("BEGIN")).await;
+        client.rest().await.is("E(08P01) EOF");
+    }
+    assert_eq!(queries().await, "4");
+}
+
+#[tokio::test]
 async fn a_wrong_forced_password_is_the_servers_to_refuse() {
     let line = "forced = {server} dbname={database} user=scram_user password=wrong";
     let pooler = Pooler::config().database_line(line).start().await;

@@ -177,8 +177,6 @@ impl Pooler for Control {
         if !worked {
             return Err(ConsoleError::ReloadFailed);
         }
-        // Who is told that it is done finds the new settings in force.
-        on_all_workers(self.shared(), |plane| plane.refresh()).await;
         Ok(())
     }
 
@@ -378,6 +376,8 @@ pub async fn apply(shared: &Arc<Shared>, config: crate::config::Config) {
     let config = shared.config.load_full();
     let gone: Vec<_> =
         shared.databases.configure(&config).iter().map(|entry| Arc::clone(&entry.name)).collect();
+    // Who is told that it is done finds the new settings in force.
+    on_all_workers(shared, |plane| plane.refresh()).await;
     if gone.is_empty() {
         return;
     }
