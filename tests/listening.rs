@@ -361,6 +361,22 @@ async fn a_client_of_another_encoding_keeps_its_server() {
 }
 
 #[tokio::test]
+async fn a_client_of_very_many_channels_keeps_its_server() {
+    let pooler = Pooler::config().start().await;
+    let mut a = pooler.client().await;
+    a.query("LISTEN before").await.is("C(LISTEN) Z(I)");
+    nobody_is_pinned(&pooler).await;
+    let all: String = (0..1_001).map(|number| format!("LISTEN c{number};")).collect();
+    let told = a.query(&all).await;
+    assert_eq!(told.count(b'C'), 1_001);
+    eventually("it is pinned", async || pooler.admin("SHOW PINS").await.len() == 1).await;
+    assert!(pooler.log().contains("keeps its server connection to LISTEN: more than 1000 channels"));
+    pooler.sql("NOTIFY c1000").await;
+    assert_eq!(heard(&a.until(b'A').await), ["c1000"]);
+    assert!(hears(&mut a, &pooler, "before").await.is_empty(), "it comes once");
+}
+
+#[tokio::test]
 async fn a_listener_that_changes_its_encoding_is_not_told_in_the_wrong_one() {
     let pooler = Pooler::config().pool_size(2).start().await;
     let mut client = pooler.client().await;

@@ -56,6 +56,9 @@ pub struct Recipe {
     pub replication: Replication,
 }
 
+/// Most parameters that a server may report at a login; PostgreSQL 18 reports 16.
+const REPORTED_MAX: usize = 1_000;
+
 /// PUBLIC may execute it.
 const SYSTEM: &str = "SELECT system_identifier FROM pg_control_system()";
 
@@ -359,6 +362,11 @@ impl Recipe {
                     let wrong =
                         || OpenError::Protocol("it speaks a protocol that it was not asked for".into());
                     heard.minor = minor.ok_or_else(wrong)?;
+                }
+                BackendTag::ParameterStatus if welcome.0.len() >= REPORTED_MAX => {
+                    return Err(OpenError::Protocol(format!(
+                        "it reports more than {REPORTED_MAX} parameters"
+                    )));
                 }
                 BackendTag::ParameterStatus => {
                     if let Some((name, value)) = backend::parameter_status(&body) {

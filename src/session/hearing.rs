@@ -19,6 +19,9 @@ use crate::sql::channels::Unlisten;
 use crate::sql::state::Parts;
 use crate::wire::backend::{Notification, notifications};
 
+/// Most channels of one client that the shared connection listens to: LISTEN to more of them would hold up the others.
+const CHANNELS_MAX: usize = 1_000;
+
 /// What a client listens to without a server of its own. Dropping it ends that.
 #[derive(Debug)]
 pub(super) struct Hearing {
@@ -221,9 +224,12 @@ async fn try_to_move(
     let encoding = &*hearing.encoding;
     // Names are told in UTF-8; in another encoding the listening connection would listen to something else.
     let is_plain = |name: &str| name.is_ascii() || encoding == "UTF8" && !name.contains('\u{fffd}');
-    let joined = match new.iter().all(|name| is_plain(name)) {
-        true => listening.join((&pool, worker), &hearing.inbox, new.clone(), encoding).await,
-        false => Err("a name is neither ASCII nor UTF-8".to_owned()),
+    let joined = if hearing.channels.len() + new.len() > CHANNELS_MAX {
+        Err(format!("more than {CHANNELS_MAX} channels"))
+    } else if new.iter().all(|name| is_plain(name)) {
+        listening.join((&pool, worker), &hearing.inbox, new.clone(), encoding).await
+    } else {
+        Err("a name is neither ASCII nor UTF-8".to_owned())
     };
     let coming = match joined {
         Ok(coming) => coming,
