@@ -1,13 +1,12 @@
 //! The data plane's threads. Each has an event loop of its own; a client lives on one at a time.
 
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::spawn_local;
+use tokio::task::{LocalSet, spawn_local};
 
 use crate::log::Peer;
 use crate::net::DetachedSocket;
@@ -21,21 +20,14 @@ pub fn start(
     shared: Arc<Shared>,
     mailbox: UnboundedReceiver<Message>,
     openings: UnboundedReceiver<OpenRequest>,
-) -> io::Result<()> {
-    let (tell, told) = std::sync::mpsc::channel();
+) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
-        // Where it is built it stays.
-        match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-            Err(error) => drop(tell.send(Err(error))),
-            Ok(runtime) => {
-                drop(tell.send(Ok(())));
-                prefer_throughput(number);
-                runtime.block_on(run(number, shared, mailbox, openings));
-            }
-        }
+        prefer_throughput(number);
+        let local = LocalSet::new();
+        local.block_on(&runtime, run(number, shared, mailbox, openings));
     };
-    std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)?;
-    told.recv().map_err(io::Error::other)?
+    std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)
 }
 
 /// Has the kernel treat this thread as batch work (`SCHED_BATCH`): it gets its share of the processor as
@@ -49,7 +41,7 @@ fn prefer_throughput(number: usize) {
     // SAFETY: the kernel reads one sched_param, which lives until the call returns; 0 is this thread.
     let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
     if outcome != 0 {
-        let error = io::Error::last_os_error();
+        let error = std::io::Error::last_os_error();
         tracing::debug!("worker {number} stays with the default scheduling policy: {error}");
     }
 }

@@ -243,7 +243,9 @@ mod tests {
     #[test]
     fn the_load_of_before_the_clients_moved_adds_no_more_workers() {
         let spread = Spread::new(8, 70);
-        (0..250).for_each(|_| drop(spread.place()));
+        for _ in 0..250 {
+            spread.place();
+        }
         let mut in_use = Vec::new();
         for _ in 0..20 {
             spread.decide(70);
