@@ -354,12 +354,20 @@ async fn lines_go_to_syslog_under_the_name_and_facility_of_the_settings_as_a_rel
         line.starts_with("<157>") && line.contains(&format!(" first[{pid}]: process up: pgweir ")),
         "{line}"
     );
+    let mut console = site.console(&site.tcp()).await;
+    until("login attempt");
     let text = fs::read_to_string(site.ini()).unwrap();
     let changed = text.replace("= first", "= second").replace("local3", "auth");
     fs::write(site.ini(), format!("{changed}max_client_conn = 7\n")).unwrap();
     signal(pid, "HUP");
     until("got SIGHUP, re-reading config");
-    site.console(&site.tcp()).await.query("RECONNECT").await.is("C(RECONNECT) Z(I)");
+    // A line that is on its way meanwhile may have the one and not the other.
+    eventually("the new settings are in force", async || {
+        let settings = console.query("SHOW CONFIG").await;
+        settings.of(b'D').any(|row| row.values()[..2] == ["max_client_conn", "7"])
+    })
+    .await;
+    console.query("RECONNECT").await.is("C(RECONNECT) Z(I)");
     let line = until("second");
     assert!(line.starts_with("<37>") && line.contains(&format!(" second[{pid}]: ")), "{line}");
     assert_eq!(site.log("log"), "");

@@ -85,6 +85,21 @@ async fn a_setting_has_the_clients_on_all_workers_or_on_one() {
 }
 
 #[tokio::test]
+async fn clients_inside_of_transactions_keep_no_others_from_moving() {
+    let (pooler, pages) = with_pages(config(2, "100").pool_size(10)).await;
+    let mut clients = clients(&pooler, 40).await;
+    for client in &mut clients[..10] {
+        client.query("BEGIN").await.is("C(BEGIN) Z(T)");
+    }
+    set(&pooler, "0").await;
+    are_on(pages, &[20, 20]).await;
+    for client in &mut clients[..10] {
+        client.query("COMMIT").await.is("C(COMMIT) Z(I)");
+    }
+    pooler.is_clean().await;
+}
+
+#[tokio::test]
 async fn what_a_worker_has_too_much_goes_to_others_and_comes_back_in_quiet_times() {
     let (pooler, pages) = with_pages(config(2, "10")).await;
     let mut work = JoinSet::new();

@@ -88,8 +88,16 @@ impl ScramSecret {
         ScramSecret { iterations, salt, stored_key: keys.stored_key(), server_key: keys.server_key }
     }
 
-    /// Whether this is the password. Costs milliseconds.
+    /// Whether this is the password. Costs milliseconds; with more iterations than a million, which would take the worker
+    /// away from all its clients, no password is the one.
     pub(super) fn matches(&self, password: &Password) -> bool {
+        if self.iterations > ITERATIONS_MAX {
+            let (have, limit) = (self.iterations, ITERATIONS_MAX);
+            tracing::warn!(
+                "a SCRAM secret of {have} iterations cannot be compared with a password: at most {limit}"
+            );
+            return false;
+        }
         ScramSecret::derive(password, self.salt.clone(), self.iterations) == *self
     }
 
@@ -405,6 +413,14 @@ mod tests {
         assert!(Secret::parse("").is_empty());
         let bytes = b"caf\xe9";
         assert_eq!(Secret::parse(bytes), Secret::Plain(Password::new(bytes)));
+    }
+
+    #[test]
+    fn a_scram_secret_that_costs_minutes_matches_no_password() {
+        let cheap = ScramSecret::derive(&Password::new("pencil"), vec![1; 16], 1);
+        assert!(cheap.matches(&Password::new("pencil")));
+        let dear = ScramSecret { iterations: u32::MAX, ..cheap };
+        assert!(!dear.matches(&Password::new("pencil")));
     }
 
     #[test]
