@@ -193,12 +193,10 @@ trait Watched: AsFd {
 }
 
 impl Watched for TcpStream {
-    #[inline]
     fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.poll_read_ready(context)
     }
 
-    #[inline]
     fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
         self.try_io(Interest::READABLE, call)
     }
@@ -214,7 +212,8 @@ impl Watched for UnixStream {
     }
 }
 
-/// As tokio's `poll_read`, by a system call without the C library's cancellation of threads around it.
+/// As tokio's `poll_read`, by a system call without the C library's cancellation of threads around it. What fills less
+/// than the buffer was all there was: until more has come, the socket does not seem readable.
 #[inline]
 fn poll_receive(
     socket: &impl Watched,

@@ -56,7 +56,7 @@ pub struct Recipe {
     pub replication: Replication,
 }
 
-/// Most parameters that a server may report at a login; PostgreSQL 18 reports 16.
+/// Most parameters that a server may report at a login; PostgreSQL itself reports fewer than 20.
 const REPORTED_MAX: usize = 1_000;
 
 /// PUBLIC may execute it.

@@ -339,7 +339,6 @@ impl Session {
     }
 
     /// Brings out what the client's socket did not take. Pending while it takes no more.
-    #[inline]
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Farewell>> {
         while let Some(backlog) = &mut self.backlog {
             let written = ready!(self.socket.poll_write(context, backlog)).map_err(Farewell::Gone)?;

@@ -125,7 +125,7 @@ pub(super) fn send_off(session: Rc<RefCell<Session>>, to: usize) {
         // The process is about to end.
         tracing::error!("worker {to} has stopped");
     }
-    shared.spread.is_sent();
+    shared.spread.note_sent();
 }
 
 /// Goes on with a client that has come from another worker.

@@ -325,8 +325,6 @@ pub struct Group {
     policy: RefCell<(PoolPolicy, Arc<Config>)>,
     /// Whether they are replication connections, which keep their servers whatever the pool's mode is.
     pub replication: Replication,
-    /// Whether clients of this user and database get another pool since: it goes with the last client.
-    replaced: Cell<bool>,
     /// What they did.
     pub stats: RefCell<LocalStats>,
 }
@@ -352,7 +350,6 @@ impl Group {
             rules: Cell::default(),
             settings: RefCell::new(Arc::clone(&settings)),
             replication,
-            replaced: Cell::new(false),
             stats: RefCell::default(),
         };
         group.configure(settings);
@@ -408,8 +405,8 @@ pub struct Scratch {
     pub aside: [u8; 512],
 }
 
-/// Login user, database, and what they connect for.
-/// User, database, and the pool: after a RELOAD clients of before may have another than those that log in from then on.
+/// Login user, database, what they connect for, and the pool: after a RELOAD clients of before may have another one than
+/// those that log in from then on.
 type GroupKey = (Arc<str>, Arc<str>, Replication, *const Pool);
 
 /// One for each worker thread.
@@ -467,15 +464,8 @@ impl Plane {
         let mut groups = self.groups.borrow_mut();
         let key = (Arc::from(user), Arc::from(database), replication, Arc::as_ptr(pool));
         let config = self.shared.config.load_full();
-        if !groups.contains_key(&key) {
-            let same = |group: &&Rc<Group>| {
-                (&*group.user, &*group.database, group.replication) == (user, database, replication)
-            };
-            groups.values().filter(same).for_each(|group| group.replaced.set(true));
-        }
-        let group = groups
-            .entry(key)
-            .or_insert_with(|| Group::new(user, database, Arc::clone(pool), replication, &config));
+        let new = || Group::new(user, database, Arc::clone(pool), replication, &config);
+        let group = groups.entry(key).or_insert_with(new);
         group.refresh(&config);
         Rc::clone(group)
     }
@@ -501,7 +491,7 @@ impl Plane {
         self.note_busy(now);
         let mut seen = BTreeSet::new();
         let config = self.shared.config.load_full();
-        self.let_groups_go(&config);
+        self.let_groups_go();
         let groups = self.groups();
         // Pools without a session too: a login may wait for them, and their servers grow old.
         let pools = groups.iter().map(|group| Arc::clone(&group.pool)).chain(self.shared.databases.pools());
@@ -534,13 +524,10 @@ impl Plane {
         let first = self.bind_first.get() % sessions.len().max(1);
         self.bind_first.set(first + 1);
         let in_turn = || sessions.iter().skip(first).chain(sessions.iter().take(first));
-        let mut left = moves.count;
+        let mut left = moves.count as usize;
         for at_once in [true, false] {
-            for (_, session) in in_turn() {
-                if left > 0 && session.borrow_mut().bind_for(moves.to, at_once) {
-                    left -= 1;
-                }
-            }
+            let bound = in_turn().filter(|(_, session)| session.borrow_mut().bind_for(moves.to, at_once));
+            left -= bound.take(left).count();
         }
     }
 
@@ -555,15 +542,14 @@ impl Plane {
         }
     }
 
-    /// The last client is gone, and so is the pool, or another is in its place; or the user is one that no settings name, of whom there is no
-    /// end. What was counted stays, for as long as its database does.
-    fn let_groups_go(&self, config: &Config) {
+    /// A group goes with its last client, be there another one soon. What was counted stays, for as long as its database
+    /// does.
+    fn let_groups_go(&self) {
         let databases = &self.shared.databases;
         let mut left = self.left.borrow_mut();
         left.retain(|database, _| databases.is_known(database));
-        self.groups.borrow_mut().retain(|(user, database, ..), group| {
-            let is_over = group.pool.is_retired() || group.replaced.get() || !config.names_user(user);
-            let stays = !is_over || Rc::strong_count(group) > 1;
+        self.groups.borrow_mut().retain(|(_, database, ..), group| {
+            let stays = Rc::strong_count(group) > 1;
             if !stays && databases.is_known(database) {
                 left.entry(Arc::clone(database)).or_default().merge(&group.stats.borrow());
             }

@@ -112,8 +112,7 @@ impl Spread {
         let in_use = self.in_use();
         let settling = self.settling_ticks.load(Ordering::Relaxed);
         self.settling_ticks.store(settling.saturating_sub(1), Ordering::Relaxed);
-        let is_fixed = !(1..100).contains(&busy_max);
-        if settling > 0 && !is_fixed {
+        if settling > 0 && fixed(self.busy.len(), busy_max).is_none() {
             return;
         }
         let busy: Vec<_> = self.busy.iter().map(|busy| busy.load(Ordering::Relaxed)).collect();
@@ -133,7 +132,7 @@ impl Spread {
     }
 
     /// A client sets out from one worker to another, and belongs there from now on; false if it may not now. It is in the
-    /// other's mailbox [soon](Spread::is_sent), without a wait in between.
+    /// other's mailbox [soon](Spread::note_sent), without a wait in between.
     pub fn set_out(&self, from: usize, to: usize) -> bool {
         // Either we see who asks, or who asks sees that we are on the way.
         self.leaving.fetch_add(1, Ordering::SeqCst);
@@ -142,13 +141,13 @@ impl Spread {
             self.connections[to].fetch_add(1, Ordering::Relaxed);
             self.left(from);
         } else {
-            self.is_sent();
+            self.note_sent();
         }
         may
     }
 
     /// A client that set out is in the mailbox of its new worker.
-    pub fn is_sent(&self) {
+    pub fn note_sent(&self) {
         self.leaving.fetch_sub(1, Ordering::SeqCst);
     }
 
@@ -170,13 +169,20 @@ impl Drop for Standstill {
     }
 }
 
+/// Workers that are in use whatever the load is: the ends of the setting's scale.
+fn fixed(all: usize, busy_max: u32) -> Option<usize> {
+    match busy_max {
+        0 => Some(all),
+        100.. => Some(1),
+        _ => None,
+    }
+}
+
 /// Workers that should be in use, and for how many ticks fewer would have been enough.
 fn decide(in_use: usize, busy: &[u32], busy_max: u32, calm_ticks: u32) -> (usize, u32) {
     let all = busy.len();
-    match busy_max {
-        0 => return (all, 0),
-        100.. => return (1, 0),
-        _ => {}
+    if let Some(in_use) = fixed(all, busy_max) {
+        return (in_use, 0);
     }
     if busy[..in_use].iter().any(|busy| *busy > busy_max) {
         return ((in_use * 2).min(all), 0);
@@ -251,17 +257,10 @@ mod tests {
             spread.decide(70);
             in_use.push(spread.in_use());
             // Half of the clients are on the other worker one tick after the decision, and the load is seen one later.
-            let moved = in_use.len() > 3;
-            spread.note_busy(
-                0,
-                Duration::from_millis(if moved { 40 } else { 80 }),
-                Duration::from_millis(100),
-            );
-            spread.note_busy(
-                1,
-                Duration::from_millis(if moved { 40 } else { 0 }),
-                Duration::from_millis(100),
-            );
+            let busy = if in_use.len() > 3 { [40, 40] } else { [80, 0] };
+            for (worker, had) in busy.into_iter().enumerate() {
+                spread.note_busy(worker, Duration::from_millis(had), Duration::from_millis(100));
+            }
         }
         in_use.dedup();
         assert_eq!(in_use, [1, 2]);
@@ -280,7 +279,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!spread.set_out(0, 1) && !asks.is_finished());
-        spread.is_sent();
+        spread.note_sent();
         let standstill = asks.join().expect("it does not wait any more");
         assert!(!spread.set_out(0, 1));
         drop(standstill);
