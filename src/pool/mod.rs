@@ -406,8 +406,11 @@ impl Pool {
                     true => state.enqueue_first(Arc::clone(&slot), worker, now),
                     false => state.enqueue(Arc::clone(&slot), worker, now),
                 };
+                let calls_for_more = state.openings_wanted(now) > 0;
                 drop(state);
-                self.open_more(worker, now);
+                if calls_for_more {
+                    self.open_more(worker, now);
+                }
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
             };
             drop(state);

@@ -50,9 +50,9 @@ impl Pool {
 
     /// Whether the last attempt failed less than `server_login_retry` ago.
     pub(super) fn is_failing(&self, now: Instant) -> bool {
-        let retry = self.retry_after();
         let failure = self.failure.lock();
-        failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < retry)
+        let since = failure.as_ref().map(|failure| now.saturating_duration_since(failure.at));
+        since.is_some_and(|since| since < self.retry_after())
     }
 
     /// Pause after a failed attempt to open a server.

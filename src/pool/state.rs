@@ -222,9 +222,12 @@ impl<S, W> PoolState<S, W> {
 
     /// Servers that may still be opened under the pool's own limits.
     pub fn room(&self, now: Instant) -> u32 {
-        let waited = self.waiting.front().map(|first| now.saturating_duration_since(first.since));
-        let reserve = match (waited, self.limits.reserve_after) {
-            (Some(waited), Some(after)) if waited >= after => self.limits.reserve,
+        let reserve = match (self.waiting.front(), self.limits.reserve_after) {
+            (Some(first), Some(after))
+                if self.limits.reserve > 0 && now.saturating_duration_since(first.since) >= after =>
+            {
+                self.limits.reserve
+            }
             _ => 0,
         };
         self.limits.size.saturating_add(reserve).saturating_sub(self.total())

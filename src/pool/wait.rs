@@ -31,7 +31,7 @@ pub(super) enum Grant {
 enum SlotState {
     Waiting(Option<Waker>),
     Granted(Grant),
-    Failed(SqlError),
+    Failed(Box<SqlError>),
     /// The waiter has left, or has taken what it got.
     Gone,
 }
@@ -73,7 +73,7 @@ impl Slot {
     /// Tells the waiter that it will not be served.
     pub(super) fn fail(&self, error: SqlError) {
         // A waiter that has left does not need to know.
-        let _ = self.end(SlotState::Failed(error));
+        let _ = self.end(SlotState::Failed(Box::new(error)));
     }
 
     fn end(&self, outcome: SlotState) -> Result<(), SlotState> {
@@ -97,12 +97,13 @@ impl Slot {
 pub struct Waiting {
     pool: Arc<Pool>,
     slot: Arc<Slot>,
-    ticket: Ticket,
+    /// `None` once it has taken what it got.
+    ticket: Option<Ticket>,
 }
 
 impl Waiting {
     pub(super) fn new(pool: Arc<Pool>, slot: Arc<Slot>, ticket: Ticket) -> Self {
-        Waiting { pool, slot, ticket }
+        Waiting { pool, slot, ticket: Some(ticket) }
     }
 
     /// The server, when it is this client's turn; the error, when there will be none.
@@ -135,9 +136,10 @@ impl Waiting {
             }
             SlotState::Gone | SlotState::Granted(_) | SlotState::Failed(_) => {}
         }
+        self.ticket = None;
         match std::mem::replace(&mut *state, SlotState::Gone) {
             SlotState::Granted(grant) => Poll::Ready(Ok(grant)),
-            SlotState::Failed(error) => Poll::Ready(Err(error)),
+            SlotState::Failed(error) => Poll::Ready(Err(*error)),
             SlotState::Waiting(_) | SlotState::Gone => unreachable!("a waiter is served once"),
         }
     }
@@ -148,7 +150,8 @@ impl Waiting {
         match self.pool.adopt(server, worker) {
             Some(lease) => Poll::Ready(Ok(lease)),
             None => {
-                (self.slot, self.ticket) = self.pool.queue_again(worker);
+                let (slot, ticket) = self.pool.queue_again(worker);
+                (self.slot, self.ticket) = (slot, Some(ticket));
                 self.poll(context)
             }
         }
@@ -157,7 +160,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.pool.leave_queue(self.ticket) {
+        if self.ticket.is_none_or(|ticket| self.pool.leave_queue(ticket)) {
             return;
         }
         let state = std::mem::replace(&mut *self.slot.state.lock(), SlotState::Gone);
