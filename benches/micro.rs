@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pgweir::pool::state::{Limits, PoolState};
+use pgweir::protocol::body::Body;
 use pgweir::protocol::functions::Functions;
 use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{ClientStatements, Interner, ServerStatements};
-use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Upstream};
+use pgweir::protocol::upstream::{Rules, StatementCounts, Upstream};
 use pgweir::protocol::{Answer, Pipeline, RequestKind, Stop};
 use pgweir::wire::Header;
 

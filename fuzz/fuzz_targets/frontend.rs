@@ -4,10 +4,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use pgweir::protocol::Pipeline;
+use pgweir::protocol::body::Body;
 use pgweir::protocol::functions::Functions;
 use pgweir::protocol::state::SessionState;
 use pgweir::protocol::statements::{Interner, ServerStatements};
-use pgweir::protocol::upstream::{Body, Rules, StatementCounts, Stop, Upstream};
+use pgweir::protocol::upstream::{Rules, StatementCounts, Stop, Upstream};
 use pgweir::wire::Malformed;
 
 /// What the server gets of these pieces, or why the client is sent away.

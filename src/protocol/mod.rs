@@ -5,6 +5,7 @@
 //! written to the server, the server's bytes go through [`Pipeline::receive`].
 
 mod answers;
+pub mod body;
 pub mod channels;
 pub mod flight;
 pub mod functions;

@@ -13,6 +13,7 @@ pub use output::close_and_sync;
 use output::{Output, write_header, write_object, write_parse};
 use presence::has_literal;
 
+use super::body::Body;
 use super::channels::Channels;
 use super::functions::Functions;
 use super::parameters::ParameterSet;
@@ -34,15 +35,6 @@ const QUERY_MAX: usize = 32 * 1024;
 
 /// An unnamed statement is remembered for the client's next transaction up to this size.
 const UNNAMED_MAX: usize = 64 * 1024;
-
-/// The client message whose header was read, while its body still comes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Body {
-    /// Bytes still to come.
-    pub left: usize,
-    /// They are dropped, because the server would ignore the message.
-    pub dropped: bool,
-}
 
 /// What [`Upstream::take`] made of some bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -204,11 +196,13 @@ impl Message<'_> {
 }
 
 /// How many bytes the message at the start of `input` has if it is of use only when it is whole, as a
-/// statement that may have to be prepared again is; else 0.
+/// statement that may have to be prepared again is; else 0. What is too large for that is refused by its header.
 pub fn whole_length(input: &[u8], tracking: bool) -> usize {
     match frontend::header(input) {
-        Ok(Some((FrontendTag::Parse, length))) if tracking && !streams(length, &input[HEADER_LENGTH..]) => {
-            length.min(PARSE_MAX)
+        Ok(Some((FrontendTag::Parse, length)))
+            if tracking && length <= PARSE_MAX && !streams(length, &input[HEADER_LENGTH..]) =>
+        {
+            length
         }
         Ok(Some((FrontendTag::Query, length))) if length <= QUERY_MAX => length,
         _ => 0,
@@ -224,9 +218,8 @@ impl Upstream<'_> {
     /// Looks at the client's bytes. `body` is the state of a message begun earlier. What precedes
     /// `forward` is appended to `out`.
     pub fn take(&mut self, input: &[u8], body: &mut Body, out: &mut Vec<u8>) -> Result<Taken, Malformed> {
-        let mut at = body.left.min(input.len());
-        body.left -= at;
-        let run = if body.dropped { at } else { 0 };
+        let mut at = body.pass(input.len());
+        let run = if body.is_dropped() { at } else { 0 };
         let mut output = Output { input, out, run };
         let stop = loop {
             if self.pipeline.is_full() || self.awaits_own_notifications() {
@@ -236,16 +229,16 @@ impl Upstream<'_> {
             self.rules.check(tag, length)?;
             let end = input.len().min(at + length);
             let message = Message { tag, length, body: &input[at + HEADER_LENGTH..end], at };
-            match self.message(message, &mut output)? {
-                Fate::Verbatim => body.dropped = false,
+            let is_dropped = match self.message(message, &mut output)? {
+                Fate::Verbatim => false,
                 Fate::Rewritten(done) => {
                     output.run = at + done;
-                    body.dropped = false;
+                    false
                 }
                 Fate::Dropped => {
                     output.flush(at);
                     output.run = end;
-                    body.dropped = true;
+                    true
                 }
                 Fate::Incomplete => break Stop::NeedMore,
                 Fate::Wait => break Stop::Full,
@@ -254,8 +247,8 @@ impl Upstream<'_> {
                 // The transactions in front of it may be over then.
                 Fate::OthersSequences if self.pipeline.comes_to_rest() => break Stop::Full,
                 Fate::OthersSequences => break Stop::OthersSequences,
-            }
-            body.left = length - (end - at);
+            };
+            *body = Body::new(length - (end - at), is_dropped);
             at = end;
         };
         let run = output.run;

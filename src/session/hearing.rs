@@ -86,7 +86,7 @@ impl Session {
     /// Whether the ReadyForQuery that has just come is kept back until the client has heard what it has notified
     /// itself of: PostgreSQL sends that in front of it.
     pub(super) fn withholds_ready(&mut self) -> bool {
-        if self.hearing.is_none() || self.sends_a_body() || self.group.mode.get() == PoolMode::Session {
+        if self.hearing.is_none() || self.body.is_half_sent() || self.group.mode.get() == PoolMode::Session {
             return false;
         }
         let lease = self.lease();

@@ -9,7 +9,8 @@ use super::{Farewell, Phase, READ_AHEAD_MAX, Scratch, Session, Wait, since};
 use crate::error::{SqlError, sqlstate};
 use crate::metrics::micros;
 use crate::pool::{Acquired, Lease};
-use crate::protocol::upstream::{self, Body};
+use crate::protocol::body::Body;
+use crate::protocol::upstream;
 use crate::wire::frontend::{self, Object};
 use crate::wire::startup::Replication;
 use crate::wire::{FrontendTag, HEADER_LENGTH, Malformed, originate};
@@ -138,9 +139,7 @@ impl Session {
         answer: &mut BytesMut,
     ) -> Result<Idle, Farewell> {
         loop {
-            let rest = self.body.left.min(input.len() - *at);
-            self.body.left -= rest;
-            *at += rest;
+            *at += self.body.pass(input.len() - *at);
             let Some((tag, length)) = frontend::header(&input[*at..])? else { return Ok(Idle::NeedMore) };
             let available = input.len() - *at;
             let rules = self.group.rules.get();
@@ -174,7 +173,7 @@ impl Session {
                     return Ok(if enough { Idle::NeedServer } else { Idle::NeedMore });
                 }
             }
-            self.body = Body { left: length, dropped: true };
+            self.body = Body::new(length, true);
         }
     }
 
@@ -318,7 +317,7 @@ impl Session {
         match tag {
             FrontendTag::Query | FrontendTag::FunctionCall => {
                 answer.extend_from_slice(READY_FOR_QUERY);
-                self.body = Body { left: length, dropped: true };
+                self.body = Body::new(length, true);
             }
             _ => self.skip_to_sync = true,
         }

@@ -74,8 +74,8 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn new(answer: impl Future<Output = Brought> + 'static) -> Self {
-        Asking { answer: Box::pin(answer) }
+    pub(super) fn new(answer: impl Future<Output = Brought> + 'static) -> Box<Self> {
+        Box::new(Asking { answer: Box::pin(answer) })
     }
 }
 

@@ -16,7 +16,7 @@ use super::cancel;
 use super::console;
 use super::options::{Wanted, add_host, client_parameters, follows, role_option};
 use super::plane::{Group, Plane};
-use super::{Client, NewSession, Session, replication};
+use super::{Client, NewSession, Session, replication, task};
 use crate::admin::{CONSOLE_DATABASE, Rights};
 use crate::auth::{ChannelBinding, Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
@@ -157,15 +157,15 @@ fn start_session(newcomer: Newcomer, start: Start) {
         statements: None,
         admission,
     };
-    let task = Session::begin(&plane, NewSession { socket, group, client, own_server }, long_key);
+    let session = Session::begin(&plane, NewSession { socket, group, client, own_server }, long_key);
     let settles = {
-        let mut session = task.session().borrow_mut();
+        let mut session = session.borrow_mut();
         session.greet(&welcome);
         session.settles()
     };
     match settles {
-        None => drop(tokio::task::spawn_local(task.run())),
-        elsewhere => task.leave(elsewhere),
+        None => task::run(session),
+        elsewhere => task::leave(session, elsewhere),
     }
 }
 
@@ -184,7 +184,7 @@ struct Start {
     /// What it has asked for beyond these.
     state: Arc<SessionState>,
     /// What its StartupMessage says of both.
-    wanted: Option<Box<Wanted>>,
+    wanted: Option<Arc<Wanted>>,
     /// Whether a server has accepted both.
     proven: bool,
     admission: Admission,
@@ -266,7 +266,7 @@ impl Newcomer {
             let state = SessionState::of_settings(wanted.others.iter().cloned());
             let proven = proven && state.is_clean();
             let state = self.plane.shared.server.states.intern(state);
-            let wanted = wanted.kept();
+            let wanted = wanted.kept(&self.plane);
             Start { group, welcome, parameters, state, wanted, proven, admission, own_server: None }
         } else {
             let asked = replication::parameters(&startup, &config);

@@ -29,7 +29,7 @@ mod resend;
 pub mod rules;
 mod set_up;
 pub mod spread;
-pub mod task;
+mod task;
 mod time;
 pub mod views;
 
@@ -48,10 +48,10 @@ use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::pool::{Lease, Waiting};
 use crate::protocol::OutOfStep;
+use crate::protocol::body::Body;
 use crate::protocol::parameters::ParameterSet;
 use crate::protocol::state::SessionState;
 use crate::protocol::statements::ClientStatements;
-use crate::protocol::upstream::Body;
 use crate::server::login::Welcome;
 use crate::topology::Place;
 use crate::wire::startup::{CancelKey, Replication};
@@ -60,7 +60,6 @@ use cancel::CancelsInFlight;
 use hearing::Hearing;
 use keeping::{Asking, Pinned};
 use plane::{Group, Plane, Scratch};
-use task::SessionTask;
 
 /// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
 const READ_AHEAD_MAX: usize = 64 * 1024;
@@ -124,7 +123,7 @@ enum Phase {
     /// A server is this client's own.
     Leased(Lease),
     /// The transaction has ended, and the server says what it has changed of the session.
-    Asking(Asking),
+    Asking(Box<Asking>),
 }
 
 #[derive(Debug)]
@@ -153,7 +152,7 @@ pub struct Session {
     /// What it has made of its session, beyond the parameters.
     state: Arc<SessionState>,
     /// What its StartupMessage says of both, which RESET goes back to.
-    wanted: Option<Box<options::Wanted>>,
+    wanted: Option<Arc<options::Wanted>>,
     /// Why it keeps its server, if it does.
     pinned: Option<Box<Pinned>>,
     /// What it listens to without a server of its own.
@@ -220,7 +219,7 @@ pub struct Client {
     /// What it has made of its session beyond these.
     pub state: Arc<SessionState>,
     /// What its StartupMessage says of both.
-    pub wanted: Option<Box<options::Wanted>>,
+    pub wanted: Option<Arc<options::Wanted>>,
     /// Whether a server has accepted both.
     pub proven: bool,
     /// What it has prepared.
@@ -231,8 +230,8 @@ pub struct Client {
 
 impl Session {
     /// Enters a session into its plane, with a cancel key of its own, which may be longer than eight bytes if it is to be
-    /// `long_key`. The caller tells the client the key and runs the task.
-    pub fn begin(plane: &Rc<Plane>, new: NewSession, long_key: bool) -> SessionTask {
+    /// `long_key`. The caller tells the client the key and runs the session.
+    pub fn begin(plane: &Rc<Plane>, new: NewSession, long_key: bool) -> Rc<RefCell<Session>> {
         Session::enter(plane, new, |address| plane.shared.new_cancel_key(address, long_key))
     }
 
@@ -240,7 +239,7 @@ impl Session {
         plane: &Rc<Plane>,
         new: NewSession,
         cancel_key: impl FnOnce(plane::Address) -> CancelKey,
-    ) -> SessionTask {
+    ) -> Rc<RefCell<Session>> {
         let mut sessions = plane.sessions.borrow_mut();
         let vacant = sessions.vacant_entry();
         let slot = u32::try_from(vacant.key()).expect("fewer clients than file descriptors");
@@ -289,7 +288,7 @@ impl Session {
             admission: client.admission,
         }));
         vacant.insert(Rc::clone(&session));
-        SessionTask::new(session)
+        session
     }
 
     /// Ends the login: what the server says of itself, with the client's own values in place.
@@ -503,18 +502,13 @@ impl Session {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
                 if broken || lease.loan().fatal_seen {
                     lease.close("server conn crashed?");
-                } else if ready && !self.sends_a_body() {
+                } else if ready && !self.body.is_half_sent() {
                     self.leave(lease, Instant::now());
                 } else {
                     lease.close("client disconnect while server was not ready");
                 }
             }
         }
-    }
-
-    /// Whether a message of the client is only half sent to the server.
-    fn sends_a_body(&self) -> bool {
-        self.body.left > 0 && !self.body.dropped
     }
 
     /// Returns a server that is idle: after the reset query where one is due, and not before the

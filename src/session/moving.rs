@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::plane::{Address, Message, Plane};
-use super::{Client, NewSession, Phase, Session};
+use super::{Client, NewSession, Phase, Session, task};
 use crate::config::PoolMode;
 use crate::log::ClientTag;
 use crate::net::Socket;
@@ -89,7 +89,7 @@ impl Session {
             && self.carry.is_none()
             && self.backlog.is_none()
             && self.doom.is_none()
-            && self.body.left == 0
+            && self.body.is_over()
             && !(self.withheld || self.skip_to_sync || self.canceled)
     }
 }
@@ -144,9 +144,9 @@ pub fn arrive(plane: &Rc<Plane>, moving: Box<Moving>) {
     };
     let group = plane.group(&user, &database, &pool, Replication::None);
     let new = NewSession { socket, group, client, own_server: None };
-    let task = Session::enter(plane, new, |address| {
+    let session = Session::enter(plane, new, |address| {
         plane.shared.cancel_keys.insert(cancel_key, address);
         cancel_key
     });
-    tokio::task::spawn_local(task.run());
+    task::run(session);
 }

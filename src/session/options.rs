@@ -1,6 +1,8 @@
 //! What a client asks for in its StartupMessage: parameters that follow it from server to server, and
 //! libpq's `options`.
 
+use std::sync::Arc;
+
 use super::login::fatal;
 use super::plane::Plane;
 use crate::config::{Config, SessionStateMode};
@@ -10,7 +12,7 @@ use crate::route::ROLE_OPTION;
 use crate::wire::startup::Startup;
 
 /// What a StartupMessage asks for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash, PartialEq, Eq)]
 pub struct Wanted {
     /// Tracked parameters, by their places.
     pub(super) tracked: Vec<(usize, String)>,
@@ -19,9 +21,10 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// What is to be remembered; most clients ask for nothing.
-    pub(super) fn kept(self) -> Option<Box<Wanted>> {
-        (!self.tracked.is_empty() || !self.others.is_empty()).then(|| Box::new(self))
+    /// What is to be remembered, once for all who ask for the same; `None` if that is nothing.
+    pub(super) fn kept(self, plane: &Plane) -> Option<Arc<Wanted>> {
+        let asks_for_nothing = self.tracked.is_empty() && self.others.is_empty();
+        (!asks_for_nothing).then(|| plane.shared.wanted.intern(self))
     }
 
     fn add(&mut self, name: &str, value: &str, plane: &Plane) {

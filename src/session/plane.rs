@@ -22,6 +22,7 @@ use super::control::ProcessCommand;
 use super::databases::Databases;
 use super::keeping::Keeping;
 use super::moving::Moving;
+use super::options::Wanted;
 use super::pam::Pam;
 use super::peers::Peers;
 use super::replication::without_time_limits;
@@ -37,7 +38,8 @@ use crate::metrics::{Histogram, WorkerMetrics};
 use crate::net::DetachedSocket;
 use crate::pool::quota::Quota;
 use crate::pool::{Pool, PoolSettings};
-use crate::protocol::statements::Interner;
+use crate::protocol::intern::Interner;
+use crate::protocol::statements;
 use crate::protocol::upstream::{Rules, StatementCounts};
 use crate::server;
 use crate::wire::startup::{CancelKey, Replication};
@@ -125,9 +127,11 @@ pub struct Shared {
     /// The clusters that are followed.
     pub clusters: Clusters,
     /// Every prepared statement.
-    pub statements: Interner,
+    pub statements: statements::Interner,
     /// Tracked parameters, and what servers are opened with.
     pub server: Arc<server::Session>,
+    /// What clients ask for in their StartupMessages.
+    pub(super) wanted: Interner<Wanted>,
     /// Who may be canceled.
     pub cancel_keys: DashMap<CancelKey, Address>,
     /// The other poolers of our group.
@@ -175,8 +179,9 @@ impl Shared {
             config: ArcSwap::from_pointee(config),
             databases,
             clusters: Clusters::default(),
-            statements: Interner::default(),
+            statements: statements::Interner::default(),
             server,
+            wanted: Interner::default(),
             cancel_keys: DashMap::new(),
             peers: Peers::default(),
             workers,

@@ -157,7 +157,7 @@ impl Session {
             unreachable!("the relay runs only with a lease");
         };
         let server = &mut **lease;
-        let inside = self.body.left > 0;
+        let inside = !self.body.is_over();
         let taken = Upstream {
             pipeline: &mut server.pipeline,
             server: &mut server.statements,
@@ -347,7 +347,7 @@ impl Session {
         {
             return Err(farewell);
         }
-        let sends_a_body = self.sends_a_body();
+        let sends_a_body = self.body.is_half_sent();
         if !sends_a_body && let Some(name) = self.lease().pipeline.ask_in_doubt() {
             let mut question = Vec::new();
             upstream::close_and_sync(&name, &mut question);

@@ -8,8 +8,8 @@ use super::{Farewell, Phase, SENT_AGAIN_MAX, Session};
 use crate::config::PoolMode;
 use crate::error::sqlstate;
 use crate::pool::Lease;
+use crate::protocol::body::Body;
 use crate::protocol::statements;
-use crate::protocol::upstream::Body;
 use crate::wire::backend;
 
 impl Session {

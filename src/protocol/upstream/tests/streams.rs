@@ -1,7 +1,7 @@
 //! Messages that come in pieces, and huge ones.
 
 use super::{Pair, message, words};
-use crate::protocol::upstream::{PARSE_MAX, StatementCounts, Stop, UNNAMED_MAX};
+use crate::protocol::upstream::{PARSE_MAX, StatementCounts, Stop, UNNAMED_MAX, whole_length};
 use crate::wire::Malformed;
 use crate::wire::frontend::NAMES_MAX;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ fn r16_a_huge_bind_streams_behind_its_names() {
     assert_eq!(pair.sent[1..5], (length + 7).to_be_bytes());
     assert!(pair.sent[5..].starts_with(b"portal\0PGWEIR_1\0\0\0"));
     assert_eq!(pair.sent.len(), bytes.len() + 7);
-    assert_eq!(pair.body.left, 0);
+    assert!(pair.body.is_over());
 }
 
 #[test]
@@ -104,6 +104,13 @@ fn what_must_be_whole_and_is_larger_than_its_limit_is_refused() {
     for (word, tag) in [("DP", 'D'), ("DS", 'D'), ("CP", 'C'), ("CS", 'C')] {
         check_too_large(&message(&format!("{word}:{name}")), tag, 10_005);
     }
+}
+
+#[test]
+fn a_named_parse_that_is_too_large_is_not_waited_for() {
+    let waited_for = |size| whole_length(&message(&format!("P:s:{}", "x".repeat(size)))[..8], true);
+    assert_eq!(waited_for(PARSE_MAX - 10), PARSE_MAX);
+    assert_eq!(waited_for(PARSE_MAX), 0);
 }
 
 #[test]
