@@ -35,7 +35,7 @@ use crate::auth::{Credentials, KeyTails, Likeness, MockKey, ScramSettings, Secre
 use crate::config::{Config, PoolMode, PoolPolicy};
 use crate::log::Peer;
 use crate::metrics::{Histogram, WorkerMetrics};
-use crate::net::DetachedSocket;
+use crate::net::{DetachedSocket, READ_MAX};
 use crate::pool::quota::Quota;
 use crate::pool::{Pool, PoolSettings};
 use crate::protocol::intern::Interner;
@@ -43,10 +43,6 @@ use crate::protocol::statements;
 use crate::protocol::upstream::{Rules, StatementCounts};
 use crate::server;
 use crate::wire::startup::{CancelKey, Replication};
-
-/// Bytes that one read may bring. Large results cost few system calls, and the buffer is one for a
-/// whole thread.
-pub const READ_BUFFER: usize = 64 * 1024;
 
 /// Where a client lives: its worker and its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -449,8 +445,8 @@ impl Plane {
             shared,
             sessions: RefCell::new(Slab::new()),
             scratch: RefCell::new(Scratch {
-                read: vec![0; READ_BUFFER].into(),
-                out: Vec::with_capacity(READ_BUFFER / 4),
+                read: vec![0; READ_MAX].into(),
+                out: Vec::with_capacity(READ_MAX / 4),
                 aside: [0; 512],
             }),
             metrics: RefCell::default(),

@@ -10,8 +10,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-/// Ciphertext that one read may bring.
-const READ_BUFFER: usize = 64 * 1024;
+use crate::net::READ_MAX;
 
 /// Ciphertext that may wait for the kernel to take it. What is beyond it stays with the caller.
 const WRITE_MAX: usize = 64 * 1024;
@@ -139,7 +138,7 @@ impl TlsStream {
             return Poll::Ready(self.take_ciphertext(&unread));
         }
         CIPHERTEXT.with_borrow_mut(|bytes| {
-            bytes.resize(READ_BUFFER, 0);
+            bytes.resize(READ_MAX, 0);
             let mut buffer = ReadBuf::new(bytes);
             ready!(Pin::new(&mut self.tcp).poll_read(context, &mut buffer))?;
             match buffer.filled() {
