@@ -48,7 +48,7 @@ const PURE_FLOORS_NEVER_SAY: &[&str] = &[
 /// Dependencies with a home: replacing one touches its home and nothing else.
 const HOMES: &[(&str, &[&str])] = &[
     ("aho-corasick", &["sql"]),
-    ("axum", &["admin", "process"]),
+    ("axum", &["admin"]),
     ("base64", &["auth"]),
     ("bitflags", &["sql", "protocol"]),
     ("clap", &["command", "main"]),
@@ -58,8 +58,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hickory-resolver", &["net"]),
     ("hmac", &["auth"]),
     ("http-body-util", &["command"]),
-    ("hyper", &["command"]),
-    ("hyper-util", &["command"]),
+    ("hyper", &["command", "process"]),
+    ("hyper-util", &["command", "process"]),
     ("k8s-openapi", &["topology", "topology::kube"]),
     ("kube", &["topology::kube"]),
     ("jiff", &["log", "admin", "session", "process", "command"]),

@@ -66,8 +66,9 @@ async fn page() -> impl IntoResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
+    use axum::body::{Body, to_bytes};
+    use axum::http::{HeaderMap, Request};
+    use tower::ServiceExt;
 
     #[derive(Clone)]
     struct Fake {
@@ -84,56 +85,42 @@ mod tests {
         }
     }
 
-    async fn fetch(ready: bool, path: &str) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let server = axum::serve(listener, router(Fake { ready })).into_future();
-        let client = async {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
-        tokio::select! {
-            _ = server => unreachable!("the server runs until it is dropped"),
-            answer = client => answer,
-        }
+    async fn fetch(ready: bool, path: &str) -> (StatusCode, HeaderMap, String) {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let (parts, body) = router(Fake { ready }).oneshot(request).await.unwrap().into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        (parts.status, parts.headers, String::from_utf8(body.into()).unwrap())
     }
 
     #[tokio::test]
     async fn pages_answer_by_the_state_of_the_process() {
-        for (ready, path, status, body) in [
-            (true, "/livez", "200", "ok\n"),
-            (false, "/livez", "200", "ok\n"),
-            (true, "/readyz", "200", "ok\n"),
-            (false, "/readyz", "503", "not ready\n"),
-            (false, "/metrics", "503", "the data plane does not answer\n"),
-            (false, "/status.json", "503", "the data plane does not answer\n"),
-            (true, "/nothing", "404", ""),
+        for (ready, path, expected, text) in [
+            (true, "/livez", 200, "ok\n"),
+            (false, "/livez", 200, "ok\n"),
+            (true, "/readyz", 200, "ok\n"),
+            (false, "/readyz", 503, "not ready\n"),
+            (false, "/metrics", 503, "the data plane does not answer\n"),
+            (false, "/status.json", 503, "the data plane does not answer\n"),
+            (true, "/nothing", 404, ""),
         ] {
-            let answer = fetch(ready, path).await;
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
-            let (_, found) = answer.split_once("\r\n\r\n").unwrap();
-            assert_eq!(found, body, "{path}");
+            let (status, _, body) = fetch(ready, path).await;
+            assert_eq!((status.as_u16(), &*body), (expected, text), "{path}");
         }
-        let answer = fetch(true, "/metrics").await;
-        assert!(answer.contains("text/plain; version=0.0.4"), "{answer}");
-        assert!(answer.contains("\npgweir_up 1\n"), "{answer}");
-        let answer = fetch(true, "/status.json").await;
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status: Status = serde_json::from_str(body).unwrap();
+        let (_, headers, body) = fetch(true, "/metrics").await;
+        assert_eq!(headers[header::CONTENT_TYPE], "text/plain; version=0.0.4; charset=utf-8");
+        assert!(body.contains("\npgweir_up 1\n"), "{body}");
+        let (_, _, body) = fetch(true, "/status.json").await;
+        let status: Status = serde_json::from_str(&body).unwrap();
         assert_eq!(status, Status::from(&Scrape::default()));
     }
 
     #[tokio::test]
     async fn the_page_for_people_is_whole_in_itself() {
         // It is there when the data plane is not, and says so.
-        let answer = fetch(false, "/").await;
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(answer.contains("default-src 'none'"), "{answer}");
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let (status, headers, body) = fetch(false, "/").await;
+        assert_eq!(status, StatusCode::OK);
+        let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'"), "{policy}");
         for outside in ["http://", "https://", "src=", "href=", "@import", "url("] {
             // The name of SVG's elements is no address.
             let body = body.replace("http://www.w3.org/2000/svg", "");

@@ -1,25 +1,22 @@
 //! The process: start, signals, reload, drain, exit. [`run`] is all of it.
 
 mod identity;
+mod pages;
 mod systemd;
 mod takeover;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::time::MissedTickBehavior;
 
 use crate::admin::Shutdown;
-use crate::admin::http::{Health, router};
-use crate::admin::scrape::Scrape;
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::error::{SqlError, sqlstate};
 use crate::follow::{self, Followers};
@@ -38,6 +35,7 @@ use crate::session::rules::LoginRules;
 use crate::session::views;
 use crate::worker;
 use identity::PidFile;
+use pages::Pages;
 use takeover::Predecessor;
 
 /// What the command line says.
@@ -223,15 +221,6 @@ fn share(
     (shared, Ends { mailboxes, openings }, commands)
 }
 
-async fn listen_for_scrapes(address: SocketAddr) -> io::Result<TcpListener> {
-    let named = |error: io::Error| {
-        io::Error::new(error.kind(), format!("cannot listen on metrics_listen_addr {address}: {error}"))
-    };
-    let listener = TcpListener::bind(address).await.map_err(named)?;
-    tracing::info!("metrics on {address}");
-    Ok(listener)
-}
-
 struct Process {
     shared: Arc<Shared>,
     accepting: Accepting,
@@ -289,7 +278,7 @@ impl Process {
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         limits::allow_connections(&config);
         let metrics = match config.settings.metrics_listen_addr {
-            Some(address) => Some(listen_for_scrapes(address).await?),
+            Some(address) => Some(pages::listen(address).await?),
             None => None,
         };
         // Last of what can fail: who can connect is served.
@@ -300,8 +289,7 @@ impl Process {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }
         if let Some(listener) = metrics {
-            let page = router(Pages(Arc::clone(&shared)));
-            tokio::spawn(async move { axum::serve(listener, page).await });
+            tokio::spawn(pages::serve(listener, Pages(Arc::clone(&shared)), pages::TIME_MAX));
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
         shared.peers.listen_on(listeners.tcp_addresses());
@@ -527,18 +515,5 @@ impl Process {
         for entry in self.shared.databases.known() {
             entry.set_paused(paused);
         }
-    }
-}
-
-#[derive(Clone)]
-struct Pages(Arc<Shared>);
-
-impl Health for Pages {
-    fn is_ready(&self) -> bool {
-        self.0.lifecycle.is_ready()
-    }
-
-    async fn scrape(&self) -> Option<Scrape> {
-        tokio::time::timeout(Duration::from_secs(5), views::scrape(&self.0)).await.ok()
     }
 }
