@@ -24,7 +24,7 @@ use crate::sql::state::{Parts, Touched};
 use crate::wire::backend::TransactionStatus;
 use crate::wire::{BackendTag, Malformed};
 use channels::Unlistened;
-use statements::{Change, Statement};
+use statements::{Change, Effects, Statement};
 
 /// Most requests that may wait for an answer. Beyond it the client is not read.
 ///
@@ -504,11 +504,10 @@ impl Pipeline {
         self.body_left > 0 && !self.body_discarded
     }
 
-    /// Notes what the next request may do, which is for a statement of this definition.
-    pub fn note_statement(&mut self, definition: &[u8]) {
-        let command = statements::command(definition);
-        self.dropping |= command.is_some_and(statements::may_drop_all);
-        self.opening_block |= command.is_some_and(statements::may_open_block);
+    /// Notes what the next request may do, which is for a statement with these effects.
+    pub fn note_effects(&mut self, effects: &Effects) {
+        self.dropping |= effects.may_drop_all;
+        self.opening_block |= effects.may_open_block;
     }
 
     /// Whether a request of the client is under way that may drop all statements: of a simple Query

@@ -36,8 +36,40 @@ pub struct Statement {
     key: Box<[u8]>,
     /// How much of the key is the definition.
     definition: usize,
+    /// What it may do.
+    pub effects: Effects,
+}
+
+/// What a statement may do besides what it is for, as far as its own text says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effects {
     /// What it may change of the session, if anything.
     pub touched: Option<Box<Touched>>,
+    /// It is DISCARD or DEALLOCATE, so that its end may be that of all statements.
+    pub may_drop_all: bool,
+    /// It is BEGIN or START, so that it may open a transaction block.
+    pub may_open_block: bool,
+}
+
+impl Effects {
+    fn of(definition: &[u8]) -> Self {
+        let text = text_of(definition);
+        let touched = touched(text);
+        let command = first_word(text);
+        let is_one_of = |commands: [&str; 2]| {
+            command.is_some_and(|command| commands.iter().any(|known| known.eq_ignore_ascii_case(command)))
+        };
+        Effects {
+            touched: (!touched.is_empty()).then(|| Box::new(touched)),
+            may_drop_all: is_one_of(["discard", "deallocate"]),
+            may_open_block: is_one_of(["begin", "start"]),
+        }
+    }
+
+    /// The parts of the session that it may change.
+    pub fn parts(&self) -> Parts {
+        self.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts)
+    }
 }
 
 impl Statement {
@@ -51,15 +83,10 @@ impl Statement {
         &self.key[self.definition..]
     }
 
-    /// What it may change of the session, as far as its own text says.
-    pub fn parts(&self) -> Parts {
-        self.touched.as_ref().map_or(Parts::empty(), |touched| touched.parts)
-    }
-
     /// One of this number, for tests that need no more.
     #[cfg(test)]
     pub(super) fn numbered(id: u64) -> Statement {
-        Statement { id, key: Box::default(), definition: 0, touched: None }
+        Statement { id, key: Box::default(), definition: 0, effects: Effects::default() }
     }
 
     /// The name on the server.
@@ -118,9 +145,9 @@ impl Interner {
         }
         self.clean();
         let id = self.number();
-        let touched = touched_by(definition);
+        let effects = Effects::of(definition);
         let (key, definition) = (Box::from(joined), definition.len());
-        let statement = Arc::new(Statement { id, key, definition, touched });
+        let statement = Arc::new(Statement { id, key, definition, effects });
         self.bytes.fetch_add(statement.key.len(), Ordering::Relaxed);
         // Two workers may come here with the same text: then it has two numbers, which does no harm.
         self.statements.insert(ByDefinition(Arc::clone(&statement)));
@@ -169,8 +196,7 @@ pub struct ClientStatements {
     /// The definition of the unnamed statement; empty when there is none. PostgreSQL keeps it across
     /// transactions, and so must we, although the next transaction may run on another server.
     unnamed: Vec<u8>,
-    /// What it may change of the session.
-    unnamed_touched: Option<Box<Touched>>,
+    unnamed_effects: Effects,
 }
 
 impl ClientStatements {
@@ -206,14 +232,18 @@ impl ClientStatements {
 
     /// Remembers the unnamed statement, in place of the last one.
     pub fn set_unnamed(&mut self, definition: &[u8]) {
+        if self.unnamed == definition {
+            // Drivers that name no statements often ask the same again.
+            return;
+        }
         self.unnamed.clear();
         self.unnamed.extend_from_slice(definition);
-        self.unnamed_touched = touched_by(definition);
+        self.unnamed_effects = Effects::of(definition);
     }
 
-    /// What the unnamed statement may change of the session, if anything.
-    pub fn unnamed_touched(&self) -> Option<&Touched> {
-        self.unnamed_touched.as_deref().filter(|_| !self.unnamed.is_empty())
+    /// What the unnamed statement may do, if there is one.
+    pub fn unnamed_effects(&self) -> Option<&Effects> {
+        (!self.unnamed.is_empty()).then_some(&self.unnamed_effects)
     }
 
     /// A simple Query drops the unnamed statement, as does a failed Parse of it.
@@ -372,26 +402,6 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
 }
 
 /// What the text of a definition may change of the session.
-fn touched_by(definition: &[u8]) -> Option<Box<Touched>> {
-    let touched = touched(text_of(definition));
-    (!touched.is_empty()).then(|| Box::new(touched))
-}
-
-/// The word that a definition's command begins with, if it is one.
-pub fn command(definition: &[u8]) -> Option<&str> {
-    first_word(text_of(definition))
-}
-
-/// Whether a command is DISCARD or DEALLOCATE, so that its end may be that of all statements.
-pub fn may_drop_all(command: &str) -> bool {
-    ["discard", "deallocate"].iter().any(|word| word.eq_ignore_ascii_case(command))
-}
-
-/// Whether a command is BEGIN or START, so that it may open a transaction block.
-pub fn may_open_block(command: &str) -> bool {
-    ["begin", "start"].iter().any(|word| word.eq_ignore_ascii_case(command))
-}
-
 /// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.
 pub fn drop_all<'a>(
     sent_behind: impl Iterator<Item = &'a Change>,
@@ -452,8 +462,7 @@ mod tests {
             ("/", false),
             ("", false),
         ] {
-            let may_drop = command(definition.as_bytes()).is_some_and(may_drop_all);
-            assert_eq!(may_drop, expected, "{definition:?}");
+            assert_eq!(Effects::of(definition.as_bytes()).may_drop_all, expected, "{definition:?}");
         }
     }
 
@@ -490,7 +499,7 @@ mod tests {
         let interner = Interner::default();
         let kept = interner.intern(b"kept", b"");
         let long = "x".repeat(CLEAN_FIRST_BYTES / 8);
-        for number in 0..100 {
+        for number in 0..20 {
             interner.intern(format!("select {number}{long}").as_bytes(), b"");
         }
         assert!(interner.len() <= 10, "{}", interner.len());

@@ -18,7 +18,7 @@ use super::channels::Channels;
 use super::functions::Functions;
 use super::parameters::ParameterSet;
 use super::state::SessionState;
-use super::statements::{Change, ClientStatements, Interner, ServerStatements, Statement};
+use super::statements::{Change, ClientStatements, Effects, Interner, ServerStatements, Statement};
 use super::{Answer, Pipeline, RequestKind};
 use crate::sql::state::Parts;
 use crate::sql::text_of;
@@ -350,7 +350,7 @@ impl Upstream<'_> {
     fn parse_unnamed(&mut self, definition: &[u8], at: usize, output: &mut Output<'_>) -> Fate {
         let client = self.client.get_or_insert_default();
         client.set_unnamed(definition);
-        let parts = client.unnamed_touched().map_or(Parts::empty(), |touched| touched.parts);
+        let parts = client.unnamed_effects().map_or(Parts::empty(), Effects::parts);
         if self.prepare_session(parts, at, output) {
             return Fate::OthersSequences;
         }
@@ -381,7 +381,7 @@ impl Upstream<'_> {
             environment.push(1);
         }
         let statement = self.interner.intern(parse.definition, &environment);
-        if self.prepare_session(statement.parts(), at, output) {
+        if self.prepare_session(statement.effects.parts(), at, output) {
             return Fate::OthersSequences;
         }
         if self.pipeline.awaits_statement(statement.id) {
@@ -557,8 +557,8 @@ impl Upstream<'_> {
                 return Name::OthersSequences;
             }
             self.ensure_unnamed(at, output);
-            if let Some(unnamed) = self.client.as_deref().and_then(ClientStatements::unnamed) {
-                self.pipeline.note_statement(unnamed);
+            if let Some(effects) = self.client.as_deref().and_then(ClientStatements::unnamed_effects) {
+                self.pipeline.note_effects(effects);
             }
             return Name::AsItIs;
         }
@@ -580,15 +580,15 @@ impl Upstream<'_> {
         if self.pipeline.awaits_statement(statement.id) {
             return Name::Wait;
         }
-        if let Some(touched) = &statement.touched {
+        if let Some(touched) = &statement.effects.touched {
             self.note_touched(touched);
         }
-        if self.prepare_session(statement.parts(), at, output) {
+        if self.prepare_session(statement.effects.parts(), at, output) {
             return Name::OthersSequences;
         }
         output.flush(at);
         self.ensure_present(&statement, output.out);
-        self.pipeline.note_statement(statement.definition());
+        self.pipeline.note_effects(&statement.effects);
         Name::Server(Statement::server_name(statement.id).into_bytes())
     }
 }

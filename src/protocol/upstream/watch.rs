@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Fate, Message, Output, Upstream, write_header};
 use crate::protocol::channels::statements;
-use crate::protocol::statements::Statement;
+use crate::protocol::statements::{ClientStatements, Statement};
 use crate::protocol::{Answer, RequestKind};
 use crate::sql::prepared::{Naming, Verb, naming};
 use crate::sql::state::{Parts, Touched, touched};
@@ -77,7 +77,7 @@ impl Upstream<'_> {
         if verb == Verb::Deallocate {
             statement = self.present_or_empty(statement);
         }
-        if verb == Verb::Execute && self.prepare_session(statement.parts(), message.at, output) {
+        if verb == Verb::Execute && self.prepare_session(statement.effects.parts(), message.at, output) {
             return Some(Fate::OthersSequences);
         }
         output.flush(message.at);
@@ -94,7 +94,7 @@ impl Upstream<'_> {
         output.out.extend_from_slice(format!("\"{server_name}\"").as_bytes());
         output.out.extend_from_slice(&text[place.end..]);
         output.out.push(0);
-        match (verb, &statement.touched) {
+        match (verb, &statement.effects.touched) {
             (Verb::Execute, Some(touched)) => self.note_touched(touched),
             (Verb::Execute, None) => {}
             (Verb::Deallocate, _) => {
@@ -115,8 +115,8 @@ impl Upstream<'_> {
 
     /// Notes what the unnamed statement may change, which is used now.
     pub(super) fn prepare_session_for_unnamed(&mut self, at: usize, output: &mut Output<'_>) -> bool {
-        let Some(client) = self.client.as_deref() else { return false };
-        let Some(touched) = client.unnamed_touched() else { return false };
+        let effects = self.client.as_deref().and_then(ClientStatements::unnamed_effects);
+        let Some(touched) = effects.and_then(|effects| effects.touched.as_deref()) else { return false };
         if self.pipeline.watching {
             self.functions.add(touched, &mut self.pipeline.touched);
         }
