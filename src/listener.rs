@@ -305,7 +305,7 @@ async fn accept_tcp(listener: std::net::TcpListener, plane: Rc<Plane>) -> io::Re
                 let _ = options.apply(&stream);
                 hand_over(&plane, Socket::Tcp(stream), Peer::Tcp(address));
             }
-            Err(error) => after_error(&error).await,
+            Err(error) => after_error("a client", &error).await,
         }
     }
 }
@@ -323,13 +323,14 @@ async fn accept_unix(
                 let pid = pid.and_then(|pid| u32::try_from(pid).ok());
                 hand_over(&plane, Socket::Unix(stream), Peer::Unix { pid, port });
             }
-            Err(error) => after_error(&error).await,
+            Err(error) => after_error("a client", &error).await,
         }
     }
 }
 
-async fn after_error(error: &io::Error) {
-    tracing::error!("cannot accept a client: {error}");
+/// Pauses, as what is lacking now may be there later.
+pub async fn after_error(whom: &str, error: &io::Error) {
+    tracing::error!("cannot accept {whom}: {error}");
     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
 }
 

@@ -25,9 +25,10 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::auth::ChannelBinding;
 use tls::stream::{DetachedTlsStream, TlsStream};
 
-/// Bytes that one read may bring, and so as a rule those of one write. A write of 64 kB would be a little more than one
-/// segment of Linux' loopback (65,483 bytes) or than a network card's driver takes at once: two segments for one, and
-/// 1.4 times the processor time for each MB.
+/// Bytes that one read may bring, and so as a rule those of one write.
+///
+/// A write of 64 kB would be a little more than one segment of Linux's loopback (65,483 bytes), or than the driver of a
+/// network card takes at once: two segments instead of one, and 1.4 times the processor time for each MB.
 pub const READ_MAX: usize = 60 * 1024;
 
 /// A connected socket, toward a client or a server.

@@ -406,6 +406,7 @@ impl Pool {
                     true => state.enqueue_first(Arc::clone(&slot), worker, now),
                     false => state.enqueue(Arc::clone(&slot), worker, now),
                 };
+                // Most who wait do so because there is no room for more.
                 let calls_for_more = state.openings_wanted(now) > 0;
                 drop(state);
                 if calls_for_more {

@@ -51,8 +51,7 @@ impl Pool {
     /// Whether the last attempt failed less than `server_login_retry` ago.
     pub(super) fn is_failing(&self, now: Instant) -> bool {
         let failure = self.failure.lock();
-        let since = failure.as_ref().map(|failure| now.saturating_duration_since(failure.at));
-        since.is_some_and(|since| since < self.retry_after())
+        failure.as_ref().is_some_and(|failure| now.saturating_duration_since(failure.at) < self.retry_after())
     }
 
     /// Pause after a failed attempt to open a server.

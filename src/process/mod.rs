@@ -289,7 +289,7 @@ impl Process {
             worker::start(number, Arc::clone(&shared), mailbox, openings)?;
         }
         if let Some(listener) = metrics {
-            tokio::spawn(pages::serve(listener, Pages(Arc::clone(&shared)), pages::TIME_MAX));
+            tokio::spawn(pages::serve(listener, Pages(Arc::clone(&shared))));
         }
         let _pidfile = pidfile.map(PidFile::write).transpose()?;
         shared.peers.listen_on(listeners.tcp_addresses());

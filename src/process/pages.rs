@@ -1,32 +1,33 @@
 //! The HTTP pages at `metrics_listen_addr`: [`listen`] and [`serve`].
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use crate::admin::http::{Health, router};
 use crate::admin::scrape::Scrape;
+use crate::listener::after_error;
 use crate::session::plane::Shared;
 use crate::session::views;
 
-/// So many ask at the same time; the kernel's queue has the others.
+/// Connections at the same time. Beyond them the oldest is closed: an honest one takes milliseconds, so that probes are
+/// answered whatever else there is.
 const CONNECTIONS_MAX: usize = 64;
 
 /// For one question and its answer. It is also the default of Prometheus's `scrape_timeout`.
-pub(super) const TIME_MAX: Duration = Duration::from_secs(10);
+const TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How long the data plane may take to answer.
 const SCRAPE_TIME_MAX: Duration = Duration::from_secs(5);
-
-const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// What the pages know of a process.
 #[derive(Clone)]
@@ -52,34 +53,39 @@ pub(super) async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// One question for each connection, within `time_max`: who never ends a question takes nobody's place for long.
-pub(super) async fn serve(listener: TcpListener, health: impl Health, time_max: Duration) {
+/// Answers one question on each connection.
+pub(super) async fn serve(listener: TcpListener, health: impl Health) {
     let pages = TowerToHyperService::new(router(health));
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections: VecDeque<AbortHandle> = VecDeque::new();
+    let mut told: Option<Instant> = None;
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("nobody closes it");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::error!("cannot accept a connection at metrics_listen_addr: {error}");
-                sleep(PAUSE_AFTER_ERROR).await;
+                after_error("a connection at metrics_listen_addr", &error).await;
                 continue;
             }
         };
+        connections.retain(|connection| !connection.is_finished());
+        if connections.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+            if told.is_none_or(|told| told.elapsed() > TIME_MAX) {
+                tracing::warn!("{CONNECTIONS_MAX} connections at metrics_listen_addr: the oldest are closed");
+                told = Some(Instant::now());
+            }
+        }
         let connection =
             http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), pages.clone());
-        tokio::spawn(async move {
-            // Who goes in the middle of an answer, or takes too long, has none.
-            let _ = timeout(time_max, connection).await;
-            drop(place);
-        });
+        // Whoever leaves in the middle, or takes too long, gets no more.
+        connections.push_back(tokio::spawn(timeout(TIME_MAX, connection)).abort_handle());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -96,35 +102,36 @@ mod tests {
         }
     }
 
-    async fn ask(address: SocketAddr) -> String {
+    async fn begin(address: SocketAddr, question: &str) -> TcpStream {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        stream.write_all(question.as_bytes()).await.unwrap();
+        stream
+    }
+
+    async fn end(mut stream: TcpStream) -> io::Result<String> {
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        stream.read_to_string(&mut answer).await.map(|_| answer)
     }
 
     #[tokio::test]
-    async fn who_says_nothing_is_cut_off_and_others_are_answered() {
+    async fn who_never_ends_a_question_keeps_nobody_from_an_answer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let time_max = Duration::from_millis(300);
-        tokio::spawn(serve(listener, Ready, time_max));
-        assert!(ask(address).await.ends_with("\r\n\r\nok\n"));
-        let began = Instant::now();
-        let mut silent = Vec::new();
+        tokio::spawn(serve(listener, Ready));
+        let mut unfinished = VecDeque::new();
         for _ in 0..CONNECTIONS_MAX {
-            let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(b"GET /livez HTTP/1.1\r\nHost:").await.unwrap();
-            silent.push(stream);
+            unfinished.push_back(begin(address, "GET /livez HTTP/1.1\r\nHost:").await);
         }
-        assert!(ask(address).await.ends_with("\r\n\r\nok\n"));
-        assert!(began.elapsed() >= time_max, "there was a place before");
-        for mut stream in silent {
-            let mut said = Vec::new();
-            // By an end or a reset.
-            let _ = stream.read_to_end(&mut said).await;
-            assert!(said.is_empty(), "{said:?}");
-        }
+        let asking = begin(address, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let answer = end(asking).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
+        assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+        // The oldest had to go, by an end or a reset; the others have their time.
+        let oldest = unfinished.pop_front().unwrap();
+        assert_eq!(end(oldest).await.unwrap_or_default(), "");
+        let mut next = unfinished.pop_front().unwrap();
+        next.write_all(b" x\r\n\r\n").await.unwrap();
+        let answer = end(next).await.unwrap();
+        assert!(answer.ends_with("\r\n\r\nok\n"), "{answer}");
     }
 }

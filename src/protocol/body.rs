@@ -8,12 +8,12 @@ pub struct Body {
 }
 
 impl Body {
-    /// So many bytes are still to come, and none of them goes on if `is_dropped`.
+    /// `left` bytes are still to come, and none of them goes on if `is_dropped`.
     pub fn new(left: usize, is_dropped: bool) -> Self {
         Body { left: u32::try_from(left).expect("the longest message has 1 GB"), is_dropped }
     }
 
-    /// How many of so many bytes are its, which are dealt with now.
+    /// Takes what belongs to it from the next `available` bytes; returns how many that are.
     #[inline]
     pub fn pass(&mut self, available: usize) -> usize {
         let passed = self.left.min(u32::try_from(available).unwrap_or(u32::MAX));

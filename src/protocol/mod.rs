@@ -504,7 +504,7 @@ impl Pipeline {
         self.body_left > 0 && !self.body_discarded
     }
 
-    /// Notes what the next request may do, which is for a statement with these effects.
+    /// Notes what the next request may do: it uses a statement with these effects.
     pub fn note_effects(&mut self, effects: &Effects) {
         self.dropping |= effects.may_drop_all;
         self.opening_block |= effects.may_open_block;

@@ -196,6 +196,7 @@ pub struct ClientStatements {
     /// The definition of the unnamed statement; empty when there is none. PostgreSQL keeps it across
     /// transactions, and so must we, although the next transaction may run on another server.
     unnamed: Vec<u8>,
+    /// Of the last one, also when that is gone.
     unnamed_effects: Effects,
 }
 
@@ -401,7 +402,6 @@ pub fn undo(changes: Vec<Change>, client: Option<&mut ClientStatements>, server:
     }
 }
 
-/// What the text of a definition may change of the session.
 /// DISCARD ALL or DEALLOCATE ALL: everything is gone, but for what was sent behind it.
 pub fn drop_all<'a>(
     sent_behind: impl Iterator<Item = &'a Change>,

@@ -195,15 +195,17 @@ impl Message<'_> {
     }
 }
 
-/// How many bytes the message at the start of `input` has if it is of use only when it is whole, as a
-/// statement that may have to be prepared again is; else 0. What is too large for that is refused by its header.
+/// How many bytes there must be of the message at the start of `input` before it is of use: all of a statement that may
+/// have to be prepared again, 0 where any piece will do. [`Upstream::take`] refuses what is too large to be held.
 pub fn whole_length(input: &[u8], tracking: bool) -> usize {
     match frontend::header(input) {
-        Ok(Some((FrontendTag::Parse, length)))
-            if tracking && length <= PARSE_MAX && !streams(length, &input[HEADER_LENGTH..]) =>
-        {
-            length
-        }
+        Ok(Some((FrontendTag::Parse, length))) if tracking => match input.get(HEADER_LENGTH) {
+            _ if length <= UNNAMED_MAX => length,
+            // Whether it has a name decides.
+            None => HEADER_LENGTH + 1,
+            Some(_) if streams(length, &input[HEADER_LENGTH..]) || length > PARSE_MAX => 0,
+            Some(_) => length,
+        },
         Ok(Some((FrontendTag::Query, length))) if length <= QUERY_MAX => length,
         _ => 0,
     }

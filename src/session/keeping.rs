@@ -74,6 +74,7 @@ pub(super) struct Asking {
 }
 
 impl Asking {
+    /// In a box: a pointer of two words would make every session larger.
     pub(super) fn new(answer: impl Future<Output = Brought> + 'static) -> Box<Self> {
         Box::new(Asking { answer: Box::pin(answer) })
     }

@@ -107,10 +107,22 @@ fn what_must_be_whole_and_is_larger_than_its_limit_is_refused() {
 }
 
 #[test]
-fn a_named_parse_that_is_too_large_is_not_waited_for() {
-    let waited_for = |size| whole_length(&message(&format!("P:s:{}", "x".repeat(size)))[..8], true);
-    assert_eq!(waited_for(PARSE_MAX - 10), PARSE_MAX);
-    assert_eq!(waited_for(PARSE_MAX), 0);
+fn only_what_must_be_whole_is_waited_for() {
+    let waited_for = |parse: &str, size, have| {
+        let bytes = message(&format!("{parse}:{}", "x".repeat(size)));
+        (whole_length(&bytes[..have], true), bytes.len())
+    };
+    for (parse, size, have, expected) in [
+        ("P:", 100, 5, None),
+        ("P:s", PARSE_MAX - 10, 5, Some(6)),
+        ("P:s", PARSE_MAX - 10, 6, None),
+        ("P:s", PARSE_MAX, 6, Some(0)),
+        ("P:", PARSE_MAX, 5, Some(6)),
+        ("P:", PARSE_MAX, 6, Some(0)),
+    ] {
+        let (found, whole) = waited_for(parse, size, have);
+        assert_eq!(found, expected.unwrap_or(whole), "{have} bytes of {parse} with {size} bytes of text");
+    }
 }
 
 #[test]
