@@ -46,7 +46,10 @@ lint: ## format, clippy and docs; every warning is an error
 	@scripts/setup build
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path tests/drivers/rust/Cargo.toml
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --all-targets -- -D warnings
+	# Nothing is linked, so that libFuzzer need not be there.
+	CUSTOM_LIBFUZZER_PATH=/lib/libFuzzer.a $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir target/fuzz -- -D warnings
 	$(CARGO) doc --no-deps --document-private-items --quiet
 
 unit: ## the unit tests alone: no network, no PostgreSQL, seconds

@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use pgweir::protocol::statements::{Change, Statement};
+use pgweir::protocol::statements::{Change, Interner, Statement};
 use pgweir::protocol::{Answer, OutOfStep, Pipeline, RequestKind, Stop};
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ enum Request {
 }
 
 fn statement() -> std::sync::Arc<Statement> {
-    std::sync::Arc::new(Statement { id: 1, definition: Box::default() })
+    Interner::default().intern(b"select\0\0\0", b"")
 }
 
 fn push(pipeline: &mut Pipeline, request: Request) {

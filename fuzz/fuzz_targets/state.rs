@@ -19,7 +19,9 @@ fn told(rows: Vec<Row>, before: &SessionState) -> SessionState {
     let rows = rows.into_iter().map(|(kind, name, value)| {
         vec![Some(KINDS[usize::from(kind) % KINDS.len()].to_owned()), name, value]
     });
-    Question::new(&touched, before).read(rows, (before, Pins::empty()), Some("app"), (&Tracked::new([]), &ParameterSet::default())).state
+    Question::new(&touched, before)
+        .read(rows, (before, Pins::empty()), Some("app"), (&Tracked::new([]), &ParameterSet::default()))
+        .state
 }
 
 fuzz_target!(|input: (Vec<Row>, Vec<Row>)| {
