@@ -406,12 +406,8 @@ impl Pool {
                     true => state.enqueue_first(Arc::clone(&slot), worker, now),
                     false => state.enqueue(Arc::clone(&slot), worker, now),
                 };
-                // Most who wait do so because there is no room for more.
-                let calls_for_more = state.openings_wanted(now) > 0;
                 drop(state);
-                if calls_for_more {
-                    self.open_more(worker, now);
-                }
+                self.open_more(worker, now);
                 return Acquired::Wait(Waiting::new(Arc::clone(self), slot, ticket));
             };
             drop(state);
@@ -461,9 +457,8 @@ impl Pool {
         (slot, ticket)
     }
 
-    /// Returns whether the waiter was still in the queue.
-    fn leave_queue(&self, ticket: Ticket) -> bool {
-        self.state.lock().abandon(ticket).is_some()
+    fn leave_queue(&self, ticket: Ticket) {
+        self.state.lock().abandon(ticket);
     }
 
     /// A leased server comes back, to the next waiter or to the idle ones; one that is too old is closed.

@@ -23,7 +23,8 @@ type Opened = Result<(ServerConnection, Welcome), OpenError>;
 impl Pool {
     /// Asks for as many new servers as the queue and the limits call for.
     pub fn open_more(self: &Arc<Self>, worker: usize, now: Instant) {
-        if self.is_failing(now) || self.is_retired() {
+        // Most who ask find no room for more.
+        if !self.wants_server(now) || self.is_failing(now) || self.is_retired() {
             return;
         }
         let mut state = self.state.lock();

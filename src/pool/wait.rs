@@ -97,13 +97,12 @@ impl Slot {
 pub struct Waiting {
     pool: Arc<Pool>,
     slot: Arc<Slot>,
-    /// `None` once it has taken what it got.
-    ticket: Option<Ticket>,
+    ticket: Ticket,
 }
 
 impl Waiting {
     pub(super) fn new(pool: Arc<Pool>, slot: Arc<Slot>, ticket: Ticket) -> Self {
-        Waiting { pool, slot, ticket: Some(ticket) }
+        Waiting { pool, slot, ticket }
     }
 
     /// The server, when it is this client's turn; the error, when there will be none.
@@ -136,7 +135,6 @@ impl Waiting {
             }
             SlotState::Gone | SlotState::Granted(_) | SlotState::Failed(_) => {}
         }
-        self.ticket = None;
         match std::mem::replace(&mut *state, SlotState::Gone) {
             SlotState::Granted(grant) => Poll::Ready(Ok(grant)),
             SlotState::Failed(error) => Poll::Ready(Err(*error)),
@@ -150,8 +148,7 @@ impl Waiting {
         match self.pool.adopt(server, worker) {
             Some(lease) => Poll::Ready(Ok(lease)),
             None => {
-                let (slot, ticket) = self.pool.queue_again(worker);
-                (self.slot, self.ticket) = (slot, Some(ticket));
+                (self.slot, self.ticket) = self.pool.queue_again(worker);
                 self.poll(context)
             }
         }
@@ -160,12 +157,12 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if self.ticket.is_none_or(|ticket| self.pool.leave_queue(ticket)) {
-            return;
-        }
+        // From here on a server that is handed to it goes back to who hands it over, and on to the next.
         let state = std::mem::replace(&mut *self.slot.state.lock(), SlotState::Gone);
-        if let SlotState::Granted(Grant::Server(server)) = state {
-            self.pool.put_back(server, Instant::now());
+        match state {
+            SlotState::Waiting(_) => self.pool.leave_queue(self.ticket),
+            SlotState::Granted(Grant::Server(server)) => self.pool.put_back(server, Instant::now()),
+            SlotState::Granted(Grant::Berth(_)) | SlotState::Failed(_) | SlotState::Gone => {}
         }
     }
 }

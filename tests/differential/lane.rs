@@ -6,11 +6,11 @@
 use super::end::{End, Heard, Model};
 use super::script::{Request, Script, Step, Who};
 use super::trace::{Answer, Difference, is_same, skips_parameters, word};
-use crate::support::{Login, Message, PATIENCE, Pooler, Postgres, Raw};
+use crate::support::{Login, Message, Pooler, Postgres, Raw};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 /// What the scripts find in their database.
 const CONTENT: &str = "
@@ -37,10 +37,6 @@ const CONTENT: &str = "
 const REMAINS: &str = "SELECT (SELECT string_agg(items::text, ' ' ORDER BY items::text) FROM items), \
      (SELECT string_agg(log::text, ' ' ORDER BY log::text) FROM log), \
      (SELECT string_agg(child::text, ' ' ORDER BY child::text) FROM child), (SELECT last_value FROM numbers)";
-
-/// Advisory locks that somebody holds in the database.
-const LOCKS: &str = "SELECT FROM pg_locks WHERE locktype = 'advisory' \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
 
 /// What became of a script.
 #[derive(Debug)]
@@ -100,7 +96,8 @@ impl Lane {
         }
         let postgres: &Postgres = &pooler.postgres;
         let controls = [postgres.control(&databases[0]).await, postgres.control(&databases[1]).await];
-        Lane { number, databases, controls, patience: PATIENCE, pooler }
+        let patience = crate::support::PATIENCE;
+        Lane { number, databases, controls, patience, pooler }
     }
 
     /// Closes the pool's servers, so that what they have been through has no part in what follows.
@@ -136,9 +133,6 @@ impl Lane {
 
     async fn reset(&mut self) -> Result<(), String> {
         let sql = "SET lock_timeout = '10s'; SELECT reset()";
-        for control in &mut self.controls {
-            no_locks(control).await?;
-        }
         let [direct, pooled] = &mut self.controls;
         let (direct, pooled) = tokio::join!(direct.query(sql), pooled.query(sql));
         let errors = direct.count(b'E') + pooled.count(b'E');
@@ -229,18 +223,6 @@ impl Lane {
             step.requests.iter().filter(|request| matches!(request, Request::Query(_) | Request::Sync));
         other.hear(End::Ready(readies.count()), self.patience).await.is_ok()
     }
-}
-
-/// Waits for the last script's locks to be gone: a server process ends some time after its client.
-async fn no_locks(control: &mut Raw) -> Result<(), String> {
-    let deadline = Instant::now() + PATIENCE;
-    while control.query(LOCKS).await.count(b'D') > 0 {
-        if Instant::now() > deadline {
-            return Err("the last script's advisory locks are still held".to_owned());
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
 }
 
 /// Ends whatever is open. It also brings to light what was said too much.
