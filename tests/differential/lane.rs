@@ -25,6 +25,10 @@ const CONTENT: &str = "
     CREATE FUNCTION noisy(word text) RETURNS text LANGUAGE plpgsql AS
         'BEGIN RAISE NOTICE ''%'', word USING HINT = ''a hint''; RETURN word; END';
     CREATE FUNCTION reset() RETURNS void LANGUAGE plpgsql AS 'BEGIN
+        -- A server process, and what it has locked, ends some time after its client.
+        WHILE EXISTS (SELECT FROM pg_locks WHERE locktype = ''advisory''
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+        LOOP PERFORM pg_sleep(0.005); END LOOP;
         TRUNCATE items, child, log;
         INSERT INTO items VALUES (1, ''one''), (2, ''two''), (3, NULL);
         PERFORM setval(''numbers'', 1, false); END';
@@ -132,7 +136,7 @@ impl Lane {
     }
 
     async fn reset(&mut self) -> Result<(), String> {
-        let sql = "SET lock_timeout = '10s'; SELECT reset()";
+        let sql = "SET lock_timeout = '10s'; SET statement_timeout = '10s'; SELECT reset()";
         let [direct, pooled] = &mut self.controls;
         let (direct, pooled) = tokio::join!(direct.query(sql), pooled.query(sql));
         let errors = direct.count(b'E') + pooled.count(b'E');
