@@ -189,8 +189,8 @@ fn pool(criterion: &mut Criterion) {
     }
     group.bench_function("acquire and release", |bencher| {
         bencher.iter(|| {
-            let lent = idle.acquire(0, now, |_| 0).expect("20 are idle");
-            idle.release(lent.server, 0, now)
+            let lent = idle.acquire(1, 0, now, |_| 0).expect("20 are idle");
+            idle.release(lent.server, 1, 0, now)
         });
     });
     let mut busy: PoolState<u64, u64> = PoolState::new(limits, 2);
@@ -203,7 +203,7 @@ fn pool(criterion: &mut Criterion) {
     group.bench_function("release to one of 400 waiters", |bencher| {
         bencher.iter(|| {
             busy.enqueue(1, 0, now);
-            busy.release(0, 0, now)
+            busy.release(0, 1, 0, now)
         });
     });
     group.finish();

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 use support::descriptors::connected_sockets;
 use support::message::{bind, execute, parse, query, run_of, sync};
-use support::{Login, Pooler, Raw};
+use support::{Login, Pooler, Raw, eventually};
 
 async fn pid(client: &mut Raw) -> String {
     client.query("SELECT pg_backend_pid()").await.value()
@@ -71,6 +71,34 @@ async fn without_server_fast_close_a_session_keeps_its_server_after_reconnect() 
     pooler.admin("RECONNECT").await;
     assert!(!client.hears_within(Duration::from_millis(500)).await, "nothing is said");
     assert_eq!(pid(&mut client).await, before);
+}
+
+/// Has each of three clients run a transaction beside the others', and then one alone: the servers of both.
+async fn servers_of_two_transactions(clients: &mut [Raw; 3]) -> [Vec<String>; 2] {
+    let mut servers = [Vec::new(), Vec::new()];
+    for client in &mut *clients {
+        client.query("BEGIN").await.is("C Z(T)");
+        servers[0].push(pid(client).await);
+    }
+    for client in &mut *clients {
+        client.query("COMMIT").await.is("C Z(I)");
+    }
+    for client in clients {
+        servers[1].push(pid(client).await);
+    }
+    servers
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_at_once_gets_the_server_that_it_had() {
+    let pooler = Pooler::config().pool_size(3).setting("workers", "1").start().await;
+    let mut clients = [pooler.client().await, pooler.client().await, pooler.client().await];
+    // A machine that is busy with other tests may not come back at once.
+    eventually("the servers that they had", async || {
+        let [first, second] = servers_of_two_transactions(&mut clients).await;
+        first == second
+    })
+    .await;
 }
 
 #[tokio::test]

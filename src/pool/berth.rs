@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::access::Seat;
 use super::quota::Permit;
+use super::state::NOBODY;
 use super::wait::{Grant, Slot};
 use super::{Lease, Loan, Membership, Pool, Pooled, Waiting, part};
 use crate::error::SqlError;
@@ -96,7 +97,7 @@ impl Pool {
                 state.lend_new();
                 return Ok(Berth::new(self, worker, seat, permits));
             }
-            if let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) {
+            if let Some(lent) = state.acquire(NOBODY, worker, now, |pooled| pooled.seat.0.load()) {
                 drop(state);
                 return Ok(Berth::instead_of(lent.server, worker));
             }

@@ -395,12 +395,19 @@ impl Pool {
         })
     }
 
-    /// A server for a client of `worker`, or a place in the queue: at its front if the client `had_its_turn`.
+    /// A server for this client of `worker` ([`NOBODY`](state::NOBODY) for a login), or a place in the queue: at its front if the
+    /// client `had_its_turn`.
     /// Must run on that worker's thread.
-    pub fn acquire(self: &Arc<Self>, worker: usize, now: Instant, had_its_turn: bool) -> Acquired {
+    pub fn acquire(
+        self: &Arc<Self>,
+        client: u64,
+        worker: usize,
+        now: Instant,
+        had_its_turn: bool,
+    ) -> Acquired {
         loop {
             let mut state = self.state.lock();
-            let Some(lent) = state.acquire(worker, now, |pooled| pooled.seat.0.load()) else {
+            let Some(lent) = state.acquire(client, worker, now, |pooled| pooled.seat.0.load()) else {
                 let slot = Slot::new(worker);
                 let ticket = match had_its_turn {
                     true => state.enqueue_first(Arc::clone(&slot), worker, now),
@@ -468,7 +475,8 @@ impl Pool {
         }
         let worker = pooled.server.worker;
         loop {
-            let placed = self.state.lock().release(pooled, worker, now);
+            let client = pooled.server.served;
+            let placed = self.state.lock().release(pooled, client, worker, now);
             match placed {
                 Ok(None) => return,
                 Ok(Some((slot, server))) => match slot.grant(server) {

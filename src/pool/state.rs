@@ -14,7 +14,7 @@ pub struct Limits {
     pub reserve: u32,
     /// `reserve_pool_timeout`; `None` keeps the reserve shut.
     pub reserve_after: Option<Duration>,
-    /// `server_round_robin`: the longest idle server goes first, instead of the last used.
+    /// `server_round_robin`: the longest idle server goes first, instead of the client's own or the last used.
     pub round_robin: bool,
 }
 
@@ -30,6 +30,17 @@ pub const SAME_MOMENT: Duration = Duration::from_millis(1);
 /// How far down the queue such a client is looked for.
 const LOOK_AHEAD: usize = 32;
 
+/// A client that comes back within this time gets the server that it had, if that is idle: its settings and prepared statements
+/// are there already, and answers come more evenly. After that the last used server is as good, and the others may
+/// end by `server_idle_timeout`.
+pub const A_MOMENT: Duration = Duration::from_millis(100);
+
+/// How far down the stack that server is looked for.
+const LOOK_BACK: usize = 32;
+
+/// No client has this number.
+pub const NOBODY: u64 = 0;
+
 /// Names a waiter's place in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(i64);
@@ -41,6 +52,8 @@ const MIDDLE: Ticket = Ticket(0);
 struct Idle<S> {
     server: S,
     since: Instant,
+    /// The client that had it last.
+    last: u64,
 }
 
 #[derive(Debug)]
@@ -100,13 +113,14 @@ impl<S, W> PoolState<S, W> {
         }
     }
 
-    /// Lends an idle server: one of `worker`'s own if there is one, else another worker's.
-    /// Nobody overtakes: while others wait there is nothing to lend.
+    /// Lends an idle server: the one that `client` had a [moment ago](A_MOMENT), else one of `worker`'s own, else another
+    /// worker's. Nobody overtakes: while others wait there is nothing to lend.
     ///
     /// While servers are [spread](PoolState::set_spread), the one of the least `load` is lent, whichever
     /// worker has it; among equals one of `worker`'s own.
     pub fn acquire<L: Ord>(
         &mut self,
+        client: u64,
         worker: usize,
         now: Instant,
         load: impl Fn(&S) -> L,
@@ -114,10 +128,28 @@ impl<S, W> PoolState<S, W> {
         if self.is_shut() || self.idle_count == 0 || !self.waiting.is_empty() {
             return None;
         }
-        let (idle, from) = if self.spread { self.take_least(worker, load) } else { self.take_any(worker) };
+        let (idle, from) = match self.spread {
+            true => self.take_least(worker, load),
+            false => match self.take_again(client, worker, now) {
+                Some(idle) => (idle, worker),
+                None => self.take_any(worker),
+            },
+        };
         self.idle_count -= 1;
         self.leased += 1;
         Some(Lent { server: idle.server, idle_for: now.saturating_duration_since(idle.since), worker: from })
+    }
+
+    /// The server that this client had a moment ago.
+    fn take_again(&mut self, client: u64, worker: usize, now: Instant) -> Option<Idle<S>> {
+        if self.limits.round_robin || client == NOBODY {
+            return None;
+        }
+        let stack = &mut self.idle[worker];
+        let is_recent = |idle: &&Idle<S>| now.saturating_duration_since(idle.since) <= A_MOMENT;
+        let mut recent = stack.iter().rev().take(LOOK_BACK).take_while(is_recent);
+        let depth = recent.position(|idle| idle.last == client)?;
+        stack.remove(stack.len() - 1 - depth)
     }
 
     fn take_any(&mut self, worker: usize) -> (Idle<S>, usize) {
@@ -163,12 +195,18 @@ impl<S, W> PoolState<S, W> {
         self.waiting.remove(place).map(|waiting| waiting.waiter)
     }
 
-    /// A lent server comes back: it goes to the oldest waiter, else it is idle. `Err` gives it back to
+    /// A lent server comes back from its client: it goes to the oldest waiter, else it is idle. `Err` gives it back to
     /// be closed, because the pool has become too small for it, or is paused.
-    pub fn release(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+    pub fn release(
+        &mut self,
+        server: S,
+        client: u64,
+        worker: usize,
+        now: Instant,
+    ) -> Result<Option<(W, S)>, S> {
         assert!(self.leased > 0, "a server came back that was not lent");
         self.leased -= 1;
-        self.place(server, worker, now)
+        self.place(server, client, worker, now)
     }
 
     /// Whether nobody is served at once: others wait, or nothing is lent now.
@@ -250,7 +288,7 @@ impl<S, W> PoolState<S, W> {
     /// The attempt succeeded; the new server is placed as in [`PoolState::release`].
     pub fn opened(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
         self.end_opening();
-        self.place(server, worker, now)
+        self.place(server, NOBODY, worker, now)
     }
 
     /// The attempt failed.
@@ -259,7 +297,7 @@ impl<S, W> PoolState<S, W> {
         self.opening -= 1;
     }
 
-    fn place(&mut self, server: S, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
+    fn place(&mut self, server: S, client: u64, worker: usize, now: Instant) -> Result<Option<(W, S)>, S> {
         // PAUSE is complete when no server is left.
         if self.paused || self.total() >= self.limits.size.saturating_add(self.limits.reserve) {
             return Err(server);
@@ -275,7 +313,7 @@ impl<S, W> PoolState<S, W> {
         if self.total() >= self.limits.size {
             return Err(server);
         }
-        self.idle[worker].push_back(Idle { server, since: now });
+        self.idle[worker].push_back(Idle { server, since: now, last: client });
         self.idle_count += 1;
         Ok(None)
     }

@@ -205,7 +205,7 @@ impl Session {
         loop {
             // It had a server already, which refused to begin it.
             let had_its_turn = self.sent_again > 0;
-            match self.group.pool.acquire(self.plane.worker, now, had_its_turn) {
+            match self.group.pool.acquire(self.id, self.plane.worker, now, had_its_turn) {
                 Acquired::Lease(lease) => {
                     if let Some(lease) = self.still_alive(lease, context, scratch) {
                         self.begin_loan(lease, Duration::ZERO, now, scratch)?;

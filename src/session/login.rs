@@ -25,6 +25,7 @@ use crate::log::{ClientTag, Peer};
 use crate::net::Socket;
 use crate::net::tls::Acceptor;
 use crate::pool::quota::Permit;
+use crate::pool::state::NOBODY;
 use crate::pool::{Acquired, Lease, Pool};
 use crate::protocol::parameters::ParameterSet;
 use crate::protocol::state::SessionState;
@@ -476,7 +477,7 @@ impl Newcomer {
     /// A server of the pool, for something of our own. Waits its turn like a client's query.
     pub(super) async fn server_of(&mut self, pool: &Arc<Pool>) -> Result<Lease, Refusal> {
         self.waits_for_server = true;
-        let lease = match pool.acquire(self.plane.worker, Instant::now(), false) {
+        let lease = match pool.acquire(NOBODY, self.plane.worker, Instant::now(), false) {
             Acquired::Lease(lease) => lease,
             Acquired::Wait(mut place) => {
                 let settings = pool.settings().clone();

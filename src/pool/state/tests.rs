@@ -21,7 +21,7 @@ fn pool_with_idle(limits: Limits, names: &[&'static str], now: Instant) -> PoolS
 }
 
 fn lent(pool: &mut PoolState<&'static str, u32>, worker: usize, now: Instant) -> Option<&'static str> {
-    pool.acquire(worker, now, |_| 0).map(|lent| lent.server)
+    pool.acquire(NOBODY, worker, now, |_| 0).map(|lent| lent.server)
 }
 
 #[test]
@@ -37,14 +37,37 @@ fn the_last_used_server_is_lent_first_and_with_round_robin_the_longest_idle() {
 }
 
 #[test]
+fn a_client_that_comes_back_at_once_is_lent_the_server_that_it_had() {
+    let now = Instant::now();
+    for (round_robin, after, expected) in [
+        (false, Duration::ZERO, "a"),
+        (false, A_MOMENT, "a"),
+        (false, A_MOMENT + Duration::from_micros(1), "b"),
+        (true, Duration::ZERO, "c"),
+    ] {
+        let mut pool =
+            pool_with_idle(Limits { round_robin, ..limits(3, 0) }, &["c", "b", "a"], now - 5 * SECOND);
+        assert_eq!([(); 3].map(|()| lent(&mut pool, 0, now).is_some()), [true; 3]);
+        for (server, client) in [("c", 3), ("a", 1), ("b", 2)] {
+            assert_eq!(pool.release(server, client, 0, now), Ok(None));
+        }
+        let got = pool.acquire(1, 0, now + after, |_| 0).map(|lent| lent.server);
+        assert_eq!(got, Some(expected), "round robin: {round_robin}, after {after:?}");
+        // Who finds its own taken, and whose own is another worker's, has the last used one as before.
+        let next = pool.acquire(1, 1, now, |_| 0).map(|lent| lent.server);
+        assert_eq!(next, Some(if round_robin || expected == "b" { "a" } else { "b" }));
+    }
+}
+
+#[test]
 fn a_worker_is_lent_its_own_server_else_one_of_the_worker_with_most() {
     let now = Instant::now();
     let mut pool = pool_with_idle(limits(9, 0), &["a", "b"], now);
     pool.begin_opening();
     pool.opened("own", 1, now).unwrap();
-    let got = pool.acquire(1, now + 3 * SECOND, |_| 0).unwrap();
+    let got = pool.acquire(NOBODY, 1, now + 3 * SECOND, |_| 0).unwrap();
     assert_eq!(got, Lent { server: "own", idle_for: 3 * SECOND, worker: 1 });
-    assert_eq!(pool.acquire(1, now, |_| 0).map(|lent| (lent.server, lent.worker)), Some(("b", 0)));
+    assert_eq!(pool.acquire(NOBODY, 1, now, |_| 0).map(|lent| (lent.server, lent.worker)), Some(("b", 0)));
 }
 
 #[test]
@@ -58,7 +81,7 @@ fn who_had_its_turn_goes_first_and_may_leave_too() {
     pool.enqueue(4, 0, now);
     assert_eq!(pool.abandon(third), Some(3));
     for expected in [2, 1, 4] {
-        assert_eq!(pool.release("a", 0, now), Ok(Some((expected, "a"))));
+        assert_eq!(pool.release("a", NOBODY, 0, now), Ok(Some((expected, "a"))));
     }
 }
 
@@ -72,9 +95,9 @@ fn a_server_that_comes_back_goes_to_the_first_in_the_queue() {
     }
     assert_eq!(pool.longest_wait(now + 9 * SECOND), 9 * SECOND);
     for expected in [1, 2, 3] {
-        assert_eq!(pool.release("a", 0, now), Ok(Some((expected, "a"))));
+        assert_eq!(pool.release("a", NOBODY, 0, now), Ok(Some((expected, "a"))));
     }
-    assert_eq!(pool.release("a", 0, now), Ok(None));
+    assert_eq!(pool.release("a", NOBODY, 0, now), Ok(None));
     assert_eq!((pool.waiting(), pool.idle_count()), (0, 1));
 }
 
@@ -86,7 +109,7 @@ fn of_those_who_came_at_the_same_moment_one_of_the_servers_worker_goes_first() {
         lent(&mut pool, 0, now);
         pool.enqueue(1, 1, now);
         pool.enqueue(2, 0, now + later);
-        assert_eq!(pool.release("a", 0, now), Ok(Some((expected, "a"))), "{later:?}");
+        assert_eq!(pool.release("a", NOBODY, 0, now), Ok(Some((expected, "a"))), "{later:?}");
     }
 }
 
@@ -109,7 +132,7 @@ fn who_leaves_the_queue_is_not_served() {
     let tickets: Vec<Ticket> = (1..=3).map(|waiter| pool.enqueue(waiter, 0, now)).collect();
     assert_eq!(pool.abandon(tickets[1]), Some(2));
     assert_eq!(pool.abandon(tickets[1]), None);
-    assert_eq!(pool.release("a", 0, now), Ok(Some((1, "a"))));
+    assert_eq!(pool.release("a", NOBODY, 0, now), Ok(Some((1, "a"))));
     assert_eq!(pool.abandon(tickets[0]), None, "it was served already");
     assert_eq!(pool.waiters().collect::<Vec<_>>(), [&3]);
     assert_eq!(pool.take_waiters(), [3]);
@@ -157,8 +180,8 @@ fn a_server_of_the_reserve_goes_when_nobody_waits() {
     pool.enqueue(1, 0, now);
     pool.begin_opening();
     assert_eq!(pool.opened("b", 0, now), Ok(Some((1, "b"))));
-    assert_eq!(pool.release("b", 0, now), Err("b"));
-    assert_eq!(pool.release("a", 0, now), Ok(None));
+    assert_eq!(pool.release("b", NOBODY, 0, now), Err("b"));
+    assert_eq!(pool.release("a", NOBODY, 0, now), Ok(None));
 }
 
 #[test]
@@ -168,9 +191,9 @@ fn a_pool_that_has_become_smaller_sheds_its_servers_as_they_come_back() {
     while lent(&mut pool, 0, now).is_some() {}
     pool.set_limits(limits(1, 0));
     pool.enqueue(1, 0, now);
-    assert_eq!(pool.release("a", 0, now), Err("a"));
-    assert_eq!(pool.release("b", 0, now), Err("b"));
-    assert_eq!(pool.release("c", 0, now), Ok(Some((1, "c"))));
+    assert_eq!(pool.release("a", NOBODY, 0, now), Err("a"));
+    assert_eq!(pool.release("b", NOBODY, 0, now), Err("b"));
+    assert_eq!(pool.release("c", NOBODY, 0, now), Ok(Some((1, "c"))));
 }
 
 #[test]
@@ -181,7 +204,7 @@ fn while_held_servers_that_come_back_are_kept_for_those_who_wait() {
     pool.set_held(true);
     assert_eq!(lent(&mut pool, 0, now), None);
     pool.enqueue(1, 0, now);
-    assert_eq!(pool.release("b", 0, now), Ok(None));
+    assert_eq!(pool.release("b", NOBODY, 0, now), Ok(None));
     assert_eq!((pool.idle_count(), pool.leased(), pool.waiting()), (2, 0, 1));
     pool.set_held(false);
     assert_eq!(pool.serve_waiters(), [(1, "b")]);
@@ -197,7 +220,7 @@ fn while_paused_nothing_is_lent_and_everyone_waits() {
     for waiter in 1..=3 {
         pool.enqueue(waiter, 0, now);
     }
-    assert_eq!(pool.release("b", 0, now), Err("b"), "a paused pool keeps no server");
+    assert_eq!(pool.release("b", NOBODY, 0, now), Err("b"), "a paused pool keeps no server");
     assert_eq!(pool.serve_waiters(), []);
     pool.set_paused(false);
     let served: Vec<u32> = pool.serve_waiters().into_iter().map(|(waiter, _)| waiter).collect();
@@ -222,8 +245,8 @@ const WORKERS: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Event {
-    Acquire { worker: usize },
-    Release { which: usize, worker: usize },
+    Acquire { client: u64, worker: usize },
+    Release { which: usize, client: u64, worker: usize },
     CloseLeased { which: usize },
     Abandon { which: usize },
     Open,
@@ -238,9 +261,11 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     let worker = 0..WORKERS;
+    let client = NOBODY..4;
     prop_oneof![
-        6 => worker.clone().prop_map(|worker| Event::Acquire { worker }),
-        5 => (any::<usize>(), worker.clone()).prop_map(|(which, worker)| Event::Release { which, worker }),
+        6 => (client.clone(), worker.clone()).prop_map(|(client, worker)| Event::Acquire { client, worker }),
+        5 => (any::<usize>(), client, worker.clone())
+            .prop_map(|(which, client, worker)| Event::Release { which, client, worker }),
         1 => any::<usize>().prop_map(|which| Event::CloseLeased { which }),
         1 => any::<usize>().prop_map(|which| Event::Abandon { which }),
         4 => Just(Event::Open),
@@ -289,11 +314,11 @@ impl Model {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Acquire { worker } => self.acquire(worker),
-            Event::Release { which, worker } => {
+            Event::Acquire { client, worker } => self.acquire(client, worker),
+            Event::Release { which, client, worker } => {
                 if let Some(server) = pick(&self.leased, which) {
                     self.leased.remove(&server);
-                    let placed = self.pool.release(server, worker, self.now);
+                    let placed = self.pool.release(server, client, worker, self.now);
                     self.placed(server, placed);
                 }
             }
@@ -345,8 +370,8 @@ impl Model {
     }
 
     /// As a pool does: who gets no idle server waits.
-    fn acquire(&mut self, worker: usize) {
-        match self.pool.acquire(worker, self.now, |_| 0) {
+    fn acquire(&mut self, client: u64, worker: usize) {
+        match self.pool.acquire(client, worker, self.now, |_| 0) {
             Some(lent) => {
                 assert!(!self.paused && self.waiting.is_empty(), "nobody overtakes");
                 assert!(self.idle.remove(&lent.server), "only an idle server is lent");
@@ -446,7 +471,7 @@ fn servers_that_are_spread_are_lent_by_their_load_whichever_worker_has_them() {
     }
     let load = |server: &&str| usize::from(server.starts_with("busy"));
     let lent = |pool: &mut PoolState<&'static str, u32>, worker| {
-        pool.acquire(worker, now, load).map(|lent| (lent.server, lent.worker))
+        pool.acquire(NOBODY, worker, now, load).map(|lent| (lent.server, lent.worker))
     };
     assert_eq!(lent(&mut pool, 0), Some(("free", 1)));
     assert_eq!(lent(&mut pool, 1), Some(("busy", 0)));
