@@ -3,13 +3,12 @@
 
 FROM rust:1.95-bookworm AS builder
 WORKDIR /src
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libpam0g-dev \
-    && rm -rf /var/lib/apt/lists/*
+COPY scripts scripts
+RUN scripts/setup release
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
-RUN cargo build --release --locked --bin pgweir
+RUN scripts/build-release
 
 FROM debian:bookworm-slim
 RUN apt-get update \
@@ -17,7 +16,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 996 pgweir \
     && useradd --uid 998 --gid 996 --no-create-home --home-dir / --shell /usr/sbin/nologin pgweir
-COPY --from=builder /src/target/release/pgweir /usr/bin/pgweir
+COPY --from=builder /src/target/profiled/pgweir /usr/bin/pgweir
 COPY LICENSE /usr/share/doc/pgweir/LICENSE
 RUN ln -s pgweir /usr/bin/pgbouncer
 USER 998:996

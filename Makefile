@@ -30,7 +30,7 @@ FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 # How many random sessions `make differential` compares with PostgreSQL.
 SESSIONS ?= 100000
 
-.PHONY: help demo test lint unit integration differential test-failover pgbouncer-tests bench fuzz
+.PHONY: help demo test lint unit integration differential test-failover pgbouncer-tests release bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,9 +83,13 @@ pgbouncer-tests: ## PgBouncer's own test suite against pgweir: make pgbouncer-te
 	$(CARGO) build --quiet
 	scripts/pgbouncer-tests $(ARGS)
 
+release: ## pgweir as its image has it, laid out by what runs most: target/profiled/pgweir
+	@scripts/setup release
+	scripts/build-release
+
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
-	@scripts/setup build bench
-	$(CARGO) build --release --quiet
+	@scripts/setup bench
+	[ -n "$${PGWEIR:-}" ] || scripts/build-release
 	scripts/bench $(ARGS)
 
 fuzz: ## the properties with many more random cases, then libFuzzer on each parser: make fuzz FUZZ_SECONDS=600

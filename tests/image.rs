@@ -37,7 +37,7 @@ fn every_copied_file_exists() {
 fn a_missing_file_is_found() {
     let check = |line: &str, expected: bool| {
         let text = format!(
-            "FROM rust AS builder\nWORKDIR /src\nCOPY src src\nRUN cargo build --release\n\nFROM debian\n{line}\n"
+            "FROM rust AS builder\nWORKDIR /src\nCOPY src src\nRUN scripts/build-release\n\nFROM debian\n{line}\n"
         );
         let stages = stages(&text);
         let copy = &stages[1].copies[0];
@@ -46,10 +46,10 @@ fn a_missing_file_is_found() {
     check("COPY LICENSE /x", true);
     check("COPY NO_SUCH_FILE /x", false);
     check("COPY Makefile /x", false); // exists, but .dockerignore keeps it from the builder
-    check("COPY --from=builder /src/target/release/pgweir /x", true);
-    check("COPY --from=builder /src/target/release/other /x", false);
+    check("COPY --from=builder /src/target/profiled/pgweir /x", true);
+    check("COPY --from=builder /src/target/profiled/other /x", false);
     check("COPY --from=builder /src/src/main.rs /x", true);
-    check("COPY --from=cellar /src/target/release/pgweir /x", false);
+    check("COPY --from=cellar /src/target/profiled/pgweir /x", false);
 }
 
 #[test]
@@ -160,7 +160,7 @@ impl Stage {
         match words[..] {
             ["ln", "-s", target, link] => self.links.push((target.to_owned(), link.to_owned())),
             ["apt-get", "install", ..] => self.packages.push_str(command),
-            ["cargo", "build", ..] => self.builds_release |= words.contains(&"--release"),
+            ["scripts/build-release"] => self.builds_release = true,
             _ => {}
         }
     }
@@ -168,7 +168,7 @@ impl Stage {
     /// Would this stage hold this file? Copied from the context, or built by cargo.
     fn holds(&self, path: &str) -> bool {
         let Some(path) = path.strip_prefix(&format!("{}/", self.workdir)) else { return false };
-        if self.builds_release && path == "target/release/pgweir" {
+        if self.builds_release && path == "target/profiled/pgweir" {
             return true;
         }
         let copied = |source: &String| Path::new(path).starts_with(source);
