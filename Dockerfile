@@ -3,8 +3,9 @@
 
 FROM rust:1.95-bookworm AS builder
 WORKDIR /src
-COPY scripts scripts
+COPY scripts/setup scripts/setup
 RUN scripts/setup release
+COPY scripts scripts
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches

@@ -89,7 +89,7 @@ release: ## pgweir as its image has it, laid out by what runs most: target/profi
 
 bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	@scripts/setup bench
-	[ -n "$${PGWEIR:-}" ] || scripts/build-release
+	[ -n "$${PGWEIR:-}" ] || $(MAKE) release
 	scripts/bench $(ARGS)
 
 fuzz: ## the properties with many more random cases, then libFuzzer on each parser: make fuzz FUZZ_SECONDS=600

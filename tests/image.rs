@@ -37,7 +37,7 @@ fn every_copied_file_exists() {
 fn a_missing_file_is_found() {
     let check = |line: &str, expected: bool| {
         let text = format!(
-            "FROM rust AS builder\nWORKDIR /src\nCOPY src src\nRUN scripts/build-release\n\nFROM debian\n{line}\n"
+            "FROM rust AS builder\nWORKDIR /src\nCOPY scripts scripts\nCOPY src src\nRUN scripts/build-release\n\nFROM debian\n{line}\n"
         );
         let stages = stages(&text);
         let copy = &stages[1].copies[0];
@@ -160,12 +160,14 @@ impl Stage {
         match words[..] {
             ["ln", "-s", target, link] => self.links.push((target.to_owned(), link.to_owned())),
             ["apt-get", "install", ..] => self.packages.push_str(command),
-            ["scripts/build-release"] => self.builds_release = true,
+            [script @ "scripts/build-release"] => {
+                self.builds_release = self.holds(&format!("{}/{script}", self.workdir));
+            }
             _ => {}
         }
     }
 
-    /// Would this stage hold this file? Copied from the context, or built by cargo.
+    /// Would this stage hold this file? Copied from the context, or built by scripts/build-release.
     fn holds(&self, path: &str) -> bool {
         let Some(path) = path.strip_prefix(&format!("{}/", self.workdir)) else { return false };
         if self.builds_release && path == "target/profiled/pgweir" {

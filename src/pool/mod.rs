@@ -395,9 +395,8 @@ impl Pool {
         })
     }
 
-    /// A server for this client of `worker` ([`NOBODY`](state::NOBODY) for a login), or a place in the queue: at its front if the
-    /// client `had_its_turn`.
-    /// Must run on that worker's thread.
+    /// A server for this client of `worker`, [`NOBODY`](state::NOBODY) for something of our own, or a place in the
+    /// queue: at its front if the client `had_its_turn`. Must run on that worker's thread.
     pub fn acquire(
         self: &Arc<Self>,
         client: u64,

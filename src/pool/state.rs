@@ -30,9 +30,9 @@ pub const SAME_MOMENT: Duration = Duration::from_millis(1);
 /// How far down the queue such a client is looked for.
 const LOOK_AHEAD: usize = 32;
 
-/// A client that comes back within this time gets the server that it had, if that is idle: its settings and prepared statements
-/// are there already, and answers come more evenly. After that the last used server is as good, and the others may
-/// end by `server_idle_timeout`.
+/// A client that comes back within this time gets the server that it had, if that is idle: its settings and prepared
+/// statements are there already, and answers come more evenly. After that the last used server is as good, and the
+/// others may end by `server_idle_timeout`.
 pub const A_MOMENT: Duration = Duration::from_millis(100);
 
 /// How far down the stack that server is looked for.
@@ -52,7 +52,7 @@ const MIDDLE: Ticket = Ticket(0);
 struct Idle<S> {
     server: S,
     since: Instant,
-    /// The client that had it last.
+    /// The client whose settings it has; [`NOBODY`] where it is as new.
     last: u64,
 }
 
@@ -113,8 +113,8 @@ impl<S, W> PoolState<S, W> {
         }
     }
 
-    /// Lends an idle server: the one that `client` had a [moment ago](A_MOMENT), else one of `worker`'s own, else another
-    /// worker's. Nobody overtakes: while others wait there is nothing to lend.
+    /// Lends an idle server: the one that `client` had a [moment ago](A_MOMENT), else one of `worker`'s own, else
+    /// another worker's. Nobody overtakes: while others wait there is nothing to lend.
     ///
     /// While servers are [spread](PoolState::set_spread), the one of the least `load` is lent, whichever
     /// worker has it; among equals one of `worker`'s own.

@@ -96,7 +96,8 @@ pub struct ServerConnection {
     pub parameters: Arc<ParameterSet>,
     /// What has been made of its session, beyond these.
     pub state: Arc<SessionState>,
-    /// The client that it was last lent to, 0 for none since its sequences are as new.
+    /// The client that it was last lent to, 0 for none since its sequences are as new. The pool lends it to that one
+    /// again.
     pub served: u64,
     /// Some client had it without anybody's watching what it made of the session.
     pub unwatched: bool,

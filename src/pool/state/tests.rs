@@ -53,10 +53,23 @@ fn a_client_that_comes_back_at_once_is_lent_the_server_that_it_had() {
         }
         let got = pool.acquire(1, 0, now + after, |_| 0).map(|lent| lent.server);
         assert_eq!(got, Some(expected), "round robin: {round_robin}, after {after:?}");
-        // Who finds its own taken, and whose own is another worker's, has the last used one as before.
-        let next = pool.acquire(1, 1, now, |_| 0).map(|lent| lent.server);
-        assert_eq!(next, Some(if round_robin || expected == "b" { "a" } else { "b" }));
     }
+}
+
+#[test]
+fn a_server_that_a_client_had_is_not_looked_for_on_another_worker_nor_far_down() {
+    let now = Instant::now();
+    let server_of_client_1 = |depth: u64, worker: usize| {
+        let mut pool: PoolState<u64, u32> = PoolState::new(limits(99, 0), 2);
+        (0..=depth).for_each(|_| pool.lend_new());
+        // Each comes back from a client of its own, the first one from client 1.
+        (0..=depth).for_each(|server| assert_eq!(pool.release(server, server + 1, 0, now), Ok(None)));
+        pool.acquire(1, worker, now, |_| 0).map(|lent| lent.server)
+    };
+    assert_eq!(server_of_client_1(3, 0), Some(0));
+    assert_eq!(server_of_client_1(3, 1), Some(3));
+    assert_eq!(server_of_client_1(LOOK_BACK as u64 - 1, 0), Some(0));
+    assert_eq!(server_of_client_1(LOOK_BACK as u64, 0), Some(LOOK_BACK as u64));
 }
 
 #[test]
