@@ -145,10 +145,10 @@ impl<S, W> PoolState<S, W> {
         if self.limits.round_robin || client == NOBODY {
             return None;
         }
+        let is_its =
+            |idle: &Idle<S>| idle.last == client && now.saturating_duration_since(idle.since) <= A_MOMENT;
         let stack = &mut self.idle[worker];
-        let is_recent = |idle: &&Idle<S>| now.saturating_duration_since(idle.since) <= A_MOMENT;
-        let mut recent = stack.iter().rev().take(LOOK_BACK).take_while(is_recent);
-        let depth = recent.position(|idle| idle.last == client)?;
+        let depth = stack.iter().rev().take(LOOK_BACK).position(is_its)?;
         stack.remove(stack.len() - 1 - depth)
     }
 
