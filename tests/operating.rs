@@ -579,6 +579,72 @@ async fn in_session_mode_a_drain_ends_a_client_between_its_transactions() {
     assert!(pooler.wait().success());
 }
 
+/// A client that does not read, and whose server is free already: a part of its answer is still with the pooler. With
+/// the bytes of the one value in it.
+async fn client_with_an_untaken_answer(pooler: &Pooler) -> (Raw, usize) {
+    // The kernel takes some 200 kB, and the pooler reads up to 60 kB more than it can pass on.
+    let mut length = 200 * 1024;
+    for _ in 0..100 {
+        let mut client = Raw::login(&pooler.unix(), &Login::new("app", "app")).await;
+        let before = pooler.received_bytes().await;
+        client.send(query(&format!("SELECT repeat('x', {length})"))).await;
+        eventually("the query is read", async || pooler.received_bytes().await > before).await;
+        let asked = Instant::now();
+        while pooler.pool("sv_active").await > 0 && asked.elapsed() < Duration::from_millis(200) {}
+        let sockets = pooler.admin("SHOW SOCKETS").await;
+        let unsent = |socket: &&std::collections::HashMap<_, String>| socket["send_avail"] != "0";
+        match (pooler.pool("sv_active").await, sockets.iter().find(unsent)) {
+            (0, Some(_)) => return (client, length),
+            (0, None) => length += 4096,
+            (_, _) => length -= 6000,
+        }
+    }
+    panic!("each answer is taken whole, or keeps its server: {length}")
+}
+
+/// It looks every 50 ms whether it can go.
+async fn does_not_go(pooler: &mut Pooler) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(300) {
+        assert!(pooler.runs(), "{}", pooler.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn sigint_waits_until_clients_have_taken_their_answers() {
+    let mut pooler = Pooler::config().start().await;
+    let (mut client, length) = client_with_an_untaken_answer(&pooler).await;
+    pooler.signal("INT");
+    pooler.logs("SIGINT").await;
+    does_not_go(&mut pooler).await;
+    assert_eq!(client.ready(1).await.value().len(), length);
+    assert!(pooler.wait().success());
+}
+
+#[tokio::test]
+async fn a_drain_tells_a_client_to_go_when_it_has_taken_its_answer() {
+    if !is_ours() {
+        return;
+    }
+    let config = |mode| Pooler::config().mode(mode).setting("shutdown_drain_timeout", "10");
+    let mut sharing = config("transaction").start().await;
+    let (first, length) = client_with_an_untaken_answer(&sharing).await;
+    let mut keeping = config("session").start().await;
+    let mut second = Raw::login(&keeping.unix(), &Login::new("app", "app")).await;
+    second.send(query(&format!("SELECT repeat('x', {length})"))).await;
+    assert!(second.hears_within(Duration::from_secs(5)).await);
+    for (pooler, mut client) in [(&mut sharing, first), (&mut keeping, second)] {
+        pooler.signal("TERM");
+        pooler.logs("SIGTERM").await;
+        does_not_go(pooler).await;
+        let told = client.rest().await;
+        assert_eq!(told.value().len(), length);
+        assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+        assert!(pooler.wait().success());
+    }
+}
+
 // ---- start ----
 
 #[tokio::test]

@@ -166,11 +166,12 @@ pub struct ConnectionView<State> {
     pub prepared_statements: u32,
     /// Number of the connection since the start; what KILL_CLIENT takes.
     pub id: u64,
-    /// Positions in its buffers; all 0 for a connection that owns none.
+    /// What waits in its buffers; all 0 for one that has nothing waiting.
     pub buffers: BufferView,
 }
 
-/// The buffer columns of SHOW SOCKETS, in bytes.
+/// The buffer columns of SHOW SOCKETS, in bytes: of the connection's own, `pkt_avail` was read and waits, and `send_avail`
+/// waits for its socket. The positions are of PgBouncer's packet buffer, which we have not: always 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each name is its column's")]
 pub struct BufferView {

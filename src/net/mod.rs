@@ -106,6 +106,11 @@ impl Socket {
         }
     }
 
+    /// Whether encrypted bytes wait for the kernel to take them.
+    pub fn has_unsent(&self) -> bool {
+        matches!(self, Socket::Tls(stream) if stream.connection().wants_write())
+    }
+
     /// Tells the other side that nothing more will come, where the protocol has a word for it.
     pub fn say_goodbye(&mut self) {
         if let Socket::Tls(stream) = self {

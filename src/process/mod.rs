@@ -377,7 +377,7 @@ impl Process {
                         // They are being told.
                         continue;
                     }
-                    if self.is_over() {
+                    if self.is_over().await {
                         return tracing::info!("shutdown complete");
                     }
                     self.log_stats(&mut stats_began).await;
@@ -482,10 +482,14 @@ impl Process {
         pools.iter().filter(|pool| pool.turn_away(&refusal)).count() > 0
     }
 
-    fn is_over(&self) -> bool {
+    async fn is_over(&self) -> bool {
         match self.ending {
             None => false,
-            Some(Ending::Servers) => self.shared.databases.pools().iter().all(|pool| pool.is_empty()),
+            // A server is free a moment before its last answer is passed on.
+            Some(Ending::Servers) => {
+                self.shared.databases.pools().iter().all(|pool| pool.is_empty())
+                    && control::have_passed_on_all(&self.shared).await
+            }
             Some(Ending::Clients(until)) => {
                 let left = self.shared.clients.used();
                 let late = until.is_some_and(|until| Instant::now() >= until);

@@ -54,11 +54,11 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Poll<Result<(), Farewell>> {
+        // A client that does not take its answers is not asked for more questions.
+        ready!(self.poll_flush(context))?;
         if let Some(farewell) = self.drained() {
             return Poll::Ready(Err(farewell));
         }
-        // A client that does not take its answers is not asked for more questions.
-        ready!(self.poll_flush(context))?;
         self.tell_heard(context)?;
         if self.backlog.is_some() {
             return Poll::Pending;
@@ -87,10 +87,15 @@ impl Session {
         Poll::Ready(progress.map(|_| ()))
     }
 
-    /// While the process drains, a client is told to go when it is between transactions.
+    /// While the process drains, a client is told to go when it is between transactions and has taken its answers.
     #[inline]
     pub(super) fn drained(&self) -> Option<Farewell> {
-        self.plane.shared.lifecycle.is_draining().then(shutting_down)
+        (self.plane.shared.lifecycle.is_draining() && self.has_passed_on_all()).then(shutting_down)
+    }
+
+    /// Whether all that the client was answered is with the kernel.
+    pub fn has_passed_on_all(&self) -> bool {
+        self.backlog.is_none() && !self.socket.has_unsent()
     }
 
     pub(super) fn note_received(&mut self, count: usize) {

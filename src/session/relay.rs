@@ -96,6 +96,11 @@ impl Session {
         if self.withheld {
             return self.finish_if_idle(Pumped::Nothing);
         }
+        if let Some(farewell) = self.drained()
+            && self.is_between_transactions()
+        {
+            return Err(farewell);
+        }
         if let Some(mut carry) = self.carry.take() {
             scratch.out.clear();
             let consumed = if self.needed <= carry.len() { self.forward_client(&carry, scratch)? } else { 0 };
@@ -341,12 +346,6 @@ impl Session {
     /// Ends the lease if nothing is owed on either side; else says `otherwise`.
     fn finish_if_idle(&mut self, otherwise: Pumped) -> Result<Pumped, Farewell> {
         self.end_if_closing()?;
-        if self.is_between_transactions()
-            && !self.withheld
-            && let Some(farewell) = self.drained()
-        {
-            return Err(farewell);
-        }
         let sends_a_body = self.body.is_half_sent();
         if !sends_a_body && let Some(name) = self.lease().pipeline.ask_in_doubt() {
             let mut question = Vec::new();
