@@ -136,12 +136,15 @@ async fn pg_receivewal_gets_each_segment_of_the_wal() {
     let arguments = ["-D", text(place.path()), "--slot", "archive", "-n"];
     let mut running = Running::start(tool("pg_receivewal", &pooler, &arguments), &place.path().join("log"));
     walsenders_are(&pooler, 1).await;
-    let segment = "SELECT pg_walfile_name(pg_current_wal_lsn())";
     for _ in 0..2 {
-        let name = pooler.sql(segment).await.remove(0).remove(0);
-        pooler
-            .sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t VALUES (1); SELECT pg_switch_wal()")
-            .await;
+        // Between two segments the current one is the one before.
+        pooler.sql("CREATE TABLE IF NOT EXISTS t (n int); INSERT INTO t VALUES (1)").await;
+        let name =
+            pooler.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())").await.remove(0).remove(0);
+        // What it gets first is the segment that is written when it asks, not when it connects.
+        let begun = place.path().join(format!("{name}.partial"));
+        eventually("the segment has begun", async || begun.exists()).await;
+        pooler.sql("SELECT pg_switch_wal()").await;
         eventually("the segment is complete", async || place.path().join(&name).exists()).await;
     }
     running.signal("INT");
