@@ -37,7 +37,7 @@ help: ## list the targets
 
 demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play with
 	@scripts/setup build postgres
-	$(CARGO) run --release -- demo $(ARGS)
+	$(CARGO) run --profile demo -- demo $(ARGS)
 
 test: lint unit integration ## all that must pass before a change is merged, cheapest first
 	@echo "make test: format, clippy, docs, unit tests and integration tests passed"
