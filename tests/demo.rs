@@ -127,8 +127,9 @@ fn the_script_moves_the_primary_that_says_so_itself_and_the_clients_go_on() {
 fn a_running_demo_shows_a_live_line_and_ends_at_sigterm() {
     let mut demo = Demo::start(&[]);
     assert!(demo.wait_for("psql postgres://").contains("/demo"));
-    let live = demo.wait_for("queries/s");
-    assert!(live.starts_with("50 clients ("), "{live}");
+    // On a busy machine they are not all there when the first line is written.
+    let live = demo.wait_for("50 clients (");
+    assert!(live.contains(" queries/s | "), "{live}");
     // The name of its pod: the probe has only addresses.
     assert!(live.contains(" | primary node1 | "), "{live}");
     demo.signal(Signal::TERM);
