@@ -593,10 +593,10 @@ async fn client_with_an_untaken_answer(pooler: &Pooler) -> (Raw, usize) {
         let asked = Instant::now();
         while pooler.pool("sv_active").await > 0 && asked.elapsed() < Duration::from_millis(200) {}
         let sockets = pooler.admin("SHOW SOCKETS").await;
-        let unsent = |socket: &&std::collections::HashMap<_, String>| socket["send_avail"] != "0";
-        match (pooler.pool("sv_active").await, sockets.iter().find(unsent)) {
-            (0, Some(_)) => return (client, length),
-            (0, None) => length += 4096,
+        let untaken = sockets.iter().any(|socket| socket["send_avail"] != "0");
+        match (pooler.pool("sv_active").await, untaken) {
+            (0, true) => return (client, length),
+            (0, false) => length += 4096,
             (_, _) => length -= 6000,
         }
     }

@@ -171,7 +171,8 @@ pub struct ConnectionView<State> {
 }
 
 /// The buffer columns of SHOW SOCKETS, in bytes: of the connection's own, `pkt_avail` was read and waits, and `send_avail`
-/// waits for its socket. The positions are of PgBouncer's packet buffer, which we have not: always 0.
+/// waits for its socket, without what TLS has encrypted already. The others are of PgBouncer's packet buffer, which we have
+/// not: always 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each name is its column's")]
 pub struct BufferView {
@@ -182,6 +183,14 @@ pub struct BufferView {
     pub send_remain: u32,
     pub pkt_avail: u32,
     pub send_avail: u32,
+}
+
+impl BufferView {
+    /// Of a connection with so many bytes that were read and wait, and so many that its socket did not take.
+    pub fn new(carried: usize, unsent: usize) -> Self {
+        let in_column = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        BufferView { pkt_avail: in_column(carried), send_avail: in_column(unsent), ..BufferView::default() }
+    }
 }
 
 /// One pool: the connections of one user to one database.

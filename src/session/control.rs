@@ -128,12 +128,12 @@ pub async fn on_all_workers<T: Send + 'static>(
     gathered
 }
 
-/// Whether every client has taken, or the kernel has for it, what it was answered before this was asked.
+/// Whether every session [has passed on all](Session::has_passed_on_all) that was answered before this was asked.
 pub async fn have_passed_on_all(shared: &Shared) -> bool {
     let all = |plane: &Rc<Plane>| {
         plane.sessions.borrow().iter().all(|(_, session)| session.borrow().has_passed_on_all())
     };
-    on_all_workers(shared, all).await.into_iter().all(|all| all)
+    !on_all_workers(shared, all).await.contains(&false)
 }
 
 /// Ends every session that `chosen` says so of, on every worker.

@@ -90,12 +90,14 @@ impl Session {
     /// While the process drains, a client is told to go when it is between transactions and has taken its answers.
     #[inline]
     pub(super) fn drained(&self) -> Option<Farewell> {
-        (self.plane.shared.lifecycle.is_draining() && self.has_passed_on_all()).then(shutting_down)
+        let draining = self.plane.shared.lifecycle.is_draining();
+        (draining && self.is_between_transactions() && self.has_passed_on_all()).then(shutting_down)
     }
 
-    /// Whether all that the client was answered is with the kernel.
+    /// Whether the kernel has all that its servers answered, and it does not wait to be told why it gets no server.
     pub fn has_passed_on_all(&self) -> bool {
-        self.backlog.is_none() && !self.socket.has_unsent()
+        let waits = matches!(self.phase, Phase::Waiting(_));
+        !waits && !self.withheld && self.backlog.is_none() && !self.socket.has_unsent()
     }
 
     pub(super) fn note_received(&mut self, count: usize) {

@@ -96,9 +96,7 @@ impl Session {
         if self.withheld {
             return self.finish_if_idle(Pumped::Nothing);
         }
-        if let Some(farewell) = self.drained()
-            && self.is_between_transactions()
-        {
+        if let Some(farewell) = self.drained() {
             return Err(farewell);
         }
         if let Some(mut carry) = self.carry.take() {

@@ -26,9 +26,7 @@ impl Session {
             self.end(Farewell::from(error));
         } else if self.is_due_a_notice(now) {
             self.tell_that_it_waits();
-        } else if self.is_between_transactions()
-            && let Some(farewell) = self.drained()
-        {
+        } else if let Some(farewell) = self.drained() {
             self.end(farewell);
         }
     }

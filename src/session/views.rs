@@ -191,7 +191,7 @@ impl Session {
             application_name: application,
             prepared_statements: u32::try_from(statements).unwrap_or(u32::MAX),
             id: self.id,
-            buffers: buffers(
+            buffers: BufferView::new(
                 self.carry.as_ref().map_or(0, |carry| carry.len()),
                 self.backlog.as_ref().map_or(0, |backlog| backlog.len()),
             ),
@@ -213,12 +213,6 @@ impl Session {
             ..server_view(lease, &pool.target, state, link, old)
         })
     }
-}
-
-/// Bytes that were read and are not passed on yet, and bytes that the socket did not take.
-fn buffers(carried: usize, unsent: usize) -> BufferView {
-    let in_column = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-    BufferView { pkt_avail: in_column(carried), send_avail: in_column(unsent), ..BufferView::default() }
 }
 
 fn application_name(shared: &Shared, parameters: &ParameterSet) -> String {
@@ -255,7 +249,7 @@ fn server_view(
         application_name: String::new(),
         prepared_statements: u32::try_from(server.statements.len()).unwrap_or(u32::MAX),
         id: server.id,
-        buffers: buffers(server.carry.len(), server.backlog.len()),
+        buffers: BufferView::new(server.carry.len(), server.backlog.len()),
     }
 }
 
