@@ -13,6 +13,7 @@ mod dns;
 mod docs;
 mod drivers;
 mod exporter;
+mod farewells;
 mod harness;
 mod hba;
 mod health;

@@ -118,6 +118,12 @@ impl Socket {
         }
     }
 
+    /// Nothing more will be written: the other side reads the end of the stream.
+    pub fn end_writing(&self) {
+        // One that is gone already needs no end.
+        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+
     /// Version and cipher, as SHOW CLIENTS prints them; empty without TLS.
     pub fn encryption(&self) -> String {
         match self {

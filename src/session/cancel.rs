@@ -157,7 +157,7 @@ impl Session {
         let limit = self.plane.shared.config.load().settings.cancel_wait_timeout;
         let lease = match &mut self.phase {
             // What we ask the server is none of the client's business.
-            Phase::Idle | Phase::Asking(_) => {
+            Phase::Idle | Phase::Asking(_) | Phase::Parting(_) => {
                 plane.metrics.borrow_mut().cancels_idle += 1;
                 return;
             }

@@ -94,9 +94,10 @@ impl Session {
         (draining && self.is_between_transactions() && self.has_passed_on_all()).then(shutting_down)
     }
 
-    /// Whether the kernel has all that its servers answered, and it does not wait to be told why it gets no server.
+    /// Whether the kernel has all that its servers answered, and nothing is left to be told: why it gets no server, or its
+    /// last words.
     pub fn has_passed_on_all(&self) -> bool {
-        let waits = matches!(self.phase, Phase::Waiting(_));
+        let waits = matches!(self.phase, Phase::Waiting(_) | Phase::Parting(_));
         !waits && !self.withheld && self.backlog.is_none() && !self.socket.has_unsent()
     }
 
@@ -277,9 +278,7 @@ impl Session {
         }
         let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
         let waited_since = wait.since;
-        if wait.is_told
-            && let Poll::Ready(Err(farewell)) = self.poll_flush(context)
-        {
+        if let Poll::Ready(Err(farewell)) = self.poll_flush(context) {
             return Poll::Ready(Err(farewell));
         }
         let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };

@@ -423,7 +423,7 @@ impl Session {
             since_us: unix_us(pinned.since),
             server_id: match &self.phase {
                 Phase::Leased(lease) => Some(lease.id),
-                Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => None,
+                Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) | Phase::Parting(_) => None,
             },
         })
     }

@@ -21,6 +21,7 @@ pub mod moving;
 mod options;
 mod outside;
 mod pam;
+mod parting;
 pub mod peers;
 pub mod plane;
 mod relay;
@@ -59,6 +60,7 @@ use crate::wire::{Malformed, originate};
 use cancel::CancelsInFlight;
 use hearing::Hearing;
 use keeping::{Asking, Pinned};
+use parting::Parting;
 use plane::{Group, Plane, Scratch};
 
 /// Bytes of a client that waits for a server which are read ahead, so that its leaving is noticed.
@@ -124,6 +126,8 @@ enum Phase {
     Leased(Lease),
     /// The transaction has ended, and the server says what it has changed of the session.
     Asking(Box<Asking>),
+    /// The session is over, and its client has not taken everything yet.
+    Parting(Box<Parting>),
 }
 
 #[derive(Debug)]
@@ -363,6 +367,7 @@ impl Session {
                 Phase::Waiting(_) => self.poll_waiting(context, scratch),
                 Phase::Leased(_) => self.poll_leased(context, scratch),
                 Phase::Asking(_) => self.poll_asking(context),
+                Phase::Parting(_) => unreachable!("a session that is over is not advanced"),
             };
             if let Err(farewell) = ready!(step) {
                 return Poll::Ready(farewell);
@@ -419,7 +424,7 @@ impl Session {
         }
     }
 
-    /// The session's last deed: tells the client, frees the server, writes the log.
+    /// The session's last deed but for the [parting](Parting): tells the client, frees the server, writes the log.
     fn say_goodbye(&mut self, farewell: &Farewell) {
         let (reason, error) = match farewell {
             Farewell::Terminate => ("client close request".to_owned(), None),
@@ -472,6 +477,7 @@ impl Session {
             let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());
         }
+        self.begin_parting(farewell);
     }
 
     fn server_gone(&self) -> SqlError {
@@ -497,7 +503,7 @@ impl Session {
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             // Its server is closed, as nobody knows what is left on it.
             Phase::Asking(_) => {}
-            Phase::Idle | Phase::Waiting(_) => {}
+            Phase::Idle | Phase::Waiting(_) | Phase::Parting(_) => {}
             Phase::Leased(lease) => {
                 let ready = lease.pipeline.is_idle() && lease.carry.is_empty() && lease.backlog.is_empty();
                 if broken || lease.loan().fatal_seen {

@@ -35,7 +35,7 @@ impl Session {
     pub(super) fn lease(&mut self) -> &mut Lease {
         match &mut self.phase {
             Phase::Leased(lease) => lease,
-            Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) => {
+            Phase::Idle | Phase::Waiting(_) | Phase::Asking(_) | Phase::Parting(_) => {
                 unreachable!("the relay runs only with a lease")
             }
         }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use super::{Session, moving};
+use super::{Phase, Session, moving};
 
 /// Runs one session; holds `None` when that has left.
 ///
@@ -59,10 +59,11 @@ impl Session {
         }
         let plane = Rc::clone(&self.plane);
         let mut scratch = plane.scratch.borrow_mut();
-        let farewell = ready!(self.poll_advance(context, &mut scratch));
-        drop(scratch);
-        self.say_goodbye(&farewell);
-        Poll::Ready(None)
+        if !matches!(self.phase, Phase::Parting(_)) {
+            let farewell = ready!(self.poll_advance(context, &mut scratch));
+            self.say_goodbye(&farewell);
+        }
+        self.poll_part(context, &mut scratch).map(|()| None)
     }
 }
 

@@ -21,6 +21,7 @@ impl Session {
             Phase::Waiting(wait) => self.check_waiting(since(wait.since, now)),
             Phase::Leased(_) => self.check_leased(now),
             Phase::Asking(_) => None,
+            Phase::Parting(_) => return self.check_parting(now),
         };
         if let Some(error) = over {
             self.end(Farewell::from(error));
@@ -64,7 +65,7 @@ impl Session {
     pub(super) fn is_between_transactions(&self) -> bool {
         match &self.phase {
             Phase::Idle => true,
-            Phase::Waiting(_) | Phase::Asking(_) => false,
+            Phase::Waiting(_) | Phase::Asking(_) | Phase::Parting(_) => false,
             Phase::Leased(lease) => lease.pipeline.is_idle() && !lease.loan().proving,
         }
     }

@@ -82,7 +82,7 @@ fn draw(plane: &Plane, connections: bool, pins: bool) -> Part {
         match session.phase {
             Phase::Leased(_) | Phase::Asking(_) => *active += 1,
             Phase::Idle => *idle += 1,
-            Phase::Waiting(_) => {}
+            Phase::Waiting(_) | Phase::Parting(_) => {}
         }
         for reason in session.pins().reasons() {
             *part.pinned.entry(reason).or_default() += 1;
@@ -166,7 +166,7 @@ impl Session {
 
     fn view(&self) -> ClientView {
         let (state, wait, link) = match &self.phase {
-            Phase::Idle => (ClientState::Idle, Duration::ZERO, None),
+            Phase::Idle | Phase::Parting(_) => (ClientState::Idle, Duration::ZERO, None),
             Phase::Waiting(wait) => (ClientState::Waiting, since(wait.since, Instant::now()), None),
             Phase::Leased(lease) => (ClientState::Active, Duration::ZERO, Some(lease.id)),
             Phase::Asking(_) => (ClientState::Active, Duration::ZERO, None),
