@@ -2,7 +2,9 @@
 
 use crate::support;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
+use support::certificates::Authority;
 use support::message::{close_statement, query, run_of, sync, terminate};
 use support::pooler::is_ours;
 use support::{Address, Login, Pooler, Raw, eventually};
@@ -150,12 +152,120 @@ async fn a_client_that_does_not_take_its_answer_is_left_some_seconds_after_its_e
     }
     let pooler = Pooler::config().start().await;
     let (_client, _) = client_with_an_untaken_answer(&pooler, &pooler.unix()).await;
-    let clients = async || {
-        let clients = pooler.admin("SHOW CLIENTS").await.into_iter();
-        clients.filter(|client| client["database"] == "app").collect::<Vec<_>>()
-    };
     let killed = Instant::now();
-    pooler.admin(&format!("KILL_CLIENT {}", clients().await[0]["id"])).await;
-    eventually("it is left", async || clients().await.is_empty()).await;
+    kill(&pooler).await;
+    eventually("it is left", async || clients(&pooler).await.is_empty()).await;
     assert!(killed.elapsed() >= Duration::from_secs(5), "{:?}", killed.elapsed());
+}
+
+/// A client that has asked much of the pooler itself and reads nothing, so that it is not asked for more.
+async fn client_that_is_full(pooler: &Pooler, address: &Address) -> Raw {
+    let mut client = Raw::login(address, &Login::new("app", "app")).await;
+    let closes = run_of((0..5000).map(|_| close_statement("")).chain([sync()]));
+    for _ in 0..2000 {
+        let before = pooler.received_bytes().await;
+        client.send(&closes).await;
+        let asked = Instant::now();
+        while pooler.received_bytes().await == before {
+            if asked.elapsed() > Duration::from_millis(300) {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    panic!("all is read");
+}
+
+async fn clients(pooler: &Pooler) -> Vec<HashMap<String, String>> {
+    let clients = pooler.admin("SHOW CLIENTS").await.into_iter();
+    clients.filter(|client| client["database"] == "app").collect()
+}
+
+async fn kill(pooler: &Pooler) {
+    pooler.admin(&format!("KILL_CLIENT {}", clients(pooler).await[0]["id"])).await;
+}
+
+async fn with_tls() -> Pooler {
+    let authority = Authority::new();
+    let shown = authority.issue("pooler", "DNS:localhost");
+    Pooler::config().shows("prefer", &shown).start().await
+}
+
+#[tokio::test]
+async fn a_client_that_is_killed_is_told_behind_all_that_it_was_answered() {
+    if !is_ours() {
+        return;
+    }
+    let pooler = with_tls().await;
+    for address in [pooler.tcp(), pooler.tls()] {
+        let mut client = client_that_is_full(&pooler, &address).await;
+        kill(&pooler).await;
+        // It is on its way out, and nobody hurries it.
+        pooler.admin("KILL app").await;
+        pooler.admin("RESUME app").await;
+        assert_eq!(client.rest().await.farewell(), "FATAL 08P01 admin forced disconnect", "{address:?}");
+        drop(client);
+        eventually("it is left", async || clients(&pooler).await.is_empty()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_drained_client_that_asks_more_a_moment_later_gets_its_answer() {
+    if !is_ours() {
+        return;
+    }
+    let mut pooler = Pooler::config().setting("shutdown_drain_timeout", "10").start().await;
+    let (_, length) = client_with_an_untaken_answer(&pooler, &pooler.tcp()).await;
+    let mut client = pooler.client().await;
+    // The kernel takes the half of it in any case.
+    let length = length / 2;
+    client.send(query(&format!("SELECT repeat('x', {length})"))).await;
+    assert!(client.hears_within(Duration::from_secs(5)).await);
+    eventually("all is with the kernel", async || pooler.pool("sv_active").await == 0).await;
+    pooler.signal("TERM");
+    pooler.logs("terminating connection").await;
+    client.send(query("SELECT 1")).await;
+    let told = client.rest().await;
+    assert_eq!(told.value().len(), length);
+    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+    drop(client);
+    assert!(pooler.wait().success());
+}
+
+#[tokio::test]
+async fn a_client_that_says_the_end_of_tls_behind_terminate_gets_its_answer() {
+    if !is_ours() {
+        return;
+    }
+    let pooler = with_tls().await;
+    let mut client = Raw::login(&pooler.tls(), &Login::new("app", "app")).await;
+    let length = 2 << 20;
+    let slow = format!("SELECT repeat('x', {length}) FROM pg_sleep(0.3)");
+    client.send(run_of([query(&slow), terminate()])).await;
+    eventually("both are read", async || pooler.pool("sv_active").await == 1).await;
+    client.writer.finish().await;
+    pooler.logs("client close request").await;
+    let told = client.rest().await;
+    assert_eq!((told.value().len(), told.count(b'Z')), (length, 1));
+}
+
+#[tokio::test]
+async fn a_client_whose_tls_is_broken_is_left_at_once() {
+    if !is_ours() {
+        return;
+    }
+    let pooler = with_tls().await;
+    for _ in 0..50 {
+        let mut client = Raw::login(&pooler.tls(), &Login::new("app", "app")).await;
+        client.send(query("SELECT repeat('x', 30000000)")).await;
+        assert!(client.hears_within(Duration::from_secs(5)).await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        client.send_below_tls(&[&[23, 3, 3, 0, 32][..], &[7; 32]].concat());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if pooler.log().contains("cannot decrypt peer's message") {
+            return eventually("it is left", async || clients(&pooler).await.is_empty()).await;
+        }
+        // It is not read, as a part of its answer is not even encrypted.
+    }
+    panic!("no broken record is read");
 }

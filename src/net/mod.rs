@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod ldap;
 pub mod tls;
 
+use std::ffi::c_int;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,6 +18,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -30,6 +32,9 @@ use tls::stream::{DetachedTlsStream, TlsStream};
 /// A write of 64 kB would be a little more than one segment of Linux's loopback (65,483 bytes), or than the driver of a
 /// network card takes at once: two segments instead of one, and 1.4 times the processor time for each MB.
 pub const READ_MAX: usize = 60 * 1024;
+
+/// How many bytes wait in a socket's send queue, unsent or not confirmed (`linux/sockios.h`, tcp(7)).
+const SIOCOUTQ: Opcode = 0x5411;
 
 /// A connected socket, toward a client or a server.
 #[derive(Debug)]
@@ -122,6 +127,18 @@ impl Socket {
     pub fn end_writing(&self) {
         // One that is gone already needs no end.
         let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    }
+
+    /// Bytes that the other side's kernel has not confirmed, the end of the stream among them. A Unix socket has none.
+    #[expect(unsafe_code, reason = "there is no safe wrapper of SIOCOUTQ")]
+    pub fn undelivered(&self) -> usize {
+        if let Socket::Unix(_) = self {
+            return 0;
+        }
+        // SAFETY: a TCP socket answers this request with a C int.
+        let asked = unsafe { ioctl(self, Getter::<SIOCOUTQ, c_int>::new()) };
+        // One that is gone has lost them.
+        asked.ok().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0)
     }
 
     /// Version and cipher, as SHOW CLIENTS prints them; empty without TLS.

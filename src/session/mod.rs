@@ -472,7 +472,6 @@ impl Session {
                 let _ = self.send(&bytes);
             }
         }
-        self.socket.say_goodbye();
         if settings.log_disconnections {
             let age = self.connected.elapsed().as_secs();
             tracing::info!("{} closing because: {reason} (age={age}s)", self.tag());

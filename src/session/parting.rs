@@ -1,30 +1,41 @@
 //! The end of a session whose client has not taken everything yet.
 //!
-//! What a client was answered and told must arrive. A part of it may still be here, as the client reads slowly; and a
-//! TCP connection that is closed with something unread is reset, upon which what the kernel has not sent yet is lost.
+//! What a client was answered and told must arrive. A part of it may still be here, as the client reads slowly; and if
+//! something is unread when a TCP connection is closed, or comes later, the connection is reset, upon which the kernel
+//! drops what it has not delivered yet.
 
-use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::{Farewell, Phase, READS_MAX, Scratch, Session, since};
 
-/// How long a client may take for its last words. One that does not read holds its connection no longer.
-const PARTING_MAX: Duration = Duration::from_secs(5);
+/// How long a client may take nothing of what it is to have. One that does not read holds its connection no longer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A client that was told to go, and is not gone.
 #[derive(Debug)]
 pub(super) struct Parting {
-    began: Instant,
+    /// When it last took something.
+    moved: Instant,
+    /// Bytes that it had not taken then.
+    left: usize,
     /// Whether it expects an answer to what it asks.
     listens: bool,
+    /// Whether the kernel has all that there is for it.
+    is_told: bool,
     /// Whether it has asked more. That is read and dropped, until it has heard that nobody answers.
     asks: bool,
+    /// Nobody waits longer.
+    is_over: bool,
 }
 
 impl Session {
     /// The session is over for all others; its connection stays if the client has not taken everything.
     pub(super) fn begin_parting(&mut self, farewell: &Farewell) {
+        self.carry = None;
+        self.statements = None;
+        self.pinned = None;
+        self.hearing = None;
         let listens = match farewell {
             Farewell::Gone(_) => return,
             Farewell::Terminate | Farewell::EndOfStream => false,
@@ -32,38 +43,62 @@ impl Session {
                 true
             }
         };
-        self.phase = Phase::Parting(Box::new(Parting { began: Instant::now(), listens, asks: false }));
+        self.phase = Phase::Parting(Box::new(Parting {
+            moved: Instant::now(),
+            left: usize::MAX,
+            listens,
+            is_told: false,
+            asks: false,
+            is_over: false,
+        }));
     }
 
     /// Ready when the connection can be closed.
     pub(super) fn poll_part(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<()> {
-        if self.doom.is_some() || ready!(self.poll_flush(context)).is_err() {
+        let Phase::Parting(parting) = &self.phase else { return Poll::Ready(()) };
+        if parting.is_over {
             return Poll::Ready(());
         }
-        let Phase::Parting(parting) = &mut self.phase else { return Poll::Ready(()) };
-        if !parting.asks {
-            if !parting.listens || self.socket.is_silent_and_open() {
+        if !parting.is_told {
+            if ready!(self.poll_flush(context)).is_err() {
                 return Poll::Ready(());
             }
-            parting.asks = true;
+            self.socket.say_goodbye();
+            if ready!(self.poll_flush(context)).is_err() {
+                return Poll::Ready(());
+            }
+            let Phase::Parting(parting) = &mut self.phase else { unreachable!("it was looked at") };
+            parting.asks = parting.listens && !self.socket.is_silent_and_open();
+            if !parting.asks && self.socket.undelivered() == 0 {
+                return Poll::Ready(());
+            }
+            parting.is_told = true;
             self.socket.end_writing();
         }
         for _ in 0..READS_MAX {
             if let Ok(0) | Err(_) = ready!(self.socket.poll_read(context, &mut scratch.read)) {
                 return Poll::Ready(());
             }
+            let Phase::Parting(parting) = &mut self.phase else { unreachable!("it was looked at") };
+            parting.asks = true;
         }
         // Others on this thread want their turn.
         context.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Waits no longer than [`PARTING_MAX`].
+    /// Ends the parting when the client has everything, or takes nothing for [`PATIENCE`].
     pub(super) fn check_parting(&mut self, now: Instant) {
-        if let Phase::Parting(parting) = &self.phase
-            && since(parting.began, now) > PARTING_MAX
-        {
-            self.end(Farewell::Gone(io::ErrorKind::TimedOut.into()));
+        let left = self.backlog.as_ref().map_or(0, |backlog| backlog.len()) + self.socket.undelivered();
+        let Phase::Parting(parting) = &mut self.phase else { return };
+        if left < parting.left {
+            parting.moved = now;
+        }
+        parting.left = left;
+        let is_done = parting.is_told && left == 0 && !parting.asks;
+        parting.is_over = is_done || since(parting.moved, now) > PATIENCE;
+        if parting.is_over {
+            self.wake();
         }
     }
 }

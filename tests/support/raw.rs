@@ -133,7 +133,9 @@ impl Raw {
             }
             Address::Unix(path) => (Box::new(UnixStream::connect(path).await?), None),
             Address::Tls(address, identity) => {
-                (Box::new(encrypted(*address, identity.as_ref()).await?), None)
+                let stream = encrypted(*address, identity.as_ref()).await?;
+                let handle = socket2::SockRef::from(&stream).try_clone()?;
+                (Box::new(stream), Some(handle))
             }
         };
         Ok(Raw::over(stream, handle))
@@ -300,6 +302,12 @@ impl Raw {
     pub fn reset(self) {
         let handle = self.handle.as_ref().expect("only TCP knows RST");
         handle.set_linger(Some(Duration::ZERO)).expect("a TCP socket has SO_LINGER");
+    }
+
+    /// Sends these bytes below TLS, whose other side takes them for a broken record.
+    pub fn send_below_tls(&self, bytes: &[u8]) {
+        let handle = self.handle.as_ref().expect("not a Unix socket");
+        assert_eq!(handle.send(bytes).expect("the socket has room"), bytes.len());
     }
 
     /// Makes the receive buffer small, so that an unread answer blocks the sender soon.
