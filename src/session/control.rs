@@ -147,7 +147,7 @@ pub async fn end_sessions(
         let mut count = 0;
         for (_, session) in sessions.iter() {
             let mut session = session.borrow_mut();
-            if chosen(&session) {
+            if !session.is_parting() && chosen(&session) {
                 session.end(Farewell::from(error.clone()));
                 count += 1;
             }

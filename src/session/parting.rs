@@ -53,6 +53,11 @@ impl Session {
         }));
     }
 
+    /// Whether it is over for all others: it is shown no more, and cannot be ended again.
+    pub(super) fn is_parting(&self) -> bool {
+        matches!(self.phase, Phase::Parting(_))
+    }
+
     /// Ready when the connection can be closed.
     pub(super) fn poll_part(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<()> {
         let Phase::Parting(parting) = &self.phase else { return Poll::Ready(()) };

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use super::{Phase, Session, moving};
+use super::{Session, moving};
 
 /// Runs one session; holds `None` when that has left.
 ///
@@ -59,7 +59,7 @@ impl Session {
         }
         let plane = Rc::clone(&self.plane);
         let mut scratch = plane.scratch.borrow_mut();
-        if !matches!(self.phase, Phase::Parting(_)) {
+        if !self.is_parting() {
             let farewell = ready!(self.poll_advance(context, &mut scratch));
             self.say_goodbye(&farewell);
         }
