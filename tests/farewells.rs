@@ -47,6 +47,18 @@ async fn does_not_go(pooler: &mut Pooler) {
     }
 }
 
+/// The whole of its answer, and behind that why it must go.
+async fn is_answered_and_told_to_go(client: &mut Raw, length: usize) {
+    let told = client.rest().await;
+    assert_eq!(told.value().len(), length);
+    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+}
+
+/// Requests that the pooler answers itself, as nobody has these names.
+fn closes() -> Vec<u8> {
+    run_of((0..5000).map(|_| close_statement("")).chain([sync()]))
+}
+
 #[tokio::test]
 async fn sigint_waits_until_clients_have_taken_their_answers() {
     let mut pooler = Pooler::config().start().await;
@@ -74,9 +86,7 @@ async fn a_drain_tells_a_client_to_go_when_it_has_taken_its_answer() {
         pooler.signal("TERM");
         pooler.logs("SIGTERM").await;
         does_not_go(pooler).await;
-        let told = client.rest().await;
-        assert_eq!(told.value().len(), length);
-        assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+        is_answered_and_told_to_go(&mut client, length).await;
         assert!(pooler.wait().success());
     }
 }
@@ -110,9 +120,7 @@ async fn a_drained_client_gets_its_answer_although_it_has_asked_more() {
     client.send(query("SELECT 1")).await;
     pooler.signal("TERM");
     pooler.logs("SIGTERM").await;
-    let told = client.rest().await;
-    assert_eq!(told.value().len(), length);
-    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+    is_answered_and_told_to_go(&mut client, length).await;
     drop(client);
     assert!(pooler.wait().success());
 }
@@ -122,8 +130,7 @@ async fn a_client_that_waits_for_a_server_gets_the_answers_of_before() {
     let pooler = Pooler::config().pool_size(1).setting("query_wait_notify", "0").start().await;
     let mut busy = pooler.client().await;
     busy.query("BEGIN").await.is("C(BEGIN) Z(T)");
-    // Answered by the pooler itself, as nobody has these names.
-    let closes = run_of((0..5000).map(|_| close_statement("")).chain([sync()]));
+    let closes = closes();
     for rounds in 1..100 {
         let mut client = Raw::login(&pooler.unix(), &Login::new("app", "app")).await;
         for _ in 1..rounds {
@@ -164,7 +171,7 @@ async fn a_client_that_does_not_take_its_answer_is_left_some_seconds_after_its_e
 /// A client that has asked much of the pooler itself and reads nothing, so that it is not asked for more.
 async fn client_that_is_full(pooler: &Pooler, address: &Address) -> Raw {
     let mut client = Raw::login(address, &Login::new("app", "app")).await;
-    let closes = run_of((0..5000).map(|_| close_statement("")).chain([sync()]));
+    let closes = closes();
     for _ in 0..2000 {
         let before = pooler.received_bytes().await;
         client.send(&closes).await;
@@ -235,9 +242,7 @@ async fn a_drained_client_that_asks_more_a_moment_later_gets_its_answer() {
     pooler.signal("TERM");
     pooler.logs("terminating connection").await;
     client.send(query("SELECT 1")).await;
-    let told = client.rest().await;
-    assert_eq!(told.value().len(), length);
-    assert_eq!(told.farewell(), "FATAL 57P01 terminating connection due to administrator command");
+    is_answered_and_told_to_go(&mut client, length).await;
     drop(client);
     assert!(pooler.wait().success());
 }
