@@ -124,9 +124,12 @@ impl Socket {
     }
 
     /// Nothing more will be written: the other side reads the end of the stream.
-    pub fn end_writing(&self) {
-        // One that is gone already needs no end.
-        let _ = SockRef::from(self).shutdown(Shutdown::Write);
+    pub fn end_writing(&self) -> io::Result<()> {
+        match SockRef::from(self).shutdown(Shutdown::Write) {
+            // One that is gone already needs no end.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Bytes that the other side's kernel has not confirmed, the end of the stream among them. A Unix socket has none.
@@ -308,10 +311,6 @@ impl AsyncWrite for Socket {
         let socket = self.get_mut();
         socket.say_goodbye();
         ready!(socket.poll_flush(context))?;
-        match socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
-            Socket::Tls(stream) => Poll::Ready(SockRef::from(stream.tcp()).shutdown(Shutdown::Write)),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+        Poll::Ready(socket.end_writing())
     }
 }

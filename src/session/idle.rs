@@ -276,12 +276,11 @@ impl Session {
             self.phase = Phase::Idle;
             return Poll::Ready(self.cancel_waiting());
         }
-        let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
-        let waited_since = wait.since;
         if let Poll::Ready(Err(farewell)) = self.poll_flush(context) {
             return Poll::Ready(Err(farewell));
         }
         let Phase::Waiting(wait) = &mut self.phase else { unreachable!("the caller matched the phase") };
+        let waited_since = wait.since;
         if let Poll::Ready(outcome) = wait.place.poll(context) {
             self.phase = Phase::Idle;
             let lease = match outcome {

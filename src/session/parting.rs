@@ -78,7 +78,9 @@ impl Session {
                 return Poll::Ready(());
             }
             parting.is_told = true;
-            self.socket.end_writing();
+            if self.socket.end_writing().is_err() {
+                return Poll::Ready(());
+            }
         }
         for _ in 0..READS_MAX {
             if let Ok(0) | Err(_) = ready!(self.socket.poll_read(context, &mut scratch.read)) {

@@ -78,14 +78,12 @@ fn draw(plane: &Plane, connections: bool, pins: bool) -> Part {
     let mut counts: BTreeMap<*const super::plane::Group, (u32, u32)> = BTreeMap::new();
     for (_, session) in plane.sessions.borrow().iter() {
         let session = session.borrow();
-        if session.is_parting() {
-            continue;
-        }
         let (active, idle) = counts.entry(std::rc::Rc::as_ptr(&session.group)).or_default();
         match session.phase {
             Phase::Leased(_) | Phase::Asking(_) => *active += 1,
             Phase::Idle => *idle += 1,
-            Phase::Waiting(_) | Phase::Parting(_) => {}
+            Phase::Waiting(_) => {}
+            Phase::Parting(_) => continue,
         }
         for reason in session.pins().reasons() {
             *part.pinned.entry(reason).or_default() += 1;
