@@ -145,8 +145,7 @@ impl<S, W> PoolState<S, W> {
         if self.limits.round_robin || client == NOBODY {
             return None;
         }
-        let is_its =
-            |idle: &Idle<S>| idle.last == client && now.saturating_duration_since(idle.since) <= A_MOMENT;
+        let is_its = |idle: &Idle<S>| idle.last == client && now <= idle.since + A_MOMENT;
         let stack = &mut self.idle[worker];
         let depth = stack.iter().rev().take(LOOK_BACK).position(is_its)?;
         stack.remove(stack.len() - 1 - depth)

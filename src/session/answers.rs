@@ -151,7 +151,8 @@ impl Session {
         }
         let (server, loan) = self.lease().parts();
         loan.quiet_since = now;
-        let took = loan.query_began.take().map(|began| since(began, now));
+        let began = loan.query_began.take();
+        let took = began.map(|began| since(began, now));
         if server.pipeline.owed() > 0 {
             loan.query_began = Some(now);
         } else {
@@ -169,7 +170,8 @@ impl Session {
         }
         if status == TransactionStatus::Idle {
             server.pipeline.redefines = false;
-            let took = since(loan.began, now);
+            // Most transactions are one query.
+            let took = took.filter(|_| began == Some(loan.began)).unwrap_or_else(|| since(loan.began, now));
             loan.began = now;
             loan.transactions = loan.transactions.saturating_add(1);
             stats.totals.xact_count += 1;

@@ -373,8 +373,12 @@ fn is_plain(sql: &[u8], without_signs: bool) -> bool {
 /// Whether the first word is one of [`PLAIN`].
 fn begins_plain(sql: &[u8]) -> bool {
     let sql = sql.trim_ascii_start();
-    let end = sql.iter().position(|byte| !byte.is_ascii_alphabetic()).unwrap_or(sql.len());
-    PLAIN.iter().any(|word| word.eq_ignore_ascii_case(&sql[..end]))
+    PLAIN.iter().any(|word| match sql.split_at_checked(word.len()) {
+        Some((first, rest)) => {
+            first.eq_ignore_ascii_case(word) && !rest.first().is_some_and(u8::is_ascii_alphabetic)
+        }
+        None => false,
+    })
 }
 
 /// Without a last semicolon, which most people write.
