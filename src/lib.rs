@@ -14,7 +14,7 @@
 //! | 1 | [`sql`] | what kind of statement is this? |
 //! | 1 | [`auth`] | who may: logins as state machines, SCRAM both ways |
 //! | 1, 2 | [`pool`] | who waits: the ledger of a pool, and its asynchronous face |
-//! | 2 | [`net`] | sockets and TLS |
+//! | 2 | [`net`] | a worker's event loop; sockets and TLS |
 //! | 2 | [`server`] | one logged-in connection to PostgreSQL |
 //! | 3 | [`admin`] | the console: command to table; the metrics page |
 //! | 3 | [`session`] | who asks: one client, from accept to goodbye |

@@ -16,14 +16,14 @@ use std::time::Duration;
 use nix::sys::socket::setsockopt;
 use nix::{setsockopt_impl, sockopt_impl};
 use socket2::{Domain, Protocol, Socket as RawSocket, Type};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
-use tokio::task::spawn_local;
 
 use crate::config::{Host, Settings};
 use crate::log::Peer;
-use crate::net::Socket;
 use crate::net::endpoint::{TcpOptions, socket_name};
+use crate::net::event_loop::spawn;
+use crate::net::stream::Listener;
+use crate::net::{DetachedSocket, process_behind};
 use crate::session::login;
 use crate::session::plane::{Message, Plane, Shared, Task};
 
@@ -192,7 +192,7 @@ fn accept<F: Future<Output = io::Result<Infallible>> + 'static>(
     let (sender, dropped) = oneshot::channel();
     let task = Task(Box::new(move |plane| {
         let run = run(Rc::clone(plane));
-        spawn_local(async move {
+        spawn(async move {
             tokio::select! {
                 Err(error) = run => tracing::error!("cannot watch a listener: {error}"),
                 _ = dropped => {}
@@ -282,14 +282,14 @@ fn group_id(group: &str) -> io::Result<u32> {
     Ok(found.gid.as_raw())
 }
 
-fn defer_accept(listener: &TcpListener, defer: bool) {
+fn defer_accept(listener: &Listener, defer: bool) {
     if let Err(error) = setsockopt(listener, DeferAccept, &if defer { DEFER_ACCEPT_S } else { 0 }) {
         tracing::warn!("cannot set tcp_defer_accept: {error}");
     }
 }
 
 async fn accept_tcp(listener: std::net::TcpListener, plane: Rc<Plane>) -> io::Result<Infallible> {
-    let listener = TcpListener::from_std(listener)?;
+    let listener = Listener::new(listener)?;
     let mut deferred = false;
     loop {
         // A RELOAD counts from the next client on.
@@ -299,12 +299,13 @@ async fn accept_tcp(listener: std::net::TcpListener, plane: Rc<Plane>) -> io::Re
             deferred = wanted;
         }
         match listener.accept().await {
-            Ok((stream, address)) => {
+            Ok((stream, Some(address))) => {
                 let options = TcpOptions::new(&plane.shared.config.load().settings);
                 // A client that is gone already fails here, and is found at its first read.
                 let _ = options.apply(&stream);
-                hand_over(&plane, Socket::Tcp(stream), Peer::Tcp(address));
+                hand_over(&plane, DetachedSocket::Tcp(stream), Peer::Tcp(address));
             }
+            Ok((_, None)) => unreachable!("a TCP connection comes from somewhere"),
             Err(error) => after_error("a client", &error).await,
         }
     }
@@ -315,13 +316,13 @@ async fn accept_unix(
     port: u16,
     plane: Rc<Plane>,
 ) -> io::Result<Infallible> {
-    let listener = UnixListener::from_std(listener)?;
+    let listener = Listener::new(listener)?;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-                let pid = pid.and_then(|pid| u32::try_from(pid).ok());
-                hand_over(&plane, Socket::Unix(stream), Peer::Unix { pid, port });
+                let pid = process_behind(&stream).and_then(|peer| u32::try_from(peer.pid()).ok());
+                let pid = pid.filter(|pid| *pid != 0);
+                hand_over(&plane, DetachedSocket::Unix(stream), Peer::Unix { pid, port });
             }
             Err(error) => after_error("a client", &error).await,
         }
@@ -334,18 +335,14 @@ pub async fn after_error(whom: &str, error: &io::Error) {
     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
 }
 
-fn hand_over(plane: &Rc<Plane>, socket: Socket, peer: Peer) {
+fn hand_over(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {
     let shared = &plane.shared;
     let worker = shared.spread.place();
     if worker == plane.worker {
-        return drop(spawn_local(login::serve(Rc::clone(plane), socket, peer)));
+        return login::welcome(plane, socket, peer);
     }
-    let sent = socket.detach().and_then(|socket| {
-        let stopped = |_| io::Error::other("it has stopped");
-        shared.workers[worker].send(Message::Client(socket, peer)).map_err(stopped)
-    });
-    if let Err(error) = sent {
-        tracing::error!("cannot give a connection to worker {worker}: {error}");
+    if shared.workers[worker].send(Message::Client(socket, peer)).is_err() {
+        tracing::error!("cannot give a connection to worker {worker}: it has stopped");
         shared.spread.left(worker);
     }
 }

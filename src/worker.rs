@@ -1,31 +1,32 @@
 //! The data plane's threads. Each has an event loop of its own; a client lives on one at a time.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::task::{LocalSet, spawn_local};
 
-use crate::log::Peer;
-use crate::net::DetachedSocket;
+use crate::net::event_loop::{EventLoop, spawn};
 use crate::pool::OpenRequest;
 use crate::session::plane::{Message, Plane, Shared};
 use crate::session::{cancel, databases, login, moving};
 
 /// Starts one worker. It ends with the process, or when nobody can send to it any more.
+///
+/// Its timers, DNS and work that blocks are the runtime's that the caller runs in.
 pub fn start(
     number: usize,
     shared: Arc<Shared>,
     mailbox: UnboundedReceiver<Message>,
     openings: UnboundedReceiver<OpenRequest>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let event_loop = EventLoop::new()?;
+    let runtime = Handle::current();
     let run = move || {
         prefer_throughput(number);
-        let local = LocalSet::new();
-        local.block_on(&runtime, run(number, shared, mailbox, openings));
+        let _timers = runtime.enter();
+        event_loop.run(run(number, shared, mailbox, openings));
     };
     std::thread::Builder::new().name(format!("worker-{number}")).spawn(run)
 }
@@ -53,14 +54,14 @@ async fn run(
     mut openings: UnboundedReceiver<OpenRequest>,
 ) {
     let plane = Plane::new(number, shared);
-    spawn_local(async move {
+    spawn(async move {
         while let Some(pool) = openings.recv().await {
-            spawn_local(pool.open(number));
+            spawn(pool.open(number));
         }
     });
     while let Some(message) = mailbox.recv().await {
         match message {
-            Message::Client(socket, peer) => welcome(&plane, socket, peer),
+            Message::Client(socket, peer) => login::welcome(&plane, socket, peer),
             Message::Moving(client) => moving::arrive(&plane, client),
             Message::Cancel(key, address, canceller) => cancel::deliver(&plane, key, address, canceller),
             Message::Run(task) => (task.0)(&plane),
@@ -83,14 +84,4 @@ fn tick(plane: &Plane) {
         plane.shared.spread.decide(config.settings.worker_load_max);
     }
     plane.tick(now);
-}
-
-fn welcome(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {
-    match socket.attach() {
-        Ok(socket) => drop(spawn_local(login::serve(Rc::clone(plane), socket, peer))),
-        Err(error) => {
-            tracing::error!("cannot watch a new client connection: {error}");
-            plane.disconnected();
-        }
-    }
 }

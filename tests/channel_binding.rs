@@ -13,6 +13,7 @@ use std::sync::Arc;
 use pgweir::config::{Host, Settings, SslMode};
 use pgweir::net::Socket;
 use pgweir::net::endpoint::{Dialing, Endpoint};
+use pgweir::net::stream::Stream;
 use pgweir::net::tls::{Connector, Tls};
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 use support::certificates::{Authority, Identity, text};
@@ -201,7 +202,8 @@ async fn in_between(shown: &Identity, server: &Postgres) -> SocketAddr {
             if tcp.read_exact(&mut request).await.is_err() || tcp.write_all(b"S").await.is_err() {
                 continue;
             }
-            let Ok(stream) = acceptor.accept(tcp, &[]).await else { continue };
+            let stream = Stream::new(tcp.into_std().unwrap()).unwrap();
+            let Ok(stream) = acceptor.accept(stream, &[]).await else { continue };
             let dialing = Dialing { tls: Connector::opportunistic(), ..Dialing::default() };
             let mut onward = server.dial(&dialing).await.unwrap();
             let mut socket = Socket::Tls(Box::new(stream));

@@ -237,3 +237,21 @@ async fn the_console_sees_each_client_once_while_they_move() {
     drop(moving);
     eventually("none has got away", async || ids(&pooler).await.is_empty()).await;
 }
+
+#[tokio::test]
+async fn a_client_that_asks_without_end_for_what_has_no_answer_lets_others_have_their_turn() {
+    let pooler = config(1, "70").start().await;
+    let mut flooding = pooler.client().await;
+    let mut other = pooler.client().await;
+    // CopyData outside of a COPY is ignored: five bytes each, and nothing that would have to be read.
+    let ignored = b"d\0\0\0\x04".repeat(12_000);
+    let flood = tokio::spawn(async move {
+        loop {
+            flooding.send(&ignored).await;
+        }
+    });
+    for _ in 0..5 {
+        other.query("SELECT 1").await.is("T D(1) C(SELECT 1) Z(I)");
+    }
+    flood.abort();
+}

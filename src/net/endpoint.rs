@@ -3,17 +3,19 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream, UnixStream};
-use tokio::task::JoinSet;
 
 use super::Socket;
 use super::dns::{Address, Dns};
+use super::stream::Stream;
 use super::tls::Connector;
 use crate::config::{Host, Settings};
 use crate::wire::startup::SSL_REQUEST;
@@ -71,10 +73,10 @@ impl TcpOptions {
 
     /// Connects. The buffers have their size before: packets of the other side that do not fit into one that
     /// shrinks are lost, and come again only after a while.
-    async fn connect(&self, place: SocketAddr) -> io::Result<TcpStream> {
-        let socket = if place.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        self.size_buffers(&SockRef::from(&socket))?;
-        socket.connect(place).await
+    async fn connect(self, place: SocketAddr) -> io::Result<Stream> {
+        let socket = socket2::Socket::new(Domain::for_address(place), Type::STREAM, Some(Protocol::TCP))?;
+        self.size_buffers(&socket)?;
+        Stream::connect(socket, &place.into()).await
     }
 
     /// Sets `tcp_socket_buffer`; accepted sockets have the sizes of the listener's.
@@ -87,9 +89,9 @@ impl TcpOptions {
     }
 
     /// Sets them on a TCP socket, and switches Nagle's delay off.
-    pub fn apply(&self, stream: &TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
+    pub fn apply(&self, stream: &impl AsFd) -> io::Result<()> {
         let socket = SockRef::from(stream);
+        socket.set_tcp_nodelay(true)?;
         if self.keepalive {
             let mut keepalive = TcpKeepalive::new();
             if !self.idle.is_zero() {
@@ -160,10 +162,10 @@ impl Endpoint {
         }
         let addresses = dns.addresses(name).await?;
         let places = addresses.iter().map(|address| SocketAddr::new(address.ip, self.port)).collect();
-        let stream = connect_to_any(places, how.tcp).await?;
-        let ip = stream.peer_addr()?.ip();
-        let address = addresses.into_iter().find(|address| address.ip == ip);
-        Ok((Socket::Tcp(stream), address))
+        let socket = Socket::Tcp(connect_to_any(places, how.tcp).await?);
+        let ip = socket.peer_address().map(|address| address.ip());
+        let address = addresses.into_iter().find(|address| Some(address.ip) == ip);
+        Ok((socket, address))
     }
 
     async fn reach_at(&self, how: &Dialing, ip: Option<IpAddr>) -> io::Result<Socket> {
@@ -171,18 +173,15 @@ impl Endpoint {
             Host::Tcp(name) => {
                 let stream = match ip.or_else(|| name.parse().ok()) {
                     Some(ip) => how.tcp.connect(SocketAddr::new(ip, self.port)).await?,
-                    None => TcpStream::connect((name.as_str(), self.port)).await?,
+                    None => connect_by_name(name, self.port).await?,
                 };
                 Ok(Socket::Tcp(stream))
             }
-            Host::Unix(directory) => {
-                let path = directory.join(socket_name(self.port));
-                Ok(Socket::Unix(UnixStream::connect(path).await?))
-            }
+            Host::Unix(directory) => connect_unix(&directory.join(socket_name(self.port))).await,
             Host::Abstract(directory) => {
-                // tokio takes a path that begins with NUL for a name in the abstract namespace.
+                // A path that begins with NUL is a name in the abstract namespace.
                 let path = PathBuf::from(format!("\0{directory}/{}", socket_name(self.port)));
-                Ok(Socket::Unix(UnixStream::connect(path).await?))
+                connect_unix(&path).await
             }
         }
     }
@@ -207,21 +206,37 @@ pub fn socket_name(port: u16) -> String {
     format!(".s.PGSQL.{port}")
 }
 
+/// Connects to the first of a name's addresses that accepts, as the system knows them.
+pub(super) async fn connect_by_name(name: &str, port: u16) -> io::Result<Stream> {
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for place in tokio::net::lookup_host((name, port)).await? {
+        match TcpOptions::default().connect(place).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+async fn connect_unix(path: &Path) -> io::Result<Socket> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    Ok(Socket::Unix(Stream::connect(socket, &SockAddr::unix(path)?).await?))
+}
+
 /// The first connection that can be had, in this order: an address that refuses, or is silent for a moment,
 /// gives the next one its turn.
-async fn connect_to_any(places: Vec<SocketAddr>, tcp: TcpOptions) -> io::Result<TcpStream> {
-    let mut attempts = JoinSet::new();
+async fn connect_to_any(places: Vec<SocketAddr>, tcp: TcpOptions) -> io::Result<Stream> {
+    let mut attempts = FuturesUnordered::new();
     let mut places = places.into_iter().peekable();
     let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
     loop {
         if let Some(place) = places.next() {
-            attempts.spawn(async move { tcp.connect(place).await });
+            attempts.push(tcp.connect(place));
         }
         tokio::select! {
-            attempt = attempts.join_next() => match attempt {
-                Some(Ok(Ok(stream))) => return Ok(stream),
-                Some(Ok(Err(error))) => failure = error,
-                Some(Err(_)) => {}
+            attempt = attempts.next() => match attempt {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => failure = error,
                 None => return Err(failure),
             },
             () = tokio::time::sleep(NEXT_AFTER), if places.peek().is_some() => {}
@@ -231,9 +246,10 @@ async fn connect_to_any(places: Vec<SocketAddr>, tcp: TcpOptions) -> io::Result<
 
 /// Asks for TLS (PostgreSQL manual, "Message Flow", SSL Session Encryption). Bytes that someone put
 /// behind the server's answer are not read before the handshake, which they would break.
-async fn encrypt(mut stream: TcpStream, connector: &Connector, name: &str) -> io::Result<Socket> {
-    stream.write_all(&SSL_REQUEST).await?;
-    match stream.read_u8().await? {
+async fn encrypt(stream: Stream, connector: &Connector, name: &str) -> io::Result<Socket> {
+    let mut socket = Socket::Tcp(stream);
+    socket.write_all(&SSL_REQUEST).await?;
+    match socket.read_u8().await? {
         b'S' => {
             // With OpenSSL's words where they are looked for.
             let failed = |error: io::Error| {
@@ -241,10 +257,11 @@ async fn encrypt(mut stream: TcpStream, connector: &Connector, name: &str) -> io
                     error.to_string().replace("invalid peer certificate", "certificate verify failed");
                 io::Error::other(format!("TLS handshake failed: {words}"))
             };
+            let Socket::Tcp(stream) = socket else { unreachable!("it is one") };
             Ok(Socket::Tls(Box::new(connector.connect(stream, name).await.map_err(failed)?)))
         }
         b'N' if connector.is_required() => Err(io::Error::other("server refused SSL")),
-        b'N' => Ok(Socket::Tcp(stream)),
+        b'N' => Ok(socket),
         _ => Err(io::Error::other("received invalid response to SSL negotiation")),
     }
 }

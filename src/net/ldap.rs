@@ -16,12 +16,13 @@ use ldap3_proto::proto::{
     LdapBindCred, LdapBindRequest, LdapDerefAliases, LdapExtendedRequest, LdapMsg, LdapOp, LdapResult,
     LdapResultCode, LdapSearchRequest, LdapSearchScope,
 };
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::Socket;
+use super::endpoint;
 use super::tls::{Connector, TlsError};
 use crate::auth::Password;
 use crate::auth::ldap::{LdapEntry, LdapOptions, LdapScope, LdapSearch, LdapTransport, escaped_for_name};
@@ -131,8 +132,8 @@ struct Directory<'a> {
 
 impl<'a> Directory<'a> {
     async fn reach(server: &'a str, options: &LdapOptions, tls: Option<&Connector>) -> io::Result<Self> {
-        let tcp = TcpStream::connect((server, options.port)).await?;
-        tcp.set_nodelay(true)?;
+        let tcp = endpoint::connect_by_name(server, options.port).await?;
+        SockRef::from(&tcp).set_tcp_nodelay(true)?;
         let connector = || tls.ok_or_else(|| io::Error::other("there is no CA to check its certificate by"));
         let socket = match options.transport {
             LdapTransport::Plain | LdapTransport::StartTls => Socket::Tcp(tcp),

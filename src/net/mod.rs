@@ -1,30 +1,34 @@
 //! Sockets, TCP, TLS and Unix, behind one type. Start with [`Socket`].
 //!
-//! Reading goes through tokio's readiness: a `poll_read` that fills less than its buffer clears it, so
-//! the next one costs no system call. Writing tries the kernel first and asks the reactor only when
-//! the kernel's buffer is full.
+//! A worker's sockets are watched by its [`EventLoop`](event_loop::EventLoop), all others by tokio. A `poll_read` that
+//! fills less than its buffer has read all that is there, so the next one costs no system call. Writing tries the kernel
+//! first and waits only when the kernel's buffer is full.
 
 pub mod dns;
 pub mod endpoint;
+pub mod event_loop;
 pub mod ldap;
+pub mod stream;
 pub mod tls;
 
 use std::ffi::c_int;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::ioctl::{Getter, Opcode, ioctl};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::auth::ChannelBinding;
+use stream::Stream;
 use tls::stream::{DetachedTlsStream, TlsStream};
 
 /// Bytes that one read may bring, and so as a rule those of one write.
@@ -40,31 +44,31 @@ const SIOCOUTQ: Opcode = 0x5411;
 #[derive(Debug)]
 pub enum Socket {
     /// TCP over IPv4 or IPv6.
-    Tcp(TcpStream),
+    Tcp(Stream),
     /// TLS over TCP.
     Tls(Box<TlsStream>),
     /// A Unix socket.
-    Unix(UnixStream),
+    Unix(Stream),
 }
 
-/// A socket that no runtime knows: what crosses from one thread to another.
+/// A socket that nobody watches: what crosses from one thread to another.
 #[derive(Debug)]
 pub enum DetachedSocket {
     /// TCP.
-    Tcp(std::net::TcpStream),
+    Tcp(OwnedFd),
     /// TLS over TCP.
     Tls(Box<DetachedTlsStream>),
     /// Unix.
-    Unix(std::os::unix::net::UnixStream),
+    Unix(OwnedFd),
 }
 
 impl DetachedSocket {
-    /// Registers the socket with the current thread's runtime.
+    /// Has the current thread watch the socket.
     pub fn attach(self) -> io::Result<Socket> {
         Ok(match self {
-            DetachedSocket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream)?),
+            DetachedSocket::Tcp(stream) => Socket::Tcp(Stream::new(stream)?),
             DetachedSocket::Tls(stream) => Socket::Tls(Box::new(stream.attach()?)),
-            DetachedSocket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream)?),
+            DetachedSocket::Unix(stream) => Socket::Unix(Stream::new(stream)?),
         })
     }
 }
@@ -74,13 +78,12 @@ impl Socket {
     #[inline]
     pub fn poll_read(&mut self, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Socket::Tcp(stream) => poll_receive(stream, context, buffer),
+            Socket::Tcp(stream) | Socket::Unix(stream) => stream.poll_receive(context, buffer),
             Socket::Tls(stream) => stream.poll_read(context, buffer),
-            Socket::Unix(stream) => poll_receive(stream, context, buffer),
         }
     }
 
-    /// Writes what the kernel takes now, 0 when its buffer is full. Asks no reactor. With TLS, bytes that
+    /// Writes what the kernel takes now, 0 when its buffer is full. With TLS, bytes that
     /// are encrypted count as written: see [`Socket::poll_flush`].
     #[inline]
     pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -96,9 +99,8 @@ impl Socket {
     /// Writes, and is woken when the kernel's buffer has room again.
     pub fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Socket::Tcp(stream) | Socket::Unix(stream) => stream.poll_send(context, bytes),
             Socket::Tls(stream) => stream.poll_write(context, bytes),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -174,7 +176,7 @@ impl Socket {
     }
 
     /// Whether the other side has closed the connection or sent something, asked of the kernel itself:
-    /// for a socket that no reactor has watched for a while.
+    /// for a socket of which the event loop may not have heard yet.
     pub fn is_silent_and_open(&mut self) -> bool {
         if let Socket::Tls(stream) = self
             && stream.has_unread()
@@ -193,105 +195,56 @@ impl Socket {
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 
-    /// Takes the socket away from the runtime that it is registered with.
-    pub fn detach(self) -> io::Result<DetachedSocket> {
-        Ok(match self {
-            Socket::Tcp(stream) => DetachedSocket::Tcp(stream.into_std()?),
-            Socket::Tls(stream) => DetachedSocket::Tls(Box::new(stream.detach()?)),
-            Socket::Unix(stream) => DetachedSocket::Unix(stream.into_std()?),
-        })
+    /// Takes the socket away from who watches it.
+    pub fn detach(self) -> DetachedSocket {
+        match self {
+            Socket::Tcp(stream) => DetachedSocket::Tcp(stream.detach()),
+            Socket::Tls(stream) => DetachedSocket::Tls(Box::new(stream.detach())),
+            Socket::Unix(stream) => DetachedSocket::Unix(stream.detach()),
+        }
+    }
+
+    /// The process at the other end of a Unix socket; `None` with any other.
+    pub fn peer_process(&self) -> Option<UnixCredentials> {
+        match self {
+            Socket::Unix(stream) => process_behind(stream),
+            Socket::Tcp(_) | Socket::Tls(_) => None,
+        }
     }
 
     /// Our own side's address; `None` on a Unix socket.
     pub fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Socket::Tcp(stream) => stream.local_addr().ok(),
-            Socket::Tls(stream) => stream.tcp().local_addr().ok(),
-            Socket::Unix(_) => None,
-        }
+        SockRef::from(self).local_addr().ok()?.as_socket()
     }
 
     /// The other side's address; `None` on a Unix socket.
     pub fn peer_address(&self) -> Option<SocketAddr> {
-        match self {
-            Socket::Tcp(stream) => stream.peer_addr().ok(),
-            Socket::Tls(stream) => stream.tcp().peer_addr().ok(),
-            Socket::Unix(_) => None,
-        }
+        SockRef::from(self).peer_addr().ok()?.as_socket()
     }
 }
 
-/// A socket that the reactor watches.
-trait Watched: AsFd {
-    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
-
-    /// Reads by `call` if it seems readable; after `WouldBlock` it does not, until more has come.
-    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
-}
-
-impl Watched for TcpStream {
-    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(context)
-    }
-
-    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
-        self.try_io(Interest::READABLE, call)
-    }
-}
-
-impl Watched for UnixStream {
-    fn poll_readable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(context)
-    }
-
-    fn read_by(&self, call: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
-        self.try_io(Interest::READABLE, call)
-    }
-}
-
-/// As tokio's `poll_read`, by a system call without the C library's cancellation of threads around it. What fills less
-/// than the buffer was all there was: until more has come, the socket does not seem readable.
-#[inline]
-fn poll_receive(
-    socket: &impl Watched,
-    context: &mut Context<'_>,
-    buffer: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(socket.poll_readable(context))?;
-        let mut all_there_was = None;
-        let outcome = socket.read_by(|| {
-            let (count, _) = retry_on_intr(|| rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()))?;
-            if count == 0 || count == buffer.len() {
-                return Ok(count);
-            }
-            all_there_was = Some(count);
-            Err(io::ErrorKind::WouldBlock.into())
-        });
-        match (all_there_was, outcome) {
-            (Some(count), _) => return Poll::Ready(Ok(count)),
-            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            (None, outcome) => return Poll::Ready(outcome),
-        }
-    }
+/// The process that has connected to a Unix socket, or was listening there. Its number is 0 where we cannot see it.
+pub fn process_behind(socket: &impl AsFd) -> Option<UnixCredentials> {
+    getsockopt(socket, PeerCredentials).ok()
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Tcp(stream) | Socket::Unix(stream) => stream.as_fd(),
             Socket::Tls(stream) => stream.tcp().as_fd(),
-            Socket::Unix(stream) => stream.as_fd(),
         }
     }
 }
 
+/// For tasks that read as if they could wait. Where there is always some, others have their turn all the same.
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(event_loop::poll_budget(context));
         let count = ready!(self.get_mut().poll_read(context, buffer.initialize_unfilled()))?;
         buffer.advance(count);
         Poll::Ready(Ok(()))
@@ -300,6 +253,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(event_loop::poll_budget(context));
         self.get_mut().poll_write(context, bytes)
     }
 

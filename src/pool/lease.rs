@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::access::Site;
 use super::{Loan, Pool, Pooled, close};
+use crate::net::event_loop;
 use crate::protocol::channels::Unlistened;
 use crate::server::{QueryError, ServerConnection};
 use crate::sql::state::Touched;
@@ -91,7 +92,7 @@ impl Lease {
     pub fn run_and_release(mut self, sql: String, purpose: &'static str) {
         let pool = Arc::clone(self.pool());
         pool.tested.fetch_add(1, Ordering::Relaxed);
-        tokio::task::spawn_local(async move {
+        event_loop::spawn(async move {
             let limit = pool.settings.load().connect_timeout;
             let result = within(limit, self.run(&sql, &pool.session)).await;
             pool.tested.fetch_sub(1, Ordering::Relaxed);

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::Pool;
+use crate::net::event_loop;
 use crate::protocol::channels::Channels;
 use crate::wire::backend::notifications;
 use connection::Connection;
@@ -125,7 +126,7 @@ impl Listening {
                     state.marks = format!("pgweir_{:032x}", rand::random::<u128>()).into();
                     state.commands = Some(commands.clone());
                     let connection = Connection::open(Arc::clone(pool), worker);
-                    tokio::task::spawn_local(Arc::clone(self).serve(connection, receiver));
+                    event_loop::spawn(Arc::clone(self).serve(connection, receiver));
                     commands
                 }
             };

@@ -220,7 +220,7 @@ struct Failure {
     refusal: Option<SqlError>,
 }
 
-/// After so much idleness the kernel is asked whether a server is still there: the reactor may not have
+/// After so much idleness the kernel is asked whether a server is still there: the event loop may not have
 /// heard yet of one that has just died. A busy pool's servers are never idle for so long.
 const LOOK_AFTER: Duration = Duration::from_millis(5);
 

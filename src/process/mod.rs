@@ -142,7 +142,8 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The workers have their timers from it as long as the process is there: it is never shut down.
+    let runtime = Box::leak(Box::new(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
     runtime.block_on(Process::start(config, options.clone(), log, inherited)).map_err(|error| {
         tracing::error!(fatal = true, "{error}");
         StartError::Logged(Box::new(error))

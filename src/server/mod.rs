@@ -121,7 +121,7 @@ pub struct ServerConnection {
     pub used_at: Instant,
     /// The pool's epoch at its opening: RECONNECT and a changed database make it an old one.
     pub epoch: u64,
-    /// The worker whose runtime watches the socket.
+    /// The worker whose event loop watches the socket.
     pub worker: usize,
     /// What it was opened for. One for replication is never lent to a second client.
     pub replication: Replication,
@@ -161,11 +161,11 @@ impl ServerConnection {
         now.saturating_duration_since(self.opened_at)
     }
 
-    /// Moves the socket to the current thread's runtime.
+    /// Has the current thread watch the socket.
     ///
-    /// Fails when the connection died meanwhile, which no reactor may have noticed yet.
+    /// Fails when the connection died meanwhile, which its event loop may not have noticed yet.
     pub fn move_to(self, worker: usize) -> io::Result<Self> {
-        let mut socket = self.socket.detach()?.attach()?;
+        let mut socket = self.socket.detach().attach()?;
         if !socket.is_silent_and_open() {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }

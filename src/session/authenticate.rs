@@ -227,10 +227,10 @@ impl Newcomer {
 
     /// The other process's user must be the client's or be mapped to it.
     fn check_peer(&self, hba: &Hba, map: Option<&str>, user: &str) -> Result<(), SqlError> {
-        let Some(Socket::Unix(stream)) = &self.socket else {
+        let Some(socket @ Socket::Unix(_)) = &self.socket else {
             return Err(fatal("unix socket login rejected"));
         };
-        let uid = stream.peer_cred().ok().map(|peer| nix::unistd::Uid::from_raw(peer.uid()));
+        let uid = socket.peer_process().map(|peer| nix::unistd::Uid::from_raw(peer.uid()));
         let name = uid.and_then(|uid| nix::unistd::User::from_uid(uid).ok().flatten()).map(|user| user.name);
         match name {
             Some(name) if hba.maps(map, &name, user) => Ok(()),

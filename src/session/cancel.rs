@@ -14,6 +14,7 @@ use super::peers::Asked;
 use super::plane::{Address, Message, Plane, Shared};
 use super::{Phase, Session};
 use crate::log::Peer;
+use crate::net::event_loop;
 use crate::pool::Target;
 use crate::server;
 use crate::wire::startup::{CancelKey, CancelRequest};
@@ -187,7 +188,7 @@ impl Session {
         let how = self.group.settings.borrow().dialing.clone();
         let Target { database, user } = &self.group.pool.target;
         let tag = format!("S: {database}/{user}@{endpoint}");
-        tokio::task::spawn_local(async move {
+        event_loop::spawn(async move {
             let began = Instant::now();
             let request = server::cancel(&endpoint, at, &how, &key);
             let sent = tokio::time::timeout(no_limit_if_zero(limit), request).await;

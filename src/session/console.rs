@@ -48,9 +48,8 @@ pub fn rights(config: &Config, user: &str) -> Option<Rights> {
 
 /// Whether the other end of a Unix socket runs as our own user.
 pub fn is_own_user(socket: &Socket) -> bool {
-    let Socket::Unix(stream) = socket else { return false };
     let own = std::fs::metadata("/proc/self").map(|data| std::os::unix::fs::MetadataExt::uid(&data));
-    matches!((stream.peer_cred(), own), (Ok(peer), Ok(own)) if peer.uid() == own)
+    matches!((socket.peer_process(), own), (Some(peer), Ok(own)) if peer.uid() == own)
 }
 
 /// Cancels of the console's own clients, by key.

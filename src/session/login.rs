@@ -22,8 +22,8 @@ use crate::auth::{ChannelBinding, Credentials, Proof, ServerSecret};
 use crate::config::{AuthType, Config, Database, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
-use crate::net::Socket;
 use crate::net::tls::Acceptor;
+use crate::net::{DetachedSocket, Socket, event_loop};
 use crate::pool::quota::Permit;
 use crate::pool::state::NOBODY;
 use crate::pool::{Acquired, Lease, Pool};
@@ -88,8 +88,19 @@ pub(super) struct Newcomer {
     minor: u16,
 }
 
-/// Serves one connection from its first byte to its last. Runs on the plane's thread.
-pub async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
+/// Begins with a new connection, on the plane's thread.
+pub fn welcome(plane: &Rc<Plane>, socket: DetachedSocket, peer: Peer) {
+    match socket.attach() {
+        Ok(socket) => event_loop::spawn(serve(Rc::clone(plane), socket, peer)),
+        Err(error) => {
+            tracing::error!("cannot watch a new client connection: {error}");
+            plane.disconnected();
+        }
+    }
+}
+
+/// Serves one connection from its first byte to its last.
+async fn serve(plane: Rc<Plane>, socket: Socket, peer: Peer) {
     let id = plane.shared.next_client();
     let mut newcomer = Box::new(Newcomer {
         plane: Rc::clone(&plane),

@@ -46,7 +46,7 @@ use bytes::BytesMut;
 use crate::config::{PoolMode, Role};
 use crate::error::{SqlError, sqlstate};
 use crate::log::{ClientTag, Peer};
-use crate::net::Socket;
+use crate::net::{Socket, event_loop};
 use crate::pool::{Lease, Waiting};
 use crate::protocol::OutOfStep;
 use crate::protocol::body::Body;
@@ -72,6 +72,9 @@ const SENT_AGAIN_MAX: u8 = 3;
 
 /// Reads of one socket in one poll, after which others get their turn.
 const READS_MAX: usize = 4;
+
+/// Steps of a session in one turn: a client may send what costs us work and gives no answer, for ever.
+const STEPS_MAX: usize = 2 * READS_MAX;
 
 /// Why a session ends, and what the client is told.
 #[derive(Debug)]
@@ -355,7 +358,7 @@ impl Session {
     }
 
     fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
-        loop {
+        for _ in 0..STEPS_MAX {
             if let Some(doom) = self.doom.take() {
                 if matches!(*doom, Farewell::Severed) && self.moves_on() {
                     continue;
@@ -373,6 +376,9 @@ impl Session {
                 return Poll::Ready(farewell);
             }
         }
+        // Others on this thread want their turn.
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Ends the session from outside its task.
@@ -532,7 +538,7 @@ impl Session {
         match self.cancels.take().filter(|cancels| cancels.are_pending()) {
             None => finish_loan(lease, reset, now),
             Some(cancels) => {
-                tokio::task::spawn_local(async move {
+                event_loop::spawn(async move {
                     match cancels.arrived().await {
                         true => finish_loan(lease, reset, Instant::now()),
                         false => lease.close("a cancel request may still reach it"),

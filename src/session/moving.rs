@@ -132,7 +132,7 @@ pub(super) fn send_off(session: Rc<RefCell<Session>>, to: usize) {
 pub fn arrive(plane: &Rc<Plane>, moving: Box<Moving>) {
     let Moving { socket, user, database, pool, cancel_key, client } = *moving;
     plane.metrics.borrow_mut().clients_moved += 1;
-    let socket = match socket.detach().and_then(|socket| socket.attach()) {
+    let socket = match socket.detach().attach() {
         Ok(socket) => socket,
         Err(error) => {
             let tag =

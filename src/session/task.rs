@@ -6,16 +6,16 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use super::{Session, moving};
+use crate::net::event_loop;
 
 /// Runs one session; holds `None` when that has left.
 ///
-/// A future of one pointer, and no async function: with one of more than 24 bytes a task of tokio's takes 256 bytes instead of
-/// 128, for as long as its client is there.
+/// A future of one pointer, and no async function: it takes its place for as long as its client is there.
 struct SessionTask(Option<Rc<RefCell<Session>>>);
 
 /// Runs a session that its plane knows already, to its end or until it moves to another worker.
 pub(super) fn run(session: Rc<RefCell<Session>>) {
-    tokio::task::spawn_local(SessionTask(Some(session)));
+    event_loop::spawn(SessionTask(Some(session)));
 }
 
 /// Takes a session from its plane: it moves to that worker, or has ended.
@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn an_idle_client_takes_little_memory() {
-        // With the counters of Rc and RefCell and malloc's header a session takes 352 bytes, and a task 128 with tokio's own.
+        // With the counters of Rc and RefCell and malloc's header a session takes 352 bytes.
         assert!(size_of::<Session>() <= 320, "{}", size_of::<Session>());
-        assert!(size_of::<SessionTask>() <= 24);
+        assert!(size_of::<SessionTask>() <= 8);
     }
 }

@@ -24,11 +24,11 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, Connection, InconsistentKeys, ServerConfig, ServerConnection};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-use tokio::net::TcpStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::auth::ChannelBinding;
 use crate::config::{Settings, SslMode, TlsProtocol};
+use crate::net::stream::Stream;
 use stream::TlsStream;
 use trust::{Check, Trust};
 
@@ -328,7 +328,7 @@ impl Acceptor {
     /// Makes the handshake with a client. `begun` is what was read of it already.
     ///
     /// Fails with rustls's word for what went wrong.
-    pub async fn accept(&self, tcp: TcpStream, begun: &[u8]) -> io::Result<TlsStream> {
+    pub async fn accept(&self, tcp: Stream, begun: &[u8]) -> io::Result<TlsStream> {
         let connection = ServerConnection::new(Arc::clone(&self.config)).map_err(io::Error::other)?;
         let mut stream = TlsStream::new(tcp, connection, begun);
         stream.handshake().await?;
@@ -409,7 +409,7 @@ impl Connector {
     /// Makes the handshake with a server, whose certificate is to be for `name`.
     ///
     /// Fails with rustls's word for what went wrong.
-    pub async fn connect(&self, tcp: TcpStream, name: &str) -> io::Result<TlsStream> {
+    pub async fn connect(&self, tcp: Stream, name: &str) -> io::Result<TlsStream> {
         let name = match ServerName::try_from(name.to_owned()) {
             Ok(name) => name,
             // Nobody looks at it.

@@ -2,15 +2,14 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Read, Write};
-use std::pin::Pin;
+use std::os::fd::OwnedFd;
 use std::task::{Context, Poll, ready};
 
 use rustls::{Connection, ProtocolVersion};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, Interest, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::net::READ_MAX;
+use crate::net::stream::Stream;
 
 /// Ciphertext that may wait for the kernel to take it. What is beyond it stays with the caller.
 const WRITE_MAX: usize = 64 * 1024;
@@ -29,7 +28,7 @@ thread_local! {
 /// A TLS connection, before or after its handshake.
 #[derive(Debug)]
 pub struct TlsStream {
-    tcp: TcpStream,
+    tcp: Stream,
     connection: Connection,
     /// Ciphertext that was read and that rustls has no room for before its plaintext is fetched.
     unread: Vec<u8>,
@@ -37,26 +36,26 @@ pub struct TlsStream {
     records: u64,
 }
 
-/// A connection that no runtime knows: what crosses from one thread to another.
+/// A connection that nobody watches: what crosses from one thread to another.
 #[derive(Debug)]
 pub struct DetachedTlsStream {
-    tcp: std::net::TcpStream,
+    tcp: OwnedFd,
     connection: Connection,
     unread: Vec<u8>,
     records: u64,
 }
 
 impl DetachedTlsStream {
-    /// Registers the socket with the current thread's runtime.
+    /// Has the current thread watch the socket.
     pub fn attach(self) -> io::Result<TlsStream> {
         let DetachedTlsStream { tcp, connection, unread, records } = self;
-        Ok(TlsStream { tcp: TcpStream::from_std(tcp)?, connection, unread, records })
+        Ok(TlsStream { tcp: Stream::new(tcp)?, connection, unread, records })
     }
 }
 
 impl TlsStream {
     /// A connection whose handshake is still to be made. `begun` is what was read of it already.
-    pub fn new(tcp: TcpStream, connection: impl Into<Connection>, begun: &[u8]) -> Self {
+    pub fn new(tcp: Stream, connection: impl Into<Connection>, begun: &[u8]) -> Self {
         let mut connection = connection.into();
         connection.set_buffer_limit(Some(WRITE_MAX));
         TlsStream { tcp, connection, unread: begun.to_vec(), records: 0 }
@@ -85,7 +84,7 @@ impl TlsStream {
     }
 
     /// The socket below.
-    pub fn tcp(&self) -> &TcpStream {
+    pub fn tcp(&self) -> &Stream {
         &self.tcp
     }
 
@@ -95,10 +94,10 @@ impl TlsStream {
         !self.unread.is_empty() || state.is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
 
-    /// Takes the socket away from the runtime that it is registered with.
-    pub fn detach(self) -> io::Result<DetachedTlsStream> {
+    /// Takes the socket away from who watches it.
+    pub fn detach(self) -> DetachedTlsStream {
         let TlsStream { tcp, connection, unread, records } = self;
-        Ok(DetachedTlsStream { tcp: tcp.into_std()?, connection, unread, records })
+        DetachedTlsStream { tcp: tcp.detach(), connection, unread, records }
     }
 
     /// Reads what is there. `Ok(0)` is the end of the stream, announced or not: the messages within say
@@ -139,11 +138,9 @@ impl TlsStream {
         }
         CIPHERTEXT.with_borrow_mut(|bytes| {
             bytes.resize(READ_MAX, 0);
-            let mut buffer = ReadBuf::new(bytes);
-            ready!(Pin::new(&mut self.tcp).poll_read(context, &mut buffer))?;
-            match buffer.filled() {
-                [] => Poll::Ready(Ok(0)),
-                filled => Poll::Ready(self.take_ciphertext(filled)),
+            match ready!(self.tcp.poll_receive(context, bytes))? {
+                0 => Poll::Ready(Ok(0)),
+                count => Poll::Ready(self.take_ciphertext(&bytes[..count])),
             }
         })
     }
@@ -212,13 +209,8 @@ impl TlsStream {
             if !self.connection.wants_write() {
                 return Poll::Ready(Ok(()));
             }
-            // The reactor believes in room until a write of its own says otherwise.
-            ready!(self.tcp.poll_write_ready(context))?;
-            match self.tcp.try_io(Interest::WRITABLE, || send(&self.tcp, &mut self.connection)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(_) => {}
-            }
+            // The event loop believes in room until a write that it knows of says otherwise.
+            ready!(self.tcp.poll_send_by(context, || send(&self.tcp, &mut self.connection)))?;
         }
     }
 
@@ -241,7 +233,7 @@ impl TlsStream {
     }
 }
 
-fn send(tcp: &TcpStream, connection: &mut Connection) -> io::Result<usize> {
+fn send(tcp: &Stream, connection: &mut Connection) -> io::Result<usize> {
     connection.write_tls(&mut Sender(SockRef::from(tcp)))
 }
 
