@@ -305,7 +305,7 @@ async fn accept_tcp(listener: std::net::TcpListener, plane: Rc<Plane>) -> io::Re
                 let _ = options.apply(&stream);
                 hand_over(&plane, DetachedSocket::Tcp(stream), Peer::Tcp(address));
             }
-            Ok((_, None)) => unreachable!("a TCP connection comes from somewhere"),
+            Ok((_, None)) => after_error("a client", &io::Error::other("it has no address")).await,
             Err(error) => after_error("a client", &error).await,
         }
     }

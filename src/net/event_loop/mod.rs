@@ -1,7 +1,7 @@
 //! The event loop of one thread: its tasks, its sockets and its sleep. Start with [`EventLoop::run`].
 //!
 //! tokio's own is made for tasks and sockets that any thread may touch. On the way of a query through a worker half of the
-//! locks and atomic operations were its, and most readings of the clock, around each sleep: 5 % of the processor time of the
+//! locks and atomic operations were its, and most readings of the clock, around each sleep: 4 % of the processor time of the
 //! whole, the kernel's part included. A worker's tasks and sockets are its own thread's. Timers, DNS and work that blocks
 //! stay with the runtime that the process has for everything else.
 
