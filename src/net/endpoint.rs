@@ -173,7 +173,7 @@ impl Endpoint {
             Host::Tcp(name) => {
                 let stream = match ip.or_else(|| name.parse().ok()) {
                     Some(ip) => how.tcp.connect(SocketAddr::new(ip, self.port)).await?,
-                    None => connect_by_name(name, self.port).await?,
+                    None => connect_by_name(name, self.port, how.tcp).await?,
                 };
                 Ok(Socket::Tcp(stream))
             }
@@ -206,16 +206,9 @@ pub fn socket_name(port: u16) -> String {
     format!(".s.PGSQL.{port}")
 }
 
-/// Connects to the first of a name's addresses that accepts, as the system knows them.
-pub(super) async fn connect_by_name(name: &str, port: u16) -> io::Result<Stream> {
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for place in tokio::net::lookup_host((name, port)).await? {
-        match TcpOptions::default().connect(place).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
+/// Connects to a name, at the addresses that the system knows.
+pub(super) async fn connect_by_name(name: &str, port: u16, tcp: TcpOptions) -> io::Result<Stream> {
+    connect_to_any(tokio::net::lookup_host((name, port)).await?.collect(), tcp).await
 }
 
 async fn connect_unix(path: &Path) -> io::Result<Socket> {

@@ -16,13 +16,12 @@ use ldap3_proto::proto::{
     LdapBindCred, LdapBindRequest, LdapDerefAliases, LdapExtendedRequest, LdapMsg, LdapOp, LdapResult,
     LdapResultCode, LdapSearchRequest, LdapSearchScope,
 };
-use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::Socket;
-use super::endpoint;
+use super::endpoint::{TcpOptions, connect_by_name};
 use super::tls::{Connector, TlsError};
 use crate::auth::Password;
 use crate::auth::ldap::{LdapEntry, LdapOptions, LdapScope, LdapSearch, LdapTransport, escaped_for_name};
@@ -132,8 +131,9 @@ struct Directory<'a> {
 
 impl<'a> Directory<'a> {
     async fn reach(server: &'a str, options: &LdapOptions, tls: Option<&Connector>) -> io::Result<Self> {
-        let tcp = endpoint::connect_by_name(server, options.port).await?;
-        SockRef::from(&tcp).set_tcp_nodelay(true)?;
+        let defaults = TcpOptions::default();
+        let tcp = connect_by_name(server, options.port, defaults).await?;
+        defaults.apply(&tcp)?;
         let connector = || tls.ok_or_else(|| io::Error::other("there is no CA to check its certificate by"));
         let socket = match options.transport {
             LdapTransport::Plain | LdapTransport::StartTls => Socket::Tcp(tcp),
