@@ -19,8 +19,8 @@ const BUDGET: u32 = 128;
 
 thread_local! {
     static TASKS: RefCell<Tasks> = const { RefCell::new(Tasks { slots: Slab::new(), ready: VecDeque::new() }) };
-    /// What is left of the [`BUDGET`]. Threads without a loop have theirs from tokio.
-    static LEFT: Cell<u32> = const { Cell::new(u32::MAX) };
+    /// What is left of the [`BUDGET`]; `None` on threads without a loop, which have theirs from tokio.
+    static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 struct Tasks {
@@ -75,7 +75,7 @@ pub(super) fn run_some() -> bool {
             // What was done before it was woken there is seen from here on.
             task.alarm.is_set_elsewhere.swap(false, Ordering::AcqRel);
         }
-        LEFT.set(BUDGET);
+        LEFT.set(Some(BUDGET));
         match task.future.as_mut().poll(&mut Context::from_waker(&task.waker)) {
             Poll::Pending => TASKS.with_borrow_mut(|tasks| tasks.slots[key] = Some(task)),
             Poll::Ready(()) => drop(TASKS.with_borrow_mut(|tasks| tasks.slots.remove(key))),
@@ -97,16 +97,13 @@ impl Tasks {
 
 /// Pending when a task has done enough in this turn: it gets another one behind the others.
 pub(in crate::net) fn poll_budget(context: &Context<'_>) -> Poll<()> {
-    match LEFT.get().checked_sub(1) {
-        Some(left) => {
-            LEFT.set(left);
-            Poll::Ready(())
-        }
-        None => {
-            context.waker().wake_by_ref();
-            Poll::Pending
-        }
+    let left = LEFT.get();
+    if left == Some(0) {
+        context.waker().wake_by_ref();
+        return Poll::Pending;
     }
+    LEFT.set(left.map(|left| left - 1));
+    Poll::Ready(())
 }
 
 /// Has these tasks have a turn.
@@ -118,6 +115,7 @@ pub(super) fn add_ready(woken: &mut Vec<usize>) {
 pub(super) fn end() {
     let tasks = TASKS.with_borrow_mut(|tasks| std::mem::take(&mut tasks.slots));
     drop(tasks);
+    LEFT.set(None);
 }
 
 impl Wake for Alarm {
