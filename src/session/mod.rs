@@ -70,11 +70,9 @@ const READ_AHEAD_MAX: usize = 64 * 1024;
 /// ends each server it runs on must not go round for ever.
 const SENT_AGAIN_MAX: u8 = 3;
 
-/// Reads of one socket in one poll, after which others get their turn.
+/// Reads of one socket in one poll, after which others get their turn. A client may send for ever what costs us work and
+/// gives no answer.
 const READS_MAX: usize = 4;
-
-/// Steps of a session in one turn: a client may send what costs us work and gives no answer, for ever.
-const STEPS_MAX: usize = 2 * READS_MAX;
 
 /// Why a session ends, and what the client is told.
 #[derive(Debug)]
@@ -358,7 +356,7 @@ impl Session {
     }
 
     fn poll_advance(&mut self, context: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Farewell> {
-        for _ in 0..STEPS_MAX {
+        for _ in 0..READS_MAX {
             if let Some(doom) = self.doom.take() {
                 if matches!(*doom, Farewell::Severed) && self.moves_on() {
                     continue;

@@ -71,8 +71,7 @@ pub enum Message {
     Cancel(CancelKey, Address, Canceller),
     /// Do something with the worker's state, and tell the asker when it is done.
     Run(Task),
-    /// It is time for [`Plane::tick`], since that moment. A timer of the worker's own would cost every sleep of its event
-    /// loop the setting and stopping of a kernel timer.
+    /// It is time for [`Plane::tick`], since that moment: how long ago that was says how the worker keeps up.
     Tick(Instant),
 }
 

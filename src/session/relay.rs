@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::answers::Answered;
 use super::keeping::Between;
-use super::{Farewell, Phase, READS_MAX, Scratch, Session};
+use super::{Farewell, Phase, Scratch, Session};
 use crate::config::PoolMode;
 use crate::error::{SqlError, sqlstate};
 use crate::pool::Lease;
@@ -60,24 +60,17 @@ impl Session {
         context: &mut Context<'_>,
         scratch: &mut Scratch,
     ) -> Poll<Result<(), Farewell>> {
-        for _ in 0..READS_MAX {
-            let from_server = self.pump_server(context, scratch)?;
-            if from_server == Pumped::Released {
-                return Poll::Ready(Ok(()));
-            }
-            let from_client = self.pump_client(context, scratch)?;
-            if from_client == Pumped::Released {
-                return Poll::Ready(Ok(()));
-            }
-            if from_server == Pumped::Nothing && from_client == Pumped::Nothing {
-                if self.is_between_transactions() {
-                    self.tell_heard(context)?;
-                }
-                return Poll::Pending;
-            }
+        let from_server = self.pump_server(context, scratch)?;
+        if from_server == Pumped::Released {
+            return Poll::Ready(Ok(()));
         }
-        // Others on this thread want their turn.
-        context.waker().wake_by_ref();
+        let from_client = self.pump_client(context, scratch)?;
+        if from_server != Pumped::Nothing || from_client != Pumped::Nothing {
+            return Poll::Ready(Ok(()));
+        }
+        if self.is_between_transactions() {
+            self.tell_heard(context)?;
+        }
         Poll::Pending
     }
 
