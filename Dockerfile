@@ -9,6 +9,7 @@ COPY scripts scripts
 COPY Cargo.toml Cargo.lock ./
 COPY src src
 COPY benches benches
+COPY fuzz fuzz
 RUN scripts/build-release
 
 FROM debian:bookworm-slim

@@ -46,10 +46,8 @@ lint: ## format, clippy and docs; every warning is an error
 	@scripts/setup build
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path tests/drivers/rust/Cargo.toml
-	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
-	$(CARGO) clippy --all-targets -- -D warnings
 	# Nothing is linked, so that libFuzzer need not be there.
-	CUSTOM_LIBFUZZER_PATH=/lib/libFuzzer.a $(CARGO) clippy --manifest-path fuzz/Cargo.toml --target-dir target/fuzz -- -D warnings
+	CUSTOM_LIBFUZZER_PATH=/lib/libFuzzer.a $(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) doc --no-deps --document-private-items --quiet
 
 unit: ## the unit tests alone: no network, no PostgreSQL, seconds
@@ -92,6 +90,11 @@ bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	[ -n "$${PGWEIR:-}" ] || $(MAKE) release
 	scripts/bench $(ARGS)
 
+# It builds with the profile of a release, which takes no overrides for one member of the workspace.
+fuzz: export CARGO_PROFILE_RELEASE_LTO := off
+fuzz: export CARGO_PROFILE_RELEASE_CODEGEN_UNITS := 16
+fuzz: export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS := true
+fuzz: export CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS := true
 fuzz: ## the properties with many more random cases, then libFuzzer on each parser: make fuzz FUZZ_SECONDS=600
 	@scripts/setup fuzz
 	PROPTEST_CASES=$(CASES) $(CARGO) test --release --lib
