@@ -149,6 +149,9 @@ async fn demo(arguments: &DemoArguments) -> Result<(), DemoError> {
     let sandbox = Sandbox::new("pgweir-demo-")?;
     let found = if arguments.probe { None } else { kubernetes::Programs::find() };
     say(&source(arguments, found.as_ref()))?;
+    if cfg!(debug_assertions) {
+        say("A build for development: one of make release takes a fraction of its processor time")?;
+    }
     say(&format!(
         "Starting PostgreSQL, a primary and {STANDBY_COUNT} standbys, in {}",
         sandbox.path().display()
