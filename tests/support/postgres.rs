@@ -1,10 +1,10 @@
 //! [`Postgres`]: a real, private PostgreSQL.
 //!
-//! `initdb` runs once per machine and build: its result, with the roles below, is kept as a template in
-//! cargo's target folder, and each server starts from a copy of it in half a second. A test program
+//! `initdb` runs once per machine and build: its result, with the roles below, is kept as an archive in
+//! cargo's target folder, which each server unpacks, and then starts in half a second. A test program
 //! shares one server among the tests that run at the same time; the last one removes it.
 //!
-//! `PGWEIR_TEST_PG=18 cargo nextest run` asks PostgreSQL 18 the same questions; each version has a template of
+//! `PGWEIR_TEST_PG=18 cargo nextest run` asks PostgreSQL 18 the same questions; each version has an archive of
 //! its own.
 //!
 //! | role | password | how TCP clients log in |
@@ -102,7 +102,7 @@ impl Postgres {
 
     async fn start_with(binaries: &Path, settings: &[&str]) -> Postgres {
         let directory = memory_directory("weir-pg-");
-        process::copy_directory(&template_of(binaries), &directory.path().join("data"));
+        unpack_data(binaries, &directory.path().join("data"));
         for _ in 0..5 {
             let port = process::free_port();
             if let Some(server) = Postgres::launch(binaries, &directory, port, settings).await {
@@ -123,7 +123,7 @@ impl Postgres {
     /// Another server at the same port of another address of this host, such as 127.0.0.2.
     pub async fn start_beside(&self, address: &str) -> Postgres {
         let directory = memory_directory("weir-pg-");
-        process::copy_directory(&template(), &directory.path().join("data"));
+        new_data(&directory.path().join("data"));
         let listen = format!("listen_addresses={address}");
         let started = Postgres::launch(&binaries(), &directory, self.port, &[&listen]).await;
         let (port, child) = started.unwrap_or_else(|| panic!("port {} of {address} is taken", self.port));
@@ -248,34 +248,41 @@ pub fn binaries_18() -> PathBuf {
     found
 }
 
-/// A data directory with our roles, made once and kept in cargo's target folder.
-pub fn template() -> PathBuf {
-    template_of(&binaries())
+/// A new data directory with our roles. All of them have one system identifier.
+pub fn new_data(data: &Path) {
+    unpack_data(&binaries(), data);
 }
 
-fn template_of(binaries: &Path) -> PathBuf {
+/// Half the work of copying some 1,300 small files, and they are the unprivileged user's at once.
+fn unpack_data(binaries: &Path, data: &Path) {
+    fs::create_dir(data).expect("our directory is writable");
+    let mut unpack = Command::new("tar");
+    unpack.arg("--extract").arg("--file").arg(archive(binaries)).arg("--directory").arg(data);
+    run(unpack);
+}
+
+fn archive(binaries: &Path) -> PathBuf {
     let recipe = (binaries, ROLES, HBA);
     let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(recipe);
     let home = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let template = home.join(format!("postgres-{hash:016x}"));
+    let archive = home.join(format!("postgres-{hash:016x}.tar"));
     let guard = File::create(home.join("postgres.lock")).expect("cargo's target is writable");
-    // Tests run in several processes; only one makes the template.
+    // Tests run in several processes; only one makes it.
     guard.lock().expect("a local file can be locked");
-    if !template.exists() {
-        make_template(binaries, &template);
+    if !archive.exists() {
+        make_archive(binaries, &archive);
     }
-    template
+    archive
 }
 
-fn make_template(binaries: &Path, template: &Path) {
+fn make_archive(binaries: &Path, archive: &Path) {
     let workshop = private_directory("weir-initdb-");
     let data = initialize(binaries, workshop.path());
-    let unfinished = template.with_extension("unfinished");
-    let _ = fs::remove_dir_all(&unfinished);
-    let mut copy = Command::new("cp");
-    copy.arg("-a").arg(&data).arg(&unfinished);
-    run(copy);
-    fs::rename(&unfinished, template).expect("both names are in cargo's target");
+    let unfinished = archive.with_extension("unfinished");
+    let mut pack = Command::new("tar");
+    pack.arg("--create").arg("--file").arg(&unfinished).arg("--directory").arg(&data).arg(".");
+    run(pack);
+    fs::rename(&unfinished, archive).expect("both names are in cargo's target");
 }
 
 /// A new cluster with our roles in this directory, with a system identifier of its own.

@@ -7,7 +7,7 @@
 
 use super::message::Reply;
 use super::network::Network;
-use super::postgres::{binaries, template};
+use super::postgres::{binaries, new_data};
 use super::process::{self, memory_directory, reap, unprivileged};
 use super::raw::{Address, Login, Raw};
 use super::{PATIENCE, eventually};
@@ -383,7 +383,7 @@ impl Replicas {
         let node = &self.nodes[number];
         fs::create_dir(&node.directory).expect("our directory is writable");
         process::give(&node.directory);
-        process::copy_directory(&template(), &node.directory.join("data"));
+        new_data(&node.directory.join("data"));
         fs::write(node.directory.join("data/pg_hba.conf"), HBA).expect("our directory is writable");
         if number != self.leader {
             self.become_standby(number);
