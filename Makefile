@@ -12,9 +12,9 @@ CARGO := cargo
 # cargo-nextest runs the tests of all programs at once; plain cargo runs one program after the other.
 TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
 	&& echo "$(CARGO) nextest run --no-tests=pass" || echo "$(CARGO) test --quiet")
-# The program, and no example, as there is none: but with examples Cargo takes dependencies with the features that
-# tests want of them, so that demo, docs and tests compile each dependency once.
-SHARED := --bins --examples
+# There are no examples; but asked for them, Cargo takes dependencies with the features that tests want of them, so that
+# demo, docs and tests compile each dependency once.
+AS_TESTS := --examples
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
 # names: there it is the files that have nothing else.
 SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/(^|::)[acdkprs][0-9]+_/)',--test integration scenarios_)
@@ -40,7 +40,7 @@ help: ## list the targets
 
 demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play with
 	@scripts/setup build postgres
-	$(CARGO) build $(SHARED)
+	$(CARGO) build --bins $(AS_TESTS)
 	$${CARGO_TARGET_DIR:-target}/debug/pgweir demo $(ARGS)
 
 test: lint unit integration ## all that must pass before a change is merged, cheapest first
@@ -52,7 +52,7 @@ lint: ## format, clippy and docs; every warning is an error
 	$(CARGO) fmt --check --manifest-path tests/drivers/rust/Cargo.toml
 	# Nothing is linked, so that libFuzzer need not be there.
 	CUSTOM_LIBFUZZER_PATH=/lib/libFuzzer.a $(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) doc $(SHARED) --lib --no-deps --document-private-items --quiet
+	$(CARGO) doc --lib $(AS_TESTS) --no-deps --document-private-items --quiet
 
 unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	@scripts/setup build
