@@ -94,7 +94,7 @@ bench: ## pgweir beside PgBouncer, same ini file; writes benches/RESULTS.md
 	[ -n "$${PGWEIR:-}" ] || $(MAKE) release
 	scripts/bench $(ARGS)
 
-# It builds with the profile of a release, which takes no overrides for one member of the workspace.
+# cargo-fuzz builds by the profile of a release, whose LTO cannot be another for one member of the workspace.
 fuzz: export CARGO_PROFILE_RELEASE_LTO := off
 fuzz: export CARGO_PROFILE_RELEASE_CODEGEN_UNITS := 16
 fuzz: export CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS := true
