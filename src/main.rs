@@ -1,6 +1,7 @@
 //! The `pgweir` command: reads the command line and runs the pooler, or one of the commands that an
 //! operator runs by hand.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,10 +73,10 @@ fn main() -> ExitCode {
                 println!("{}", pgweir::admin::version());
                 return ExitCode::SUCCESS;
             }
-            // With a closed stderr there is nobody to tell.
+            // As in `complain`.
             let _ = answer.print();
             if answer.use_stderr() {
-                eprintln!("{TRY_HELP}");
+                complain(TRY_HELP);
             }
             // Help and the version are answers too. For a mistake PgBouncer's code is 1, clap's is 2.
             return if answer.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
@@ -93,7 +94,7 @@ fn main() -> ExitCode {
             // The lines say what.
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => {
-                eprintln!("pgweir: {error}");
+                complain(&format!("pgweir: {error}"));
                 return ExitCode::from(NOTHING_SEEN);
             }
         },
@@ -118,10 +119,15 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("pgweir: {error}");
+            complain(&format!("pgweir: {error}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// With a closed standard error there is nobody to tell.
+fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Scripts that ask `pgbouncer --version` look for its name and number, the same that SHOW VERSION says.

@@ -161,6 +161,17 @@ async fn root_becomes_the_user_of_the_option_or_the_setting_with_all_its_groups(
     }
 }
 
+#[test]
+fn a_mistake_that_nobody_can_be_told_of_has_its_exit_code_still() {
+    for arguments in [&[][..], &["--nonsense"], &["status", "nowhere.ini"]] {
+        let (nobody, standard_error) = std::io::pipe().unwrap();
+        drop(nobody);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(standard_error);
+        assert_eq!(command.status().unwrap().code(), Some(1), "{arguments:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_daemon_leaves_its_caller_and_is_found_by_its_pidfile() {
     let site = Site::new("pidfile = {folder}/pid\nlogfile = {folder}/logfile");
