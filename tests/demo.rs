@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-/// A demo, and the temporary folder that it believes to be the system's.
+/// A demo, and the temporary folder that it believes to be the system's. It ends with the test.
 struct Demo {
-    process: Child,
+    /// `None` once its output has been taken.
+    process: Option<Child>,
     temporary: TempDir,
 }
 
@@ -33,27 +34,52 @@ impl Demo {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Demo { process, temporary }
+        Demo { process: Some(process), temporary }
     }
 
     /// Reads its output up to the line that holds `text`, and returns that line.
     fn wait_for(&mut self, text: &str) -> String {
-        let stdout = self.process.stdout.as_mut().unwrap();
+        let stdout = self.process().stdout.as_mut().unwrap();
         let lines = BufReader::new(stdout).lines().map(Result::unwrap);
         let found = lines.into_iter().find(|line| line.contains(text));
         found.unwrap_or_else(|| {
             let mut complaint = String::new();
-            self.process.stderr.as_mut().unwrap().read_to_string(&mut complaint).unwrap();
+            self.process().stderr.as_mut().unwrap().read_to_string(&mut complaint).unwrap();
             panic!("it ends before a line with {text:?}:\n{complaint}")
         })
     }
 
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    fn process(&mut self) -> &mut Child {
+        self.process.as_mut().expect("its output is taken last")
     }
 
-    fn end(mut self) -> (ExitStatus, TempDir) {
-        (self.process.wait().unwrap(), self.temporary)
+    fn signal(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(self.process()), signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        self.process().wait().unwrap()
+    }
+
+    /// Waits for its end. It has said nothing on standard error, and this.
+    fn says(&mut self) -> String {
+        let output = self.process.take().expect("its output is taken once").wait_with_output().unwrap();
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success() && stderr.is_empty(), "{}\n{stdout}\n{stderr}", output.status);
+        stdout.into_owned()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process
+            && let Ok(None) = process.try_wait()
+        {
+            // It removes its folder, and ends what it has started.
+            let _ = kill_process(Pid::from_child(process), Signal::TERM);
+            let _ = process.wait();
+        }
     }
 }
 
@@ -84,33 +110,25 @@ fn assert_nothing_is_left(folder: &Path) {
 
 #[test]
 fn once_prints_the_result_of_pgbench_and_leaves_nothing_behind() {
-    let demo = Demo::start(&["--once", "--seconds", "1"]);
-    let Demo { process, temporary } = demo;
-    let output = process.wait_with_output().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
-    assert_eq!(stderr, "");
+    let mut demo = Demo::start(&["--once", "--seconds", "1"]);
+    let stdout = demo.says();
     for wanted in ["select-only", "TPC-B", " 0 failed", "Both standbys stream"] {
         assert!(stdout.contains(wanted), "no {wanted:?} in:\n{stdout}");
     }
-    assert_nothing_is_left(temporary.path());
+    assert_nothing_is_left(demo.temporary.path());
 }
 
 /// Plays the script; the first line must say whom pgweir goes by.
 fn the_clients_go_on(arguments: &[&str], source: &str) {
-    let Demo { process, temporary } = Demo::start(&[&["--script"], arguments].concat());
-    let output = process.wait_with_output().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    let mut demo = Demo::start(&[&["--script"], arguments].concat());
+    let stdout = demo.says();
     assert!(stdout.starts_with(source), "{stdout}");
     let switchover = stdout.lines().find(|line| line.starts_with("  switchover")).unwrap_or_default();
     assert!(switchover.contains(" 0 errors,"), "{stdout}");
     for scene in ["  kill", "  fence", "  cut", "The primary moved, and the clients went on."] {
         assert!(stdout.contains(scene), "no {scene:?} in:\n{stdout}");
     }
-    assert_nothing_is_left(temporary.path());
+    assert_nothing_is_left(demo.temporary.path());
 }
 
 #[test]
@@ -133,9 +151,9 @@ fn a_running_demo_shows_a_live_line_and_ends_at_sigterm() {
     // The name of its pod: the probe has only addresses.
     assert!(live.contains(" | primary node1 | "), "{live}");
     demo.signal(Signal::TERM);
-    let (status, temporary) = demo.end();
+    let status = demo.end();
     assert!(status.success(), "{status}");
-    assert_nothing_is_left(temporary.path());
+    assert_nothing_is_left(demo.temporary.path());
 }
 
 #[test]
@@ -143,9 +161,9 @@ fn a_demo_that_is_interrupted_while_it_starts_cleans_up_and_says_so() {
     let mut demo = Demo::start(&["--once"]);
     demo.wait_for("Starting PostgreSQL");
     demo.signal(Signal::INT);
-    let (status, temporary) = demo.end();
+    let status = demo.end();
     assert_eq!(status.code(), Some(1));
-    assert_nothing_is_left(temporary.path());
+    assert_nothing_is_left(demo.temporary.path());
 }
 
 #[test]
@@ -153,10 +171,10 @@ fn a_demo_that_is_killed_leaves_nothing_behind_either() {
     let mut demo = Demo::start(&[]);
     demo.wait_for("queries/s");
     demo.signal(Signal::KILL);
-    let (status, temporary) = demo.end();
+    let status = demo.end();
     assert!(!status.success());
     let deadline = Instant::now() + Duration::from_secs(30);
-    let folder = temporary.path();
+    let folder = demo.temporary.path();
     while !(files_in(folder).is_empty() && processes_of(folder).is_empty()) {
         assert!(Instant::now() < deadline, "{:?}\n{:#?}", files_in(folder), processes_of(folder));
         std::thread::sleep(Duration::from_millis(50));
