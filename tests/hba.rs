@@ -100,8 +100,8 @@ async fn a_rule_asks_for_a_certificate_that_other_clients_need_not_have() {
             "host=127.0.0.1 port={} user={user} dbname=app sslmode=require {certificate}",
             pooler.port
         );
-        let mut command = Command::new("psql");
-        command.args(["-XAt", "-c", "SELECT 'in'", &target]).env("HOME", "/nonexistent");
+        let mut command = support::clients::psql();
+        command.args(["-XAt", "-c", "SELECT 'in'", &target]);
         let output = command.output().expect("psql is installed");
         let errors = String::from_utf8_lossy(&output.stderr);
         let error =

@@ -10,7 +10,6 @@ use crate::support;
 
 use std::fs;
 use std::net::TcpStream;
-use std::process::Stdio;
 use std::time::Duration;
 use support::message::{query, startup};
 use support::pod::{ARBITRARY_USER, Cluster, PoolerPod, Specification, nobody};
@@ -305,9 +304,9 @@ async fn show_pools_and_show_stats_have_columns_in_the_number_and_form_that_are_
 /// psql over TCP as the application; what it prints, or its error.
 async fn psql(pod: &PoolerPod, options: &str, sql: &str) -> String {
     let target = format!("host={} port=5432 user=scram_user dbname=app {options}", pod.address());
-    let mut psql = tokio::process::Command::new("psql");
-    psql.args(["-XAt", "-c", sql, &target]).env("PGPASSWORD", "scram-secret").env("HOME", "/nonexistent");
-    let output = psql.stdin(Stdio::null()).output().await.unwrap();
+    let mut psql = tokio::process::Command::from(support::clients::psql());
+    psql.args(["-XAt", "-c", sql, &target]).env("PGPASSWORD", "scram-secret");
+    let output = psql.output().await.unwrap();
     let text = [output.stdout, output.stderr].concat();
     String::from_utf8_lossy(&text).trim().to_owned()
 }

@@ -254,9 +254,9 @@ async fn clients_reach_an_abstract_unix_socket() {
     site.start(site.command(&[]), "log");
     site.console(&site.tcp()).await;
     site.logs("log", &format!("listening on unix:@{name}/.s.PGSQL.{}", site.port)).await;
-    let mut psql = Command::new("psql");
+    let mut psql = support::clients::psql();
     let target = format!("host=@{name} port={} user=admin dbname=pgbouncer", site.port);
-    psql.args(["-XAt", "-c", "SHOW VERSION", &target]).stdin(Stdio::null());
+    psql.args(["-XAt", "-c", "SHOW VERSION", &target]);
     assert!(run(psql).starts_with("PgBouncer "));
 }
 

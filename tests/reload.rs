@@ -8,20 +8,21 @@ use crate::support;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use support::certificates::{Authority, text};
+use support::clients;
 use support::process::run;
 use support::{Pooler, Postgres, eventually};
 
 fn psql(pooler: &Pooler, options: &str, sql: &str) -> Command {
     let target = format!("host=127.0.0.1 port={} {options}", pooler.port);
-    let mut command = Command::new("psql");
+    let mut command = clients::psql();
     command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, &target]);
-    command.stdin(Stdio::null()).env("HOME", "/nonexistent").env("PGPASSWORD", "app-secret");
+    command.env("PGPASSWORD", "app-secret");
     command
 }
 
 /// pgbench over TLS until it is ended: half of it reconnects for each transaction.
 fn load(pooler: &Pooler, options: &[&str]) -> Child {
-    let mut command = Command::new("pgbench");
+    let mut command = clients::program("pgbench");
     command.args(["-h", "127.0.0.1", "-p", &pooler.port.to_string(), "-U", "app", "-n", "-T", "12"]);
     command.args(options).arg("app").env("PGSSLMODE", "require").env("PGPASSWORD", "app-secret");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()

@@ -5,7 +5,6 @@
 
 use crate::support;
 
-use std::process::{Command, Stdio};
 use support::message::{parse, run_of, sync};
 use support::pooler::is_ours;
 use support::{Login, Pooler, Raw, Reply, eventually};
@@ -119,9 +118,9 @@ async fn every_show_has_pgbouncers_columns_in_order_and_type() {
 
 fn psql(pooler: &Pooler, user: &str, command: &str) -> (String, String) {
     let Login { database, .. } = Login::new(user, "pgbouncer");
-    let mut psql = Command::new("psql");
+    let mut psql = support::clients::psql();
     psql.args(["-X", "-h", "127.0.0.1", "-p", &pooler.port.to_string(), "-U", user, "-d", &database]);
-    psql.args(["-A", "-c", command]).stdin(Stdio::null());
+    psql.args(["-A", "-c", command]);
     let output = psql.output().expect("psql is installed");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (text(output.stdout), text(output.stderr))

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use support::certificates::{Authority, Identity, text};
+use support::clients::{program, psql as psql_command};
 use support::message::startup;
 use support::pooler::{Config, Restless};
 use support::{Login, Pooler, Postgres, Raw, eventually};
@@ -24,9 +25,9 @@ fn psql(pooler: &Pooler, options: &str) -> String {
 
 fn psql_as(pooler: &Pooler, user: &str, options: &str) -> String {
     let target = format!("host=127.0.0.1 port={} user={user} dbname=app {options}", pooler.port);
-    let mut command = Command::new("psql");
-    command.args(["-XAt", "-c", "SELECT 'in'", "-c", r"\conninfo", &target]).stdin(Stdio::null());
-    let output = command.env("HOME", "/nonexistent").output().expect("psql is installed");
+    let mut command = psql_command();
+    command.args(["-XAt", "-c", "SELECT 'in'", "-c", r"\conninfo", &target]);
+    let output = command.output().expect("psql is installed");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     match output.status.success() {
         true if out.contains("protocol: ") => {
@@ -249,7 +250,7 @@ async fn encrypted(config: impl Fn(Config) -> Config) -> (Authority, Identity, P
 }
 
 fn pgbench(pooler: &Pooler, arguments: &[&str]) -> Command {
-    let mut command = Command::new("pgbench");
+    let mut command = program("pgbench");
     command.args(["-h", "127.0.0.1", "-p", &pooler.port.to_string(), "-U", "app", "-n"]);
     command.args(arguments).arg("app").env("PGSSLMODE", "require").stdin(Stdio::null());
     command
@@ -297,7 +298,7 @@ async fn the_console_and_the_log_say_who_uses_tls() {
     let (_authority, _, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=pgbouncer sslmode=require", pooler.port);
     let console = |command: &str| {
-        let mut psql = Command::new("psql");
+        let mut psql = psql_command();
         psql.args(["-XAt", "-c", command, &target]);
         support::process::run(psql)
     };
@@ -321,7 +322,7 @@ async fn the_console_and_the_log_say_who_uses_tls() {
 async fn c9_a_cancel_request_reaches_a_server_over_tls() {
     let (_authority, _, pooler) = encrypted(|config| config).await;
     let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
-    let mut psql = Command::new("psql");
+    let mut psql = psql_command();
     psql.args(["-XAt", "-c", "SELECT pg_sleep(60)", &target]).stderr(Stdio::piped());
     let child = psql.spawn().unwrap();
     eventually("the query runs", async || {
@@ -386,7 +387,7 @@ async fn a_reload_shows_the_new_certificate_and_leaves_clients_alone() {
 
 fn psql_console(pooler: &Pooler, command: &str) -> String {
     let target = format!("host=127.0.0.1 port={} user=app dbname=pgbouncer sslmode=require", pooler.port);
-    let mut psql = Command::new("psql");
+    let mut psql = psql_command();
     psql.args(["-XAt", "-c", command, &target]);
     let output = psql.output().expect("psql is installed");
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -423,9 +424,9 @@ async fn ciphers_and_versions_are_those_that_are_set_on_both_sides() {
         };
         let (_authority, _shown, pooler) = encrypted(with).await;
         let target = format!("host=127.0.0.1 port={} user=app dbname=app sslmode=require", pooler.port);
-        let mut psql = Command::new("psql");
+        let mut psql = psql_command();
         let sql = "SELECT version, cipher FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
-        psql.args(["-XAt", "-c", sql, &target]).env("HOME", "/nonexistent");
+        psql.args(["-XAt", "-c", sql, &target]);
         assert_eq!(support::process::run(psql).trim(), of_server.join("|"), "{settings:?}");
         pooler.logs(&format!("login attempt: db=app user=app tls={of_client} ")).await;
     }

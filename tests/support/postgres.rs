@@ -230,14 +230,21 @@ pub fn binaries() -> PathBuf {
     let asked = std::env::var_os("PGWEIR_TEST_PG_BIN").map(PathBuf::from);
     let told = Command::new("pg_config").arg("--bindir").output().ok();
     let told = told.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
-    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    let debian = debian.flatten().map(|version| version.path().join("bin"));
     asked
         .into_iter()
         .chain(told)
-        .chain(debian)
+        .chain(debian_directories())
         .find(|directory| directory.join("initdb").exists())
         .expect("PostgreSQL is installed (postgresql), or PGWEIR_TEST_PG_BIN names its programs")
+}
+
+/// Where Debian has the programs of each version, the newest first.
+pub fn debian_directories() -> Vec<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<PathBuf> = versions.map(|version| version.path()).collect();
+    let number = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    versions.sort_by_key(|path| std::cmp::Reverse(number(path)));
+    versions.into_iter().map(|version| version.join("bin")).collect()
 }
 
 /// Where the programs of PostgreSQL 18 are: `PGWEIR_TEST_PG18_BIN`, else where `scripts/setup` puts them.
