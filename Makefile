@@ -75,8 +75,8 @@ test-failover: ## every failover and switchover 20 times, PgBouncer beside: make
 		'pgweir outage' failed 'PgBouncer outage' failed >$(FAILOVER_TABLE)
 	PGWEIR_FAILOVER_RUNS=$(FAILOVER_RUNS) PGWEIR_API_AWAY_SECONDS=60 PGWEIR_PGBOUNCER_SECONDS=$(PGBOUNCER_SECONDS) \
 		PGWEIR_FAILOVER_TABLE=$(FAILOVER_TABLE) \
-		$(CARGO) test --test measured --test integration --no-fail-fast \
-		-- --nocapture --test-threads 1 failover:: operator:: operator_events:: events:: || failed=1; \
+		$(CARGO) test --test measured --test integration --no-fail-fast -- --nocapture --test-threads 1 \
+		failover:: failover_times:: operator:: operator_times:: operator_events:: events:: || failed=1; \
 	echo && cat $(FAILOVER_TABLE) && \
 	echo 'PgBouncer was given $(PGBOUNCER_SECONDS) s after pgweir: its outage may be longer.' && exit $${failed:-0}
 

@@ -1,6 +1,7 @@
-//! A real cluster whose primary goes away in every way there is, under load from clients that keep books.
+//! A real cluster whose primary goes away, comes back or is not the only one, and whose standbys are read from: what
+//! clients are told, and what becomes of what they have asked. How long it takes is in `failover_times.rs`.
 //!
-//! `PGWEIR_FAILOVER_RUNS=20` runs each failover so often; the seed of a run's timing is printed.
+//! The seed of a run's timing is printed.
 
 use crate::support;
 
@@ -8,154 +9,14 @@ use rand::Rng;
 use std::time::Duration;
 use support::ledger::{Deed, Entry, Ledger, Outcome};
 use support::message::{bind, close_statement, execute, extended, parse, query, run_of, sync};
-use support::pooler::Config;
+use support::probed::{CLIENTS, SERVERS, Scene, following};
 use support::process::signal;
-use support::replicas::{Replicas, Stop};
-use support::runs::{Figures, chance, runs};
-use support::scene::ONE_AT_A_TIME;
-use support::{Address, Login, PROMPTLY, Pooler, Raw, eventually};
-use tokio::sync::MutexGuard;
+use support::replicas::Stop;
+use support::runs::{chance, runs};
+use support::scene::LOST;
+use support::{Address, Login, PROMPTLY, Raw, eventually};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-
-/// Writing clients of a failover; twice as many as there are server connections.
-const CLIENTS: usize = 2 * SERVERS;
-
-/// The size of a pool.
-const SERVERS: usize = 4;
-
-/// How often the pooler asks the servers while there is no primary.
-const PROBE_TICK: Duration = Duration::from_millis(50);
-
-/// A cluster, and a pooler that follows it.
-struct Scene {
-    replicas: Replicas,
-    pooler: Pooler,
-    _turn: MutexGuard<'static, ()>,
-}
-
-/// `rw`, `ro` and `r` are databases of the roles; `app` is rw.
-fn following(replicas: &Replicas, source: &str) -> Config {
-    let cluster =
-        format!("\n[clusters]\nc1 = source={source} hosts={} port={}\n", replicas.hosts(), replicas.port);
-    Pooler::config()
-        .database_line("app = cluster=c1 role=rw dbname=app")
-        .database_line("ro = cluster=c1 role=ro dbname=app")
-        .setting("monitor_user", "app")
-        .pool_size(u32::try_from(SERVERS).expect("few"))
-        .sections(&cluster)
-}
-
-impl Scene {
-    async fn start() -> Scene {
-        Scene::with(|config| config).await
-    }
-
-    async fn with(change: impl FnOnce(Config) -> Config) -> Scene {
-        Scene::of("probe", change).await
-    }
-
-    async fn of(source: &str, change: impl FnOnce(Config) -> Config) -> Scene {
-        let turn = ONE_AT_A_TIME.lock().await;
-        let replicas = Replicas::start().await;
-        Ledger::prepare(&replicas).await;
-        let pooler = change(following(&replicas, source)).start().await;
-        Scene { replicas, pooler, _turn: turn }
-    }
-
-    /// The best standby becomes the primary. Returns it, and the moment at which it has taken a write.
-    async fn take_over(&mut self) -> (usize, Instant) {
-        let best = self.replicas.best_standby().await;
-        let accepted = first_write(self.replicas.tcp(best));
-        self.replicas.promote(best).await;
-        (best, accepted.await.expect("it is tried until it works"))
-    }
-
-    async fn server_of(&self, client: &mut Raw) -> String {
-        client.query("SELECT host(inet_server_addr())").await.value()
-    }
-
-    async fn client_of(&self, database: &str) -> Raw {
-        Raw::login(&self.pooler.tcp(), &Login::new("app", database)).await
-    }
-}
-
-/// Writes around the pooler as soon as the server lets it.
-fn first_write(server: Address) -> JoinHandle<Instant> {
-    tokio::spawn(async move {
-        let mut client = Raw::login(&server, &Login::new("postgres", "app")).await;
-        while client.query("INSERT INTO ledger VALUES (-1)").await.count(b'E') > 0 {
-            sleep(Duration::from_millis(2)).await;
-        }
-        Instant::now()
-    })
-}
-
-/// Load, a fault at a random moment, a new primary, load again; the books must agree. `fault` makes the old
-/// primary go away, and returns when another one may be promoted.
-async fn fail_over(what: &str, allowed: &[&str], fault: impl AsyncFn(&mut Scene)) {
-    let mut firsts = Vec::new();
-    for _ in 0..runs() {
-        let (seed, mut chance) = chance(what);
-        let mut scene = Scene::start().await;
-        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
-        ledger.writes(chance.random_range(50..200)).await;
-        sleep(Duration::from_micros(chance.random_range(0..20_000))).await;
-        let began = Instant::now();
-        fault(&mut scene).await;
-        let (primary, accepted) = scene.take_over().await;
-        ledger.writes(200).await;
-        let books = ledger.stop().await;
-        books.agree_with(&scene.replicas, primary, allowed).await;
-        let (first, last) = books.served_after(accepted, CLIENTS);
-        println!(
-            "  down for {:?}, then first write after {first:?}, all served after {last:?}",
-            accepted - began
-        );
-        firsts.push(first);
-    }
-    is_prompt(what, firsts);
-}
-
-/// How long the first write took after another one could be written to around the pooler.
-fn is_prompt(what: &str, firsts: Vec<Duration>) {
-    let figures = Figures::of(firsts);
-    figures.print(&format!("{what} (probe)"));
-    figures.are_prompt(Duration::from_millis(100) + PROBE_TICK, Duration::from_millis(500));
-}
-
-/// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
-const LOST: &[&str] = &["57P01", "08007"];
-
-#[tokio::test]
-async fn a_killed_primary_costs_open_transactions_and_nothing_else() {
-    fail_over("kill", LOST, async |scene| scene.replicas.kill(0)).await;
-}
-
-#[tokio::test]
-async fn a_fast_shutdown_costs_open_transactions_and_nothing_else() {
-    fail_over("fast shutdown", LOST, async |scene| scene.replicas.stop(0, Stop::Fast)).await;
-}
-
-#[tokio::test]
-async fn an_immediate_shutdown_costs_open_transactions_and_nothing_else() {
-    fail_over("immediate shutdown", &["57P01", "57P02", "08007"], async |scene| {
-        scene.replicas.stop(0, Stop::Immediate);
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_smart_shutdown_is_not_held_back_and_costs_nothing() {
-    fail_over("smart shutdown", &[], async |scene| {
-        let asked = Instant::now();
-        scene.replicas.ask_to_stop(0, Stop::Smart);
-        eventually("the smart shutdown completes", async || !scene.replicas.runs(0)).await;
-        println!("  smart shutdown took {:?}", asked.elapsed());
-        scene.replicas.ended(0);
-    })
-    .await;
-}
 
 #[tokio::test]
 async fn an_open_transaction_survives_a_smart_shutdown_and_commits() {
@@ -233,35 +94,6 @@ async fn a_single_write_without_an_answer_is_08007_also_after_the_servers_warnin
         let told = timeout(PROMPTLY, a.rest()).await.expect("it is told at once");
         assert_eq!(told.farewell(), "FATAL 08007 transaction resolution unknown", "{told}");
     }
-}
-
-#[tokio::test]
-async fn a_frozen_primary_gets_no_byte_after_another_one_is_promoted() {
-    let mut firsts = Vec::new();
-    for _ in 0..runs() {
-        let (seed, mut chance) = chance("freeze");
-        let mut scene = Scene::start().await;
-        let mut ledger = Ledger::start(&scene.pooler.tcp(), CLIENTS, seed);
-        ledger.writes(chance.random_range(50..200)).await;
-        scene.replicas.freeze(0);
-        // Whoever promotes another one has waited for longer. The pooler asks each second, and is
-        // suspicious when an answer takes 200 ms.
-        sleep(Duration::from_millis(1300)).await;
-        let (primary, accepted) = scene.take_over().await;
-        ledger.writes(100).await;
-        scene.replicas.thaw(0);
-        ledger.writes(100).await;
-        eventually("its connections end", async || scene.replicas.connections(0).await == 0).await;
-        let books = ledger.stop().await;
-        books.agree_with(&scene.replicas, primary, LOST).await;
-        let of_old = scene.replicas.number(0, "SELECT count(*) FROM ledger").await;
-        let known = books.count(|entry| entry.began < accepted) as i64 * 2;
-        assert!(of_old <= known, "{of_old} rows on the old primary, of {known} that it can have");
-        let (first, last) = books.served_after(accepted, CLIENTS);
-        println!("  first write after {first:?}, all served after {last:?}");
-        firsts.push(first);
-    }
-    is_prompt("freeze", firsts);
 }
 
 #[tokio::test]
@@ -352,22 +184,6 @@ async fn a_fixed_primary_that_is_restarted_costs_a_wait_and_no_error() {
         scene.replicas.restart(0).await;
         a.ready(1).await.is("C Z(I)");
     }
-}
-
-#[tokio::test]
-async fn a_client_logs_in_at_once_while_there_is_no_primary() {
-    let mut scene = Scene::start().await;
-    scene.pooler.client().await.query("SELECT 1").await.is("T D C Z(I)");
-    scene.replicas.kill(0);
-    scene.pooler.logs("draining 127.0.0.2").await;
-    let began = Instant::now();
-    let mut a = scene.pooler.client().await;
-    assert!(began.elapsed() < Duration::from_millis(100), "the login took {:?}", began.elapsed());
-    assert_eq!(a.parameters["in_hot_standby"], "off");
-    a.send(query("SELECT host(inet_server_addr())")).await;
-    scene.pooler.clients_wait(1).await;
-    let (primary, _) = scene.take_over().await;
-    assert_eq!(a.ready(1).await.value(), scene.replicas.host(primary));
 }
 
 #[tokio::test]
@@ -642,23 +458,6 @@ async fn a_client_that_waits_for_a_primary_may_cancel_or_leave() {
     a.query("INSERT INTO ledger VALUES (3)").await.is("C Z(I)");
     let rows = scene.replicas.number(primary, "SELECT sum(n) FROM ledger WHERE n > 0").await;
     assert_eq!(rows, 3, "what was canceled or given up has not run");
-}
-
-#[tokio::test]
-async fn two_hundred_waiting_clients_are_all_served_soon() {
-    let (seed, _) = chance("two hundred");
-    let mut scene = Scene::with(|config| config.pool_size(20)).await;
-    let clients = 200;
-    let mut ledger = Ledger::start(&scene.pooler.tcp(), clients, seed);
-    ledger.writes(1000).await;
-    scene.replicas.kill(0);
-    let (primary, accepted) = scene.take_over().await;
-    ledger.writes(1000).await;
-    let books = ledger.stop().await;
-    books.agree_with(&scene.replicas, primary, LOST).await;
-    let (first, last) = books.served_after(accepted, clients);
-    println!("  first write after {first:?}, all served after {last:?}");
-    assert!(last < Duration::from_secs(2), "{last:?}");
 }
 
 #[tokio::test]

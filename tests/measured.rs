@@ -1,7 +1,6 @@
 //! The tests that assert milliseconds of a whole cluster: nothing else runs meanwhile.
 
-mod drill;
 mod events;
-mod failover;
-mod operator;
+mod failover_times;
+mod operator_times;
 mod support;

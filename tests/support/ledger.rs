@@ -10,7 +10,7 @@ use super::raw::{Address, Login, Raw};
 use super::replicas::Replicas;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -250,6 +250,12 @@ impl Books {
     pub fn count(&self, wanted: impl Fn(&Entry) -> bool) -> usize {
         self.0.iter().filter(|entry| wanted(entry)).count()
     }
+}
+
+/// The rows of the ledger that a server has.
+pub async fn rows(replicas: &Replicas, number: usize) -> HashSet<i64> {
+    let rows = replicas.sql(number, "SELECT n FROM ledger").await;
+    rows.iter().map(|row| row[0].parse().expect("a number")).collect()
 }
 
 struct Writer {

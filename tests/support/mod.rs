@@ -26,6 +26,7 @@ pub mod pgbouncer;
 pub mod pod;
 pub mod pooler;
 pub mod postgres;
+pub mod probed;
 pub mod process;
 pub mod proxy;
 pub mod raw;
