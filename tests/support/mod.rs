@@ -58,11 +58,13 @@ pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) {
 }
 
 /// Waits until the condition holds; panics with the text when it does not within the time.
+///
+/// A look is often a login. So the longer it has waited, the longer it waits for the next look.
 pub async fn eventually_within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
     while !condition().await {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        sleep(Duration::from_millis(5)).await;
+        assert!(began.elapsed() < patience, "not within {patience:?}: {what}");
+        sleep((began.elapsed() / 8).clamp(Duration::from_millis(5), Duration::from_millis(50))).await;
     }
 }
 
