@@ -8,7 +8,7 @@
 //!
 //! | variable | default | |
 //! |---|---|---|
-//! | `PGWEIR_DIFFERENTIAL_SESSIONS` | 2000 | how many random sessions |
+//! | `PGWEIR_DIFFERENTIAL_SESSIONS` | 1000 | how many random sessions |
 //! | `PGWEIR_DIFFERENTIAL_SEED` | 22; by chance in `make differential` | which |
 //! | `PGWEIR_DIFFERENTIAL_SESSION` | all | only the one of this number |
 //! | `PGWEIR_DIFFERENTIAL_REPEAT` | 1 | with the last: how often. What it leaves behind may be what it meets |
@@ -95,7 +95,7 @@ const SEED: u64 = 22;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_sessions_are_answered_as_postgresql_does() {
     let seed = number_from("PGWEIR_DIFFERENTIAL_SEED").unwrap_or(SEED);
-    let sessions = number_from("PGWEIR_DIFFERENTIAL_SESSIONS").unwrap_or(2000);
+    let sessions = number_from("PGWEIR_DIFFERENTIAL_SESSIONS").unwrap_or(1000);
     let only = number_from("PGWEIR_DIFFERENTIAL_SESSION");
     println!("PGWEIR_DIFFERENTIAL_SEED={seed} PGWEIR_DIFFERENTIAL_SESSIONS={sessions}");
     let end = match only {
