@@ -23,6 +23,9 @@
 //! | 4 | [`process`] | start, signals, reload, drain, exit |
 //! | 4 | [`command`] | what an operator runs by hand: the demo, a switchover, whether all is green |
 
+// They panic without a reader: see `command::said`.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod admin;
 pub mod auth;
 pub mod command;

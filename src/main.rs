@@ -1,7 +1,9 @@
 //! The `pgweir` command: reads the command line and runs the pooler, or one of the commands that an
 //! operator runs by hand.
 
-use std::io::{self, Write};
+// They panic without a reader: see `command::said`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,6 +12,7 @@ use clap::{Parser, Subcommand};
 use pgweir::command::demo::{self, DemoArguments};
 use pgweir::command::drill::{self, DrillArguments};
 use pgweir::command::reroute::{self, RerouteArguments};
+use pgweir::command::said::{complain, say};
 use pgweir::command::status::{self, StatusArguments};
 use pgweir::command::switchover::{self, SwitchoverArguments};
 use pgweir::command::verify::{self, VerifyArguments};
@@ -70,10 +73,10 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(answer) => {
             if answer.kind() == clap::error::ErrorKind::DisplayVersion && is_called_pgbouncer() {
-                println!("{}", pgweir::admin::version());
+                say(&pgweir::admin::version());
                 return ExitCode::SUCCESS;
             }
-            // As in `complain`.
+            // Nobody may be there to read it.
             let _ = answer.print();
             if answer.use_stderr() {
                 complain(TRY_HELP);
@@ -123,11 +126,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// With a closed standard error there is nobody to tell.
-fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Scripts that ask `pgbouncer --version` look for its name and number, the same that SHOW VERSION says.

@@ -1,6 +1,6 @@
 //! A real cluster in the hands of an operator that does what CloudNativePG does, in its order, to objects of
-//! a real Kubernetes API: what becomes of clients while the primary moves, or while there is nobody to write to. How
-//! long it takes is in `operator_times.rs`.
+//! a real Kubernetes API: what becomes of clients while the primary moves, or while there is nobody to write to. The
+//! moves whose time is asserted are in `operator_times.rs`.
 //!
 //! The seed of each run's timing is printed.
 
@@ -77,6 +77,17 @@ async fn a_session_on_the_old_primary_is_ended_when_the_primary_has_moved() {
 }
 
 // ---- pgweir switchover ----
+
+#[tokio::test]
+async fn a_switchover_is_carried_out_although_nobody_reads_what_it_says() {
+    let (seed, _) = chance("unread switchover");
+    let mut scene = Scene::start(seed).await;
+    scene.knows_all().await;
+    let to = scene.operator.any_standby();
+    let call = Call::new(&scene.kube, &scene.operator.space, &scene.operator.pod(to));
+    let (_, done) = tokio::join!(scene.operator.obey(), call.pooler(scene.pooler.port).run_unread());
+    assert!(done && scene.operator.primary == to);
+}
 
 /// What a Service's controller writes of one pooler.
 async fn endpoint(space: &Space, number: usize, port: u16) {

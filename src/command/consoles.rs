@@ -9,6 +9,7 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 
 use super::login;
+use super::said::complain;
 use crate::auth::ServerSecret;
 use crate::config::{Host, RESERVED_DATABASE};
 use crate::net::endpoint::{Dialing, Endpoint};
@@ -121,7 +122,7 @@ impl Consoles {
         let command = format!("RELEASE {}", quoted(cluster));
         for pooler in &self.poolers {
             if let Err(reason) = self.tell(*pooler, &command, COMMAND_MAX).await {
-                eprintln!("pooler {pooler} was not released, its hold lapses by itself: {reason}");
+                complain(&format!("pooler {pooler} was not released, its hold lapses by itself: {reason}"));
             }
         }
     }

@@ -5,6 +5,7 @@ pub mod consoles;
 pub mod demo;
 pub mod drill;
 pub mod reroute;
+pub mod said;
 pub mod status;
 pub mod switchover;
 pub mod verify;

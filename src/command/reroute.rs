@@ -6,6 +6,7 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::consoles::{Consoles, PoolerArguments, PoolerError};
+use super::said::{complain, say};
 use crate::topology::kube::{Kubernetes, NoApi};
 
 /// The arguments of `pgweir reroute`.
@@ -66,11 +67,11 @@ async fn reroute(arguments: &RerouteArguments) -> Result<(), RerouteError> {
     if moved.is_err()
         && let Err(error) = consoles.reroute(database, from, *hold).await
     {
-        eprintln!("not every pooler went back: {error}");
+        complain(&format!("not every pooler went back: {error}"));
     }
     consoles.release(from).await;
     moved?;
     let held_ms = began.elapsed().as_millis();
-    println!("moved: database={database} cluster={to} poolers={} held_ms={held_ms}", consoles.count());
+    say(&format!("moved: database={database} cluster={to} poolers={} held_ms={held_ms}", consoles.count()));
     Ok(())
 }

@@ -15,6 +15,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::said::complain;
 use crate::admin::status::{ClusterStatus, MemberStatus, PoolStatus, Status};
 use crate::config::{Config, ConfigError};
 
@@ -114,7 +115,7 @@ async fn look(arguments: &StatusArguments, address: SocketAddr) -> Result<(), St
             }
             Ok(told) => write!(stdout, "{told}")?,
             // Who watches wants to see it come back.
-            Err(error) if arguments.watch => eprintln!("{}", StatusError::NoAnswer(address, error)),
+            Err(error) if arguments.watch => complain(&StatusError::NoAnswer(address, error).to_string()),
             Err(error) => return Err(StatusError::NoAnswer(address, error)),
         }
         stdout.flush()?;

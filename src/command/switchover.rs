@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::consoles::{Consoles, PoolerArguments, PoolerError};
+use super::said::say;
 use crate::topology::kube::operate::{ApiFailure, Leadership, Operated};
 use crate::topology::kube::{Kubernetes, NoApi};
 
@@ -105,19 +106,19 @@ async fn switch_over(arguments: &SwitchoverArguments) -> Result<(), SwitchoverEr
     let before = leadership(&operated, arguments.operator).await?;
     if let Some(asked_for) = before.request_to_take_back(&arguments.to) {
         take_back(&operated, arguments, &before).await?;
-        println!("taken back: primary={} was_asked_for={asked_for}", arguments.to);
+        say(&format!("taken back: primary={} was_asked_for={asked_for}", arguments.to));
         return Ok(());
     }
     let from = check(&before, &arguments.to)?;
     let consoles = Consoles::find(&arguments.poolers, Some(&operated)).await?;
-    println!("primary={from} target={} poolers={}", arguments.to, consoles.count());
+    say(&format!("primary={from} target={} poolers={}", arguments.to, consoles.count()));
     let began = Instant::now();
     consoles.hold(&arguments.cluster, arguments.hold).await?;
-    println!("held: all transactions have ended after_ms={}", began.elapsed().as_millis());
+    say(&format!("held: all transactions have ended after_ms={}", began.elapsed().as_millis()));
     let moved = promote_and_wait(&operated, arguments, &from, began).await;
     consoles.release(&arguments.cluster).await;
     moved?;
-    println!("moved: primary={} held_ms={}", arguments.to, began.elapsed().as_millis());
+    say(&format!("moved: primary={} held_ms={}", arguments.to, began.elapsed().as_millis()));
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use super::{Login, eventually};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// Writing clients of a planned move; three times as many as there are server connections.
@@ -20,7 +21,7 @@ pub const CLIENTS: usize = 50;
 /// What a client may hear of a primary that is gone: the transaction is rolled back, or nobody knows.
 pub const LOST: &[&str] = &["57P01", "08007"];
 
-/// What is measured must not be disturbed by a neighbour.
+/// Three servers a test are enough for plain cargo, which runs a test for each core in one process.
 pub static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// A cluster with its operator, and a pooler that follows it with the least rights.
@@ -189,15 +190,29 @@ impl Call {
         self.argument("--pooler", &format!("127.0.0.1:{port}"))
     }
 
-    /// Whether it succeeded, and what it said.
-    pub async fn run(self) -> (bool, String) {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pgweir"));
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
         command
             .args(&self.arguments)
             .args(["--hold", &self.hold])
             .env("KUBECONFIG", &self.kubeconfig)
             .env_remove("PGPASSWORD");
-        let output = command.kill_on_drop(true).output().await.expect("our own binary runs");
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// Whether it succeeded although nobody reads what it says.
+    pub async fn run_unread(self) -> bool {
+        let (nobody, unread) = std::io::pipe().expect("the system has pipes");
+        drop(nobody);
+        let mut command = self.command();
+        command.stdout(unread.try_clone().expect("a pipe can be doubled")).stderr(unread);
+        command.status().await.expect("our own binary runs").success()
+    }
+
+    /// Whether it succeeded, and what it said.
+    pub async fn run(self) -> (bool, String) {
+        let output = self.command().output().await.expect("our own binary runs");
         let text = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
         println!("  {}", text.concat().trim_end().replace('\n', "\n  "));
         (output.status.success(), text.concat())

@@ -27,6 +27,7 @@ use super::switchover::Operator;
 use super::verify::checks::Line;
 use super::verify::{self, VerifyError};
 use crate::auth::ServerSecret;
+use crate::command::said::{complain, say};
 use crate::config::Host;
 use crate::server::Session;
 use crate::topology::kube::operate::{ApiFailure, Operated};
@@ -276,8 +277,9 @@ async fn agree(common: &Common, question: &str) -> Result<(), DrillError> {
 
 /// What somebody types. An interrupt does not wait for it.
 async fn answer_of_a_person(question: &str) -> io::Result<String> {
-    print!("{question}: ");
-    io::stdout().flush()?;
+    let mut stdout = io::stdout();
+    write!(stdout, "{question}: ")?;
+    stdout.flush()?;
     let (says, said) = oneshot::channel();
     // No thread of the runtime's: its end would wait for it.
     std::thread::spawn(move || {
@@ -316,7 +318,7 @@ async fn prepare(target: &Target) -> Result<(), DrillError> {
 
 async fn clean_up(target: &Target) {
     if let Err(error) = execute(target, &format!("DROP TABLE IF EXISTS {TABLE}")).await {
-        eprintln!("the table of the drill is still there ({error}): DROP TABLE {TABLE}");
+        complain(&format!("the table of the drill is still there ({error}): DROP TABLE {TABLE}"));
     }
 }
 
@@ -342,7 +344,7 @@ impl Timeline {
     }
 
     fn note(&mut self, at: Instant, what: String) {
-        println!("{:>8.3} s  {what}", at.saturating_duration_since(self.began).as_secs_f64());
+        say(&format!("{:>8.3} s  {what}", at.saturating_duration_since(self.began).as_secs_f64()));
         self.moments.push((at, what));
     }
 
@@ -381,8 +383,8 @@ fn conclude(
     report.began.clone_from(&timeline.date);
     report.timeline = timeline.sorted();
     let kept = report.keep(folder)?.display().to_string();
-    println!("\n{}", report.markdown());
-    println!("report: {kept}");
+    say(&format!("\n{}", report.markdown()));
+    say(&format!("report: {kept}"));
     Ok(kept)
 }
 

@@ -12,6 +12,7 @@ use super::workload::{Row, TABLE, Workload, rows};
 use super::{
     CALM, Common, DrillError, Site, Target, Timeline, answer_of_a_person, calm, conclude, execute, no_primary,
 };
+use crate::command::said::{complain, say};
 use crate::command::switchover::{Operator, leadership};
 use crate::config::Host;
 use crate::server::Session;
@@ -267,14 +268,14 @@ impl Pitr {
         let database = &common.database;
         let (from, to) = (&common.cluster, &self.name);
         match stays {
-            true => println!(
+            true => say(&format!(
                 "Cluster {to} stays. To move clients of the database there, once the poolers' settings have a \
                  cluster {to}:\n  pgweir reroute {database} --from {from} --to {to}{namespace}"
-            ),
-            false => println!(
+            )),
+            false => say(&format!(
                 "After a real loss, --keep keeps the restored cluster, and pgweir reroute {database} --from \
                  {from} --to {to} moves clients there"
-            ),
+            )),
         }
         Ok(())
     }
@@ -289,7 +290,7 @@ impl Pitr {
             return;
         }
         if let Err(failure) = self.made.cnpg_delete(&self.mark).await {
-            eprintln!("Cluster {} may still be there ({failure}): delete it", self.name);
+            complain(&format!("Cluster {} may still be there ({failure}): delete it", self.name));
         }
     }
 }

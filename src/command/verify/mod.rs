@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use self::checks::{Line, Verdict};
 use super::consoles::PoolerArguments;
+use super::said::say;
 use super::switchover::Operator;
 use crate::config::ConfigError;
 use crate::net::tls::TlsError;
@@ -121,6 +122,6 @@ pub fn run(arguments: &VerifyArguments) -> Result<bool, VerifyError> {
         Output::Table => print::table(&arguments.cluster, &lines),
         Output::Json => print::json(&arguments.cluster, &lines),
     };
-    print!("{text}");
+    say(text.trim_end());
     Ok(!checks::fails(&lines, arguments.strict))
 }
