@@ -2,7 +2,6 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.cache/bin
@@ -10,16 +9,19 @@ export RUSTDOCFLAGS := -Dwarnings
 
 CARGO := cargo
 # How many tests run at a time: many wait for a fault to be noticed, and leave their core to another one.
-THREADS := $(shell echo $$(($$(nproc) * 3 / 2)))
+THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 # cargo-nextest runs the tests of all programs at once; plain cargo runs one program after the other.
-TEST := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
-	&& echo "$(CARGO) nextest run --no-tests=pass --test-threads $(THREADS)" || echo "$(CARGO) test --quiet")
+BUILD_TESTS := $(shell PATH="$(PATH):$(HOME)/.cargo/bin" command -v cargo-nextest >/dev/null \
+	&& echo "$(CARGO) nextest run" || echo "$(CARGO) test --quiet")
+TEST := $(BUILD_TESTS) $(if $(findstring nextest,$(BUILD_TESTS)),--no-tests=pass --test-threads $(THREADS))
 # There are no examples; but asked for them, Cargo takes dependencies with the features that tests want of them, so that
 # demo, docs and tests compile each dependency once.
 AS_TESTS := --examples
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
 # names: there it is the files that have nothing else.
 SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/(^|::)[acdkprs][0-9]+_/)',--test integration scenarios_)
+# What those of tests/ need, for scripts/setup.
+INTEGRATION := build postgres postgres18 auth drivers kube page monitoring pgbouncer
 # Passed on to the target's program: make bench ARGS="--only simple-16 --runs 1"
 ARGS ?=
 # How many random cases each property is tried with by `make fuzz`.
@@ -35,12 +37,13 @@ FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 # How many random sessions `make differential` compares with PostgreSQL.
 SESSIONS ?= 100000
 
-.PHONY: help demo test lint programs unit integration differential test-failover pgbouncer-tests release bench fuzz
+.PHONY: help demo test checked prepared lint programs unit integration differential test-failover pgbouncer-tests release bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# A clean build is a fifth shorter if it keeps nothing for the next one; who edits and builds again has `make unit`.
+# A clean build is a fifth shorter if it keeps nothing for the next one. So after `make test` the first build by hand, or by
+# `make unit`, compiles our own code once more, and those that follow it are quick.
 demo test: export CARGO_INCREMENTAL := 0
 
 demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play with
@@ -48,8 +51,20 @@ demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play wi
 	$(CARGO) build --bins $(AS_TESTS)
 	$${CARGO_TARGET_DIR:-target}/debug/pgweir demo $(ARGS)
 
-test: lint programs unit integration ## all that must pass before a change is merged, cheapest first
+test: ## all that must pass before a change is merged
+	@scripts/setup build
+	# What waits for a network in the one leaves the processor to the other.
+	$(MAKE) --jobs=2 checked prepared
+	$(MAKE) integration
 	@echo "make test: format, clippy, docs, unit tests and integration tests passed"
+
+checked:
+	$(MAKE) lint
+	$(MAKE) programs
+	$(MAKE) unit
+
+prepared:
+	@scripts/setup $(INTEGRATION)
 
 lint: ## format, clippy and docs; every warning is an error
 	@scripts/setup build
@@ -59,16 +74,17 @@ lint: ## format, clippy and docs; every warning is an error
 	CUSTOM_LIBFUZZER_PATH=/lib/libFuzzer.a $(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) doc --lib $(AS_TESTS) --no-deps --document-private-items --quiet
 
-# At once, as each compiler has but one thread for half of its time.
+# All in one call of Cargo: each compiler uses one core for half of its time, so that several side by side take less.
 programs:
-	$(TEST) --no-run --lib --bins --test '*'
+	@scripts/setup build
+	$(BUILD_TESTS) --no-run --lib --bins --test '*'
 
 unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	@scripts/setup build
 	$(TEST) --lib --bins
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
-	@scripts/setup build postgres postgres18 auth drivers kube page monitoring pgbouncer
+	@scripts/setup $(INTEGRATION)
 	scripts/share-kube $(TEST) --test '*'
 	PGWEIR_TEST_PG=18 $(TEST) $(SCENARIOS)
 
