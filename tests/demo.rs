@@ -61,7 +61,7 @@ impl Demo {
         self.process().wait().unwrap()
     }
 
-    /// Waits for its end. It has said nothing on standard error, and this.
+    /// Waits for its end, and returns its standard output. On its standard error is nothing.
     fn says(&mut self) -> String {
         let output = self.process.take().expect("its output is taken once").wait_with_output().unwrap();
         let (stdout, stderr) =

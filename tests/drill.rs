@@ -247,11 +247,21 @@ async fn a_drill_takes_the_standbys_and_says_how_long_commits_have_waited() {
     is_clean(&scene).await;
 }
 
+/// Both clocks at one moment: this thread was not kept waiting between the two.
+fn both_clocks() -> (Instant, Timestamp) {
+    loop {
+        let (here, now) = (Instant::now(), Timestamp::now());
+        if here.elapsed() < Duration::from_millis(1) {
+            return (here, now);
+        }
+    }
+}
+
 /// What the restored server has of the test's own clients is what was acknowledged before the moment, and nothing that
 /// was begun after it.
 async fn is_as_of(replicas: &Replicas, number: usize, books: &Books, target_time: &str) {
     let target: Timestamp = target_time.parse().expect("a moment in UTC");
-    let (here, now) = (Instant::now(), Timestamp::now());
+    let (here, now) = both_clocks();
     let date = |moment: Instant| {
         now - SignedDuration::try_from(here.duration_since(moment)).expect("the test is short")
     };

@@ -1,7 +1,8 @@
 //! A real cluster whose primary goes away, comes back or is not the only one, and whose standbys are read from: what
-//! clients are told, and what becomes of what they have asked. How long it takes is in `failover_times.rs`.
+//! clients are told, and what becomes of what they have asked. The failovers whose time is asserted are in
+//! `failover_times.rs`.
 //!
-//! The seed of a run's timing is printed.
+//! `PGWEIR_FAILOVER_RUNS=20` runs what is left to chance so often; the seed of a run's timing is printed.
 
 use crate::support;
 

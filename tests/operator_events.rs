@@ -1,7 +1,7 @@
 //! What else can happen to a cluster in an operator's hands, and what clients, the console and the metrics say
 //! then: an address that another cluster's server gets, a rolling update, a demotion and a promotion.
 //!
-//! The moves of the primary are in `operator.rs`.
+//! The moves of the primary are in `operator.rs` and `operator_times.rs`.
 
 use crate::support;
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{LazyLock, Mutex};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +22,14 @@ impl Client {
     pub fn asks(self, target: &str, sql: &str) -> Result<String, String> {
         match self {
             Client::Psql => ask_psql(target, sql),
-            Client::Psycopg => PSYCOPG.lock().expect("nobody panics with it").asks(target, sql),
+            Client::Psycopg => PSYCOPG.lock().unwrap_or_else(PoisonError::into_inner).asks(target, sql),
         }
     }
 }
 
 fn ask_psql(target: &str, sql: &str) -> Result<String, String> {
     let mut psql = psql();
-    psql.args(["-XAtw", "-c", sql, target]);
+    psql.args(["-XAt", "-c", sql, target]);
     let output = psql.output().expect("psql is installed");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     match output.status.success() {
@@ -41,7 +41,7 @@ fn ask_psql(target: &str, sql: &str) -> Result<String, String> {
 /// psql, which asks nobody and reads no file of the one who runs the tests.
 pub fn psql() -> Command {
     let mut command = program("psql");
-    command.env("HOME", "/nonexistent").stdin(Stdio::null());
+    command.arg("--no-password").env("HOME", "/nonexistent").stdin(Stdio::null());
     command
 }
 
@@ -54,10 +54,11 @@ pub fn program(name: &str) -> Command {
 
 /// To load it takes longer than most logins, so that one process does them all: a line is a login, and a line is its
 /// answer.
-const PYTHON: &str = "import json, psycopg, sys
+const PYTHON: &str = "import json, sys
 for line in sys.stdin:
     target, sql = json.loads(line)
     try:
+        import psycopg
         with psycopg.connect(target, autocommit=True) as connection:
             answer = {'Ok': str(connection.execute(sql).fetchone()[0])}
     except Exception as error:
