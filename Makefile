@@ -2,6 +2,7 @@
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:$(CURDIR)/.cache/bin
@@ -20,8 +21,6 @@ AS_TESTS := --examples
 # The tests whose names begin with the number of a scenario, such as p1_ or c8_. Plain cargo takes no patterns of
 # names: there it is the files that have nothing else.
 SCENARIOS := $(if $(findstring nextest,$(TEST)),--test '*' -E 'test(/(^|::)[acdkprs][0-9]+_/)',--test integration scenarios_)
-# What those of tests/ need, for scripts/setup.
-INTEGRATION := build postgres postgres18 auth drivers kube page monitoring pgbouncer
 # Passed on to the target's program: make bench ARGS="--only simple-16 --runs 1"
 ARGS ?=
 # How many random cases each property is tried with by `make fuzz`.
@@ -37,7 +36,7 @@ FAILOVER_TABLE := $(CURDIR)/target/failover.txt
 # How many random sessions `make differential` compares with PostgreSQL.
 SESSIONS ?= 100000
 
-.PHONY: help demo test checked prepared lint programs unit integration differential test-failover pgbouncer-tests release bench fuzz
+.PHONY: help demo test lint programs unit integration differential test-failover pgbouncer-tests release bench fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,20 +50,8 @@ demo: ## a private PostgreSQL with two standbys, and pgweir in front, to play wi
 	$(CARGO) build --bins $(AS_TESTS)
 	$${CARGO_TARGET_DIR:-target}/debug/pgweir demo $(ARGS)
 
-test: ## all that must pass before a change is merged
-	@scripts/setup build
-	# What waits for a network in the one leaves the processor to the other.
-	$(MAKE) --jobs=2 checked prepared
-	$(MAKE) integration
+test: lint programs unit integration ## all that must pass before a change is merged, cheapest first
 	@echo "make test: format, clippy, docs, unit tests and integration tests passed"
-
-checked:
-	$(MAKE) lint
-	$(MAKE) programs
-	$(MAKE) unit
-
-prepared:
-	@scripts/setup $(INTEGRATION)
 
 lint: ## format, clippy and docs; every warning is an error
 	@scripts/setup build
@@ -84,7 +71,7 @@ unit: ## the unit tests alone: no network, no PostgreSQL, seconds
 	$(TEST) --lib --bins
 
 integration: ## the tests against real PostgreSQL, real drivers and a real Kubernetes API
-	@scripts/setup $(INTEGRATION)
+	@scripts/setup build postgres postgres18 auth drivers kube page monitoring pgbouncer
 	scripts/share-kube $(TEST) --test '*'
 	PGWEIR_TEST_PG=18 $(TEST) $(SCENARIOS)
 
