@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::process::{
-    free_port, give, is_root, private_directory, reachable, reap, run, signal, spawn, unprivileged,
+    free_port, give, is_root, private_directory, reachable, reap, run, signal, spawn, unprivileged, unread,
 };
 use support::{Address, Login, PATIENCE, Pooler, Raw, eventually};
 
@@ -164,10 +164,8 @@ async fn root_becomes_the_user_of_the_option_or_the_setting_with_all_its_groups(
 #[test]
 fn a_mistake_that_nobody_can_be_told_of_has_its_exit_code_still() {
     for arguments in [&[][..], &["--nonsense"], &["status", "nowhere.ini"]] {
-        let (nobody, standard_error) = std::io::pipe().unwrap();
-        drop(nobody);
         let mut command = Command::new(env!("CARGO_BIN_EXE_pgweir"));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(standard_error);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(unread());
         assert_eq!(command.status().unwrap().code(), Some(1), "{arguments:?}");
     }
 }

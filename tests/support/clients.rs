@@ -48,8 +48,8 @@ pub fn psql() -> Command {
 /// A program of PostgreSQL's clients. In the path Debian has a script that looks for the program of the right version,
 /// which takes longer than most of what is asked here.
 pub fn program(name: &str) -> Command {
-    let found = debian_directories().into_iter().map(|directory| directory.join(name));
-    Command::new(found.into_iter().find(|program| program.exists()).unwrap_or_else(|| name.into()))
+    let mut programs = debian_directories().into_iter().map(|directory| directory.join(name));
+    Command::new(programs.find(|program| program.exists()).unwrap_or_else(|| name.into()))
 }
 
 /// To load it takes longer than most logins, so that one process does them all: a line is a login, and a line is its

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, PipeWriter};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -83,6 +83,12 @@ pub fn run(mut command: Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A standard output or error that nobody reads.
+pub fn unread() -> PipeWriter {
+    let (_, unread) = io::pipe().expect("the system has pipes");
+    unread
 }
 
 /// Sends a signal (`TERM`, `INT`, `HUP`, ...) to one process.
